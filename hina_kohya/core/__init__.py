@@ -1,0 +1,1 @@
+"""Floor 1: the machine that runs chains of techniques over buckets of same-shape parameters."""

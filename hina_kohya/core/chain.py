@@ -1,0 +1,54 @@
+"""A chain: techniques in the order of the step, run over one chunk of a bucket as one pure function."""
+
+import dataclasses as dc
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from hina_kohya.core.signal import Enter, Signal
+from hina_kohya.core.technique import Stage, State, Technique
+
+Chain = tuple[Technique, ...]
+_NONE: Mapping[str, Tensor] = {}
+
+
+def ordered(techniques: Iterable[Technique]) -> Chain:
+    """Techniques by stage. Raises unless names are unique, MOMENT is there once and DECAY at most once."""
+    chain = tuple(sorted(techniques, key=lambda technique: technique.stage))
+    names = [technique.name for technique in chain]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"techniques given twice: {', '.join(sorted(twice))}")
+    for stage, least in ((Stage.MOMENT, 1), (Stage.DECAY, 0)):
+        found = [technique.name for technique in chain if technique.stage is stage]
+        if not least <= len(found) <= 1:
+            raise ValueError(f"a chain needs {'one' if least else 'at most one'} {stage.name} technique, not {found}")
+    return chain
+
+
+def run(
+    chain: Chain, s: Signal, states: Mapping[str, State], shared: Mapping[str, Tensor] = _NONE
+) -> tuple[Tensor, dict[str, State]]:
+    """One step of N matrices: the new parameters [N, m, n] and the new state by technique and slot.
+
+    ``shared`` holds, by technique, what the partners published. Nothing that is passed in is written to.
+    """
+    states = {technique.name: dict(states.get(technique.name, {})) for technique in chain}
+    subtracted = False
+    for technique in chain:
+        state = states[technique.name]
+        if technique.stage is Stage.TORQUE:
+            s = dc.replace(s, enter=_through(technique, s, state))
+            continue
+        if technique.stage is Stage.PARAMETER and not subtracted:
+            s, subtracted = dc.replace(s, param=s.param - s.update), True
+        s = technique.apply(dc.replace(s, cofactors=shared.get(technique.name)), state)
+        if technique.stage is Stage.MOMENT:
+            s = dc.replace(s, direction=s.update)
+    return (s.param if subtracted else s.param - s.update), states
+
+
+def _through(technique: Technique, s: Signal, state: State) -> Enter:
+    def enter(momentum: Tensor, incoming: Tensor) -> Tensor:
+        return technique.enter(s, momentum, s.enter(momentum, incoming), state)
+
+    return enter

@@ -1,0 +1,71 @@
+"""Coupled parameters: what the partners of a matrix published at the start of the step."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hina_kohya.core.bucket import Bucket
+from hina_kohya.core.roles import Member
+from hina_kohya.core.slab import Rows
+from hina_kohya.core.technique import Technique
+
+
+class Coupling:
+    """The tables of one technique: for each published shape, all publishing matrices and a row of ones.
+
+    The row of ones stands in for partners that a matrix does not have when others of its bucket do.
+    """
+
+    def __init__(self, technique: Technique, buckets: Sequence[Bucket], members: Sequence[Member]):
+        self.technique = technique
+        consumers = [bucket for bucket in buckets if technique in bucket.chain]
+        wanted = {c for bucket in consumers for index in bucket.indices for c in technique.partners(members[index])}
+        self.sources: list[tuple[Bucket, list[int]]] = []
+        self.places: dict[int, tuple[torch.Size, int]] = {}
+        sizes: dict[torch.Size, int] = defaultdict(int)
+        for bucket in buckets:
+            rows = [row for row, index in enumerate(bucket.indices) if index in wanted]
+            if not rows:
+                continue
+            shape = self._published(bucket.m, bucket.n)
+            for row in rows:
+                self.places[bucket.indices[row]] = shape, sizes[shape]
+                sizes[shape] += 1
+            self.sources.append((bucket, rows))
+        self.indices = {id(bucket): self._index(bucket, members, sizes) for bucket in consumers}
+        self.tables: dict[torch.Size, Tensor] = {}
+
+    def _published(self, m: int, n: int) -> torch.Size:
+        published = self.technique.publish(torch.empty(1, m, n, device="meta"))
+        assert published is not None, f"{self.technique.name} couples parameters but publishes nothing"
+        return published.shape[1:]
+
+    def _index(self, bucket: Bucket, members: Sequence[Member], sizes: dict[torch.Size, int]):
+        partners = [self.technique.partners(members[index]) for index in bucket.indices]
+        shape = self.places[partners[0][0]][0]
+        width, ones = max(map(len, partners)), sizes[shape]
+        rows = [[self.places[p][1] for p in row] + [ones] * (width - len(row)) for row in partners]
+        return shape, torch.tensor(rows, device=bucket.key.device)
+
+    def publish(self) -> None:
+        """Reads the parameters as they are before the step."""
+        parts: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for bucket, rows in self.sources:
+            for picked, _ in bucket.chunks(rows):
+                published = self.technique.publish(bucket.gather([bucket.params[row] for row in picked]))
+                assert published is not None
+                parts[published.shape[1:]].append(published)
+        self.tables = {shape: torch.cat([*part, torch.ones_like(part[0][:1])]) for shape, part in parts.items()}
+
+    def shared(self, bucket: Bucket, rows: Rows) -> Tensor:
+        """[k, K, ...] what the partners of these rows published."""
+        shape, index = self.indices[id(bucket)]
+        return self.tables[shape][index[rows]]
+
+    def forget(self) -> None:
+        self.tables = {}
+
+    def nbytes(self) -> int:
+        return sum(index.untyped_storage().nbytes() for _, index in self.indices.values())

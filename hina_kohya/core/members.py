@@ -1,0 +1,50 @@
+"""The parameters of an optimizer as members: names from the param groups, roles from names, decay as the user asks."""
+
+import dataclasses as dc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hina_kohya.core import roles
+from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.core.role_table import BOFT, DISTINCT, GENERIC, IA3, REGULAR
+from hina_kohya.core.roles import Member
+
+Groups = Sequence[Mapping[str, Any]]
+ROLE_NAMES = sorted({role.name for role in (*DISTINCT.values(), *GENERIC.values(), BOFT, IA3, REGULAR)})
+
+
+def members_of(groups: Groups, decay_roles: Sequence[str]) -> list[Member]:
+    """One member a parameter, in the order of the groups; `decay_roles` decay besides those that do by default."""
+    names = [name for group in groups for name in group.get("param_names", [None] * len(group["params"]))]
+    shapes = [tuple(param.shape) for group in groups for param in group["params"]]
+    return [_decaying(member, decay_roles) for member in roles.resolve(names, shapes)]
+
+
+def _decaying(member: Member, decay_roles: Sequence[str]) -> Member:
+    if member.role.decays or not {member.role.name, "all"} & set(decay_roles):
+        return member
+    return dc.replace(member, role=dc.replace(member.role, decays=True))
+
+
+def checked_roles(names: Sequence[str] | str) -> tuple[str, ...]:
+    """Role names as a tuple; raises ValueError for one that does not exist."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    for name in names:
+        if name not in ROLE_NAMES and name != "all":
+            raise ValueError(f"decay_roles: there is no role {name!r}; {did_you_mean(name, [*ROLE_NAMES, 'all'])}")
+    return names
+
+
+def splits_lr(groups: Groups, members: Sequence[Member]) -> list[bool]:
+    """For each group, whether its parameters' partners have another learning rate: the groups carry LoRA+ already.
+
+    Compares what the scheduler starts from (`initial_lr`), since a warm-up may hold all groups at 0.
+    """
+    base = [float(group.get("initial_lr", group["lr"])) for group in groups]
+    group_of = [number for number, group in enumerate(groups) for _ in group["params"]]
+    split = [False] * len(groups)
+    for own, member in zip(group_of, members, strict=True):
+        partners = member.cofactors or (() if member.partner is None else (member.partner,))
+        if any(base[group_of[partner]] != base[own] for partner in partners):
+            split[own] = True
+    return split

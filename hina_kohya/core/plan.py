@@ -1,0 +1,75 @@
+"""The plan of a step: which parameters form which buckets, with which chain, and who is coupled to whom."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hina_kohya.core.bucket import Bucket, Key
+from hina_kohya.core.chain import Chain, ordered
+from hina_kohya.core.codec import Codec
+from hina_kohya.core.coupling import Coupling
+from hina_kohya.core.roles import Member
+from hina_kohya.core.slab import saved_parts
+from hina_kohya.core.technique import Technique
+
+
+def fitted(techniques: Iterable[Technique], member: Member) -> Chain:
+    """The chain of one parameter: techniques that fit it, less those that yield to another that fits it."""
+    fits = [fit for t in techniques if math.prod(member.shape) >= t.min_numel and (fit := t.fit(member)) is not None]
+    present = {technique.name for technique in fits}
+    return ordered(technique for technique in fits if present.isdisjoint(technique.yields_to))
+
+
+class Plan:
+    """Buckets and couplings for the parameters as they are now; built again when they are moved, cast or added."""
+
+    def __init__(self, params: Sequence[Tensor], members: Sequence[Member], chains: Sequence[Chain], codec: Codec):
+        by_key: dict[Key, list[int]] = defaultdict(list)
+        for index, (param, member, chain) in enumerate(zip(params, members, chains, strict=True)):
+            if param.numel():
+                partner = None if member.partner is None else params[member.partner]
+                by_key[Key.of(param, chain, partner)].append(index)
+        self.buckets = [
+            Bucket(key, rows, [params[i] for i in rows], [members[i] for i in rows], codec)
+            for key, rows in by_key.items()
+        ]
+        coupled = {technique for bucket in self.buckets for technique in bucket.chain if technique.couples}
+        self.couplings = [Coupling(technique, self.buckets, members) for technique in coupled]
+
+    def fits(self) -> bool:
+        return all(bucket.fits() for bucket in self.buckets)
+
+    def adopt(self, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Takes over what `state` knows: from a checkpoint, or from the plan before this one."""
+        for bucket in self.buckets:
+            for row, param in enumerate(bucket.params):
+                if known := state.get(param):
+                    bucket.steps[row] = int(known.get("step", 0))
+                    for slab in bucket.slabs.values():
+                        if saved := saved_parts(known, slab.key):
+                            slab.adopt(row, saved)
+
+    def show(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Shows every row under its parameter, as views, in place of what was there."""
+        for bucket in self.buckets:
+            for row, param in enumerate(bucket.params):
+                entry: dict[str, Any] = {"step": int(bucket.steps[row])}
+                for slab in bucket.slabs.values():
+                    entry.update(slab.views(row, param.shape))
+                state[param].clear()
+                state[param].update(entry)
+
+    def count_steps(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Brings the step counters, which live in one array a bucket, up to date under their parameters."""
+        for bucket in self.buckets:
+            for param, step in zip(bucket.params, bucket.steps, strict=True):
+                state[param]["step"] = int(step)
+
+    def nbytes(self) -> int:
+        """Everything allocated for state: slabs, index tables and step counters."""
+        slabs = sum(slab.nbytes() for bucket in self.buckets for slab in bucket.slabs.values())
+        arrays = sum(bucket.steps.nbytes + bucket.decays.nbytes + bucket.ranks.nbytes for bucket in self.buckets)
+        return slabs + arrays + sum(coupling.nbytes() for coupling in self.couplings)

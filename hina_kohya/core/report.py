@@ -1,0 +1,132 @@
+"""What an optimizer says of itself: plain, JSON-serialisable dictionaries with stable keys, at any time.
+
+Nothing here runs during a step, so it may synchronise.
+"""
+
+from __future__ import annotations
+
+import dataclasses as dc
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import hina_kohya
+from hina_kohya.core import roles
+from hina_kohya.core.chain import Chain
+from hina_kohya.core.codec import EightBit
+from hina_kohya.core.signal import Signal
+from hina_kohya.core.technique import Stage
+
+if TYPE_CHECKING:
+    from hina_kohya.core.optimizer import HinaOptimizer
+
+
+def information(optimizer: HinaOptimizer) -> dict[str, Any]:
+    counts = roles.summary(optimizer.members)
+    return {
+        "optimizer_type": type(optimizer).__name__,
+        "version": hina_kohya.__version__,
+        "total_params": sum(param.numel() for group in optimizer.param_groups for param in group["params"]),
+        "features": features(optimizer),
+        "conflicts_resolved": list(getattr(optimizer, "conflicts", [])),
+        "lora_stats": counts["lora_stats"],
+        "lokr_stats": counts["lokr_stats"],
+        "roles": counts["by_role"],
+        "training_stats": {"global_step": global_step(optimizer), "effective_lr": optimizer.effective_lr},
+        "memory": memory(optimizer),
+    }
+
+
+def features(optimizer: HinaOptimizer) -> dict[str, dict[str, Any]]:
+    """Techniques in effect: their options, and how many parameters (tensors) each acts on."""
+    acting: dict[str, int] = defaultdict(int)
+    for chain in optimizer.chains():
+        for technique in chain:
+            acting[technique.name] += 1
+    options = {name: values for group in optimizer.param_groups for name, values in group["techniques"].items()}
+    return {name: {"parameters": acting[name], **options[name]} for name in sorted(options) if acting[name]}
+
+
+def global_step(optimizer: HinaOptimizer) -> int:
+    return max((int(step) for bucket in optimizer.plan().buckets for step in bucket.steps), default=0)
+
+
+def memory(optimizer: HinaOptimizer) -> dict[str, Any]:
+    """Exact bytes of everything kept between steps, beside AdamW's 8 bytes a parameter."""
+    plan = optimizer.plan()
+    total = sum(param.numel() for param in optimizer.params())
+    packed = sum(
+        len(bucket) * bucket.key.shape.numel()
+        for bucket in plan.buckets
+        if any(isinstance(slab.codec, EightBit) for slab in bucket.slabs.values())
+    )
+    state_bytes = plan.nbytes()
+    return {
+        "total_parameters": total,
+        "8bit_parameters": packed,
+        "32bit_parameters": total - packed,
+        "state_bytes": state_bytes,
+        "bytes_per_parameter": state_bytes / max(total, 1),
+        "memory_saved_mb": (8 * total - state_bytes) / 2**20,
+        "compression_ratio": 8 * total / max(state_bytes, 1),
+    }
+
+
+def effective_lr(optimizer: HinaOptimizer) -> list[float]:
+    """For each param group, the mean over its elements of learning rate times what STEP_SIZE techniques make of it."""
+    plan = optimizer.plan()
+    group_of = optimizer.group_of()
+    weighted, counts = [0.0] * len(optimizer.param_groups), [0] * len(optimizer.param_groups)
+    with torch.no_grad():
+        for coupling in plan.couplings:
+            coupling.publish()
+        for bucket in plan.buckets:
+            scalars = optimizer.scalars(bucket, group_of)
+            for picked, where in bucket.chunks(range(len(bucket))):
+                param = bucket.gather([bucket.params[row] for row in picked])
+                lr, decay, step, rank = scalars[:, where].view(4, -1, 1, 1).unbind(0)
+                ones = lr.to(param.dtype).expand_as(param)
+                s = Signal(param, param, param, param, lr, decay, step, update=ones, cofactor_rank=rank)
+                for technique in _step_sizes(bucket.chain):
+                    shared = [c.shared(bucket, where) for c in plan.couplings if c.technique is technique]
+                    s = technique.apply(dc.replace(s, cofactors=shared[0] if shared else None), {})
+                for row, mean in zip(picked, s.update.mean(dim=(-2, -1)).tolist(), strict=True):
+                    group = group_of[bucket.indices[row]]
+                    weighted[group] += mean * bucket.key.shape.numel()
+                    counts[group] += bucket.key.shape.numel()
+        for coupling in plan.couplings:
+            coupling.forget()
+    return [total / max(count, 1) for total, count in zip(weighted, counts, strict=True)]
+
+
+def _step_sizes(chain: Chain) -> Chain:
+    return tuple(technique for technique in chain if technique.stage is Stage.STEP_SIZE)
+
+
+def pairing(optimizer: HinaOptimizer) -> dict[str, Any]:
+    """Group by group, what was taken for A, for B, and who is whose partner."""
+    members = optimizer.members
+    groups, start = {}, 0
+    for number, group in enumerate(optimizer.param_groups):
+        own = members[start : start + len(group["params"])]
+        start += len(own)
+        side = {"A": [m for m in own if m.role.side == "A"], "B": [m for m in own if m.role.side == "B"]}
+        groups[f"group_{number}"] = {
+            "lora_a_count": len(side["A"]),
+            "lora_b_count": len(side["B"]),
+            "pairs_count": sum(m.partner is not None for m in side["B"]),
+            "unpaired_a": [m.name for m in side["A"] if m.partner is None],
+            "unpaired_b": [m.name for m in side["B"] if m.partner is None],
+            "parameter_details": [
+                {
+                    "name": m.name,
+                    "type": m.role.name,
+                    "shape": list(m.shape),
+                    "is_paired": m.partner is not None or bool(m.cofactors),
+                    "paired_with": [members[p].name for p in (m.cofactors or (m.partner,)) if p is not None],
+                }
+                for m in own
+            ],
+        }
+    return {"total_groups": len(groups), "groups": groups}

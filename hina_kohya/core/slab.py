@@ -1,0 +1,67 @@
+"""Slabs: one slot of one technique for all matrices of a bucket, and the views a checkpoint is made of."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hina_kohya.core.codec import BFloat16, Codec, EightBit, Exact, Parts
+from hina_kohya.core.technique import Slot
+
+Rows = slice | Tensor  # a run of rows, or their indices where some parameters have no gradient this step
+_EXACT = Exact()
+
+
+class Slab:
+    """Rows are matrices. ``key`` is ``technique.slot``; a part of an encoded value is ``technique.slot.part``."""
+
+    def __init__(self, key: str, slot: Slot, codec: Codec, shape: tuple[int, int, int], like: Tensor):
+        count, self.m, self.n = shape
+        self.key, self.slot = key, slot
+        self.codec = codec if slot in (Slot.SIGNED, Slot.UNSIGNED) else _EXACT
+        self.parts = self.codec.empty(count, self.m, self.n, like, slot)
+
+    def read(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """[k, m, n] in ``dtype``; possibly a view of the slab, so not to be written into."""
+        parts = {name: part[rows] for name, part in self.parts.items()}
+        return self.codec.decode(parts, self.m, self.n, self.slot).to(dtype)
+
+    def write(self, rows: Rows, x: Tensor, seed: Tensor | None) -> None:
+        for name, part in self.codec.encode(x, self.slot, seed).items():
+            self.parts[name][rows] = part
+
+    def views(self, row: int, shape: torch.Size) -> dict[str, Tensor]:
+        """What ``optimizer.state[p]`` shows of one row: views, so that nothing is stored twice."""
+        whole = self.parts[""][row]
+        views = {self.key: whole.view(shape) if whole.numel() == shape.numel() and not self._packed else whole}
+        return views | {f"{self.key}.{name}": part[row] for name, part in self.parts.items() if name}
+
+    def adopt(self, row: int, saved: Parts) -> None:
+        """Takes over a saved row: byte for byte if it was kept the same way, through its values if not."""
+        if all(name in saved and saved[name].dtype == part.dtype for name, part in self.parts.items()):
+            for name, part in self.parts.items():
+                part[row].copy_(saved[name].view(part[row].shape))
+            return
+        row_like = {name: part.unsqueeze(0).to(self.parts[""].device) for name, part in saved.items()}
+        values = _codec_of(saved).decode(row_like, self.m, self.n, self.slot).view(1, self.m, self.n)
+        seed = torch.zeros(1, 1, 1, dtype=torch.int32, device=values.device)
+        self.write(slice(row, row + 1), values.to(torch.float32), seed)
+
+    def nbytes(self) -> int:
+        return sum(part.untyped_storage().nbytes() for part in self.parts.values())
+
+    @property
+    def _packed(self) -> bool:
+        return isinstance(self.codec, EightBit)
+
+
+def saved_parts(state: Mapping[str, object], key: str) -> Parts:
+    """The parts of one slot in a parameter's saved state; empty if it has none."""
+    found = {"": state.get(key), "scale": state.get(f"{key}.scale")}
+    return {name: part for name, part in found.items() if isinstance(part, Tensor)}
+
+
+def _codec_of(saved: Parts) -> Codec:
+    if "scale" in saved:
+        return EightBit()
+    return BFloat16() if saved[""].dtype == torch.bfloat16 else _EXACT

@@ -1,0 +1,85 @@
+"""A technique: bounded hyperparameters and one pure, batched function."""
+
+import dataclasses as dc
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from torch import Tensor
+
+from hina_kohya.core.hyper import check
+from hina_kohya.core.signal import Signal
+
+if TYPE_CHECKING:
+    from hina_kohya.core.roles import Member
+
+
+class Stage(IntEnum):
+    """Where in the step a technique acts. The order is the order of the step; a chain has exactly one MOMENT."""
+
+    GRADIENT = 1  # raw gradient -> gradient
+    TORQUE = 2  # filters what enters the momentum, where the momentum is known
+    MOMENT = 3  # gradient -> update
+    UPDATE = 4  # update -> update
+    STEP_SIZE = 5  # scales update or decay
+    DECAY = 6  # shrinks the parameter, before the update is subtracted
+    PARAMETER = 7  # corrects the parameter, after the update was subtracted
+
+
+class Slot(IntEnum):
+    """What a piece of state holds, which decides how it is stored and how it starts."""
+
+    SIGNED = 1  # [m, n], any sign, behind the codec; starts at 0
+    UNSIGNED = 2  # [m, n], never negative, behind the codec; starts at 0
+    EXACT = 3  # whatever `slot_shape` says, uncompressed; starts at 0
+    ANCHOR = 4  # [m, n] in the parameter's dtype, uncompressed; starts as the parameter
+
+
+State = dict[str, Tensor]
+
+
+@dc.dataclass(frozen=True)
+class Technique:
+    """Base of all techniques. Subclasses are frozen dataclasses whose fields are `hyper(...)`."""
+
+    name: ClassVar[str]
+    stage: ClassVar[Stage]
+    slots: ClassVar[Mapping[str, Slot]] = {}
+    min_numel: ClassVar[int] = 1  # smaller tensors are left alone
+    couples: ClassVar[Literal["", "partner", "cofactors"]] = ""  # whose `publish` becomes `Signal.cofactors`
+    partner_shaped: ClassVar[bool] = False  # its state depends on the partner's shape
+    splits_lr: ClassVar[bool] = False  # left out where the param groups already give partners different lrs
+    yields_to: ClassVar[tuple[str, ...]] = ()  # techniques that displace it where they fit the same parameter
+
+    def __post_init__(self):
+        check(self, prefix=f"{self.name}.")
+
+    def fit(self, member: "Member") -> "Technique | None":
+        """The technique as it applies to one parameter: itself, a variant, or None where it does not apply."""
+        return self
+
+    def kept(self) -> Mapping[str, Slot]:
+        """The slots this variant uses; `slots` names all that any variant may use."""
+        return self.slots
+
+    def partners(self, member: "Member") -> tuple[int, ...]:
+        """Indices of the parameters whose `publish` it wants to see."""
+        if self.couples == "cofactors":
+            return member.cofactors
+        return () if member.partner is None or not self.couples else (member.partner,)
+
+    def slot_shape(self, name: str, m: int, n: int, partner: tuple[int, int] | None) -> tuple[int, int]:
+        """Shape of a slot for one matrix [m, n]; an EXACT slot is one number unless a technique says otherwise."""
+        return (1, 1) if self.slots[name] is Slot.EXACT else (m, n)
+
+    def publish(self, param: Tensor) -> Tensor | None:
+        """What the matrices [N, m, n] tell their partners at the start of a step, [N, ...]; None: nothing."""
+        return None
+
+    def enter(self, s: Signal, momentum: Tensor, incoming: Tensor, state: State) -> Tensor:
+        """Stage TORQUE: what becomes of ``incoming`` before it is averaged into ``momentum``."""
+        raise TypeError(f"{self.name} is no TORQUE technique")
+
+    def apply(self, s: Signal, state: State) -> Signal:
+        """One step. Reads slots from ``state`` and puts their successors there; the tensors are never written into."""
+        raise TypeError(f"{self.name} is a TORQUE technique: it acts through `enter`")

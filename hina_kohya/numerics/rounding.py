@@ -1,0 +1,43 @@
+"""Stochastic rounding to bfloat16 that needs no generator: a hash of (seed of the matrix, element) gives the bits.
+
+A generator would have to be saved, and would tie the result to the order of calls; a counter-based hash rounds alike
+on every rank, after every resume, and however matrices are bucketed.
+"""
+
+import torch
+from torch import Tensor
+
+# "lowbias32" (Wellons), an integer hash with measured avalanche bias 0.17: two rounds of xor-shift and multiply.
+_MULTIPLY_1 = 0x7FEB352D
+_MULTIPLY_2 = 0x846CA68B - (1 << 32)  # as a signed 32-bit number
+
+
+def _xor_shift(x: Tensor, bits: int) -> Tensor:
+    # torch shifts int32 arithmetically; the mask makes it the logical shift the hash is defined with.
+    return x ^ ((x >> bits) & ((1 << (32 - bits)) - 1))
+
+
+def hash32(x: Tensor) -> Tensor:
+    """Mixes int32 values; integer overflow wraps, as the hash wants."""
+    x = _xor_shift(x, 16) * _MULTIPLY_1
+    x = _xor_shift(x, 15) * _MULTIPLY_2
+    return _xor_shift(x, 16)
+
+
+def random_bits16(seed: Tensor, shape: torch.Size) -> Tensor:
+    """Uniform integers in [0, 65535] as int32 of ``shape`` [N, m, n]; ``seed`` is int32 [N, 1, 1]."""
+    element = torch.arange(shape[-2] * shape[-1], dtype=torch.int32, device=seed.device).view(1, *shape[-2:])
+    # The inner hash runs once a shape, not once an element of the bucket; one full round over the sum is enough.
+    return (hash32(hash32(element) + hash32(seed)) >> 16) & 0xFFFF
+
+
+def stochastic_round_bf16(x: Tensor, seed: Tensor) -> Tensor:
+    """Rounds fp32 ``x`` [N, m, n] to bfloat16 up or down with the probability that makes the mean exact.
+
+    Adds uniform noise to the 16 bits that bfloat16 drops and truncates (arXiv:2010.06192). Values that bfloat16 holds
+    are kept; infinities and NaN pass through.
+    """
+    bits = x.contiguous().view(torch.int32)
+    rounded = ((bits + random_bits16(seed, x.shape)) & -65536).view(torch.float32)
+    # Noise could carry an infinity's or NaN's payload into another NaN, and the largest finite value into infinity.
+    return torch.where(x.isfinite() & rounded.isfinite(), rounded, x).to(torch.bfloat16)

@@ -1,0 +1,1 @@
+"""Floor 3: optimizers as declared chains of techniques."""

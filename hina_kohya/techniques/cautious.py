@@ -1,0 +1,28 @@
+import dataclasses as dc
+
+from hina_kohya.core.hyper import hyper
+from hina_kohya.core.registry import register
+from hina_kohya.core.signal import Signal
+from hina_kohya.core.technique import Stage, State, Technique
+from hina_kohya.numerics.reduce import mat_mean
+
+
+@register
+@dc.dataclass(frozen=True)
+class Cautious(Technique):
+    r"""Zeroes the entries of the update that disagree with the gradient in sign, and rescales the rest.
+
+    .. math:: \phi = [u \circ g > 0], \quad u \leftarrow u \circ \phi / \max(\operatorname{mean} \phi, \text{floor})
+
+    Shapes: u, g, phi [N, m, n]; the mean is per matrix, never over the bucket.
+    Source: Liang et al., arXiv:2411.16085, Algorithm 1 (the authors' code clamps the mean at 1e-3; so do we).
+    Differs: g is the gradient after the gradient stage.
+    Cost: no state, one reduction. Displaces Grams, after which it would only rescale by the share of zero gradients.
+    """
+
+    name, stage = "cautious", Stage.UPDATE
+    floor: float = hyper(1e-3, "(0, 1]", doc="lower clamp of the kept fraction")
+
+    def apply(self, s: Signal, state: State) -> Signal:
+        keep = (s.update * s.grad > 0).to(s.update.dtype)
+        return dc.replace(s, update=s.update * keep * mat_mean(keep).clamp_(min=self.floor).reciprocal_())

@@ -1,0 +1,30 @@
+import dataclasses as dc
+
+from hina_kohya.core.hyper import hyper
+from hina_kohya.core.registry import register
+from hina_kohya.core.roles import Kind, Member
+from hina_kohya.core.signal import Signal
+from hina_kohya.core.technique import Stage, State, Technique
+
+
+@register
+@dc.dataclass(frozen=True)
+class LoraPlus(Technique):
+    r"""Gives the factor that starts at zero a larger learning rate than its partner.
+
+    .. math:: u_B \leftarrow \lambda\, u_B
+
+    Source: Hayou et al., arXiv:2402.12354, section 5; every LyCORIS factor that starts at zero counts as B.
+    Differs: nothing. Left out where the param groups carry a ratio already (sd-scripts' `loraplus_lr_ratio`).
+    Cost: no state, one multiplication.
+    """
+
+    name, stage = "lora_plus", Stage.STEP_SIZE
+    yields_to, splits_lr = ("kronecker_rms", "lora_rite"), True
+    ratio: float = hyper(16.0, "(0, inf)", doc="learning rate of B over that of A")
+
+    def fit(self, member: Member) -> "LoraPlus | None":
+        return self if member.role.kind is Kind.FACTOR and member.role.zero_init else None
+
+    def apply(self, s: Signal, state: State) -> Signal:
+        return dc.replace(s, update=s.update * self.ratio)
