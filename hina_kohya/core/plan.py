@@ -18,7 +18,10 @@ from hina_kohya.core.technique import Technique
 
 def fitted(techniques: Iterable[Technique], member: Member) -> Chain:
     """The chain of one parameter: techniques that fit it, less those that yield to another that fits it."""
-    fits = [fit for t in techniques if math.prod(member.shape) >= t.min_numel and (fit := t.fit(member)) is not None]
+    numel = math.prod(member.shape)
+    if not numel:
+        return ()
+    fits = [fit for t in techniques if numel >= t.min_numel and (fit := t.fit(member)) is not None]
     present = {technique.name for technique in fits}
     return ordered(technique for technique in fits if present.isdisjoint(technique.yields_to))
 

@@ -30,7 +30,7 @@ def decode_signed(code: Tensor, scale: Tensor) -> Tensor:
 def encode_unsigned(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes uint8 c for x = ((c + 1) / 256)^4 scale; x must not be negative."""
     scale = x.amax(dim=-1, keepdim=True)
-    code = (x * _reciprocal(scale)).sqrt_().sqrt_().mul_(UNSIGNED_STEPS).sub_(1).round_().clamp_(0, UNSIGNED_STEPS - 1)
+    code = (x * _reciprocal(scale)).rsqrt_().rsqrt_().mul_(UNSIGNED_STEPS).sub_(1).round_().clamp_(0, UNSIGNED_STEPS - 1)
     return code.to(torch.uint8), scale
 
 
@@ -41,4 +41,4 @@ def decode_unsigned(code: Tensor, scale: Tensor) -> Tensor:
 
 def _reciprocal(scale: Tensor) -> Tensor:
     # An all-zero block has scale 0: any code decodes to 0 there, but 0 * inf would make the code undefined.
-    return torch.where(scale > 0, scale, 1).reciprocal_()
+    return scale.clamp(min=torch.finfo(scale.dtype).tiny).reciprocal_()

@@ -4,6 +4,7 @@ Reducing over a slab would couple matrices that have nothing to do with each oth
 Every function takes ``[..., m, n]`` and returns ``[..., 1, 1]``.
 """
 
+import torch
 from torch import Tensor
 
 _MATRIX = (-2, -1)
@@ -23,14 +24,14 @@ def mat_dot(x: Tensor, y: Tensor) -> Tensor:
 
 def mat_norm(x: Tensor) -> Tensor:
     """Frobenius norm."""
-    return x.square().sum(dim=_MATRIX, keepdim=True).sqrt_()
+    return torch.linalg.vector_norm(x, dim=_MATRIX, keepdim=True)
 
 
 def mat_rms(x: Tensor) -> Tensor:
-    return x.square().mean(dim=_MATRIX, keepdim=True).sqrt_()
+    return mat_norm(x) / (x.shape[-2] * x.shape[-1]) ** 0.5
 
 
 def mat_cosine(x: Tensor, y: Tensor) -> Tensor:
     """Cosine of the angle between two matrices taken as vectors; 0 where either is zero."""
     norms = mat_norm(x) * mat_norm(y)
-    return (mat_dot(x, y) / norms).where(norms > 0, 0.0)
+    return mat_dot(x, y) / norms.clamp_(min=torch.finfo(x.dtype).tiny)

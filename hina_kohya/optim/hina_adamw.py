@@ -1,6 +1,7 @@
 """HinaAdamW: AdamW for adapters, with each technique of its family as a switch."""
 
 import dataclasses as dc
+import logging
 from typing import Any
 
 from hina_kohya.core import report
@@ -8,6 +9,8 @@ from hina_kohya.core.hyper import hyper
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.optim import presets
 from hina_kohya.optim.settings import Settings, resolve
+
+logger = logging.getLogger("hina_kohya")
 
 
 @dc.dataclass(frozen=True)
@@ -39,6 +42,8 @@ class HinaAdamW(HinaOptimizer):
         preset = presets.load(given.get("preset"), type(self).__name__)
         resolved = resolve(HinaAdamWSettings, given, preset)
         settings = self.settings = resolved.settings
+        if lr is not None and preset.get("lr", lr) != lr:
+            logger.info("preset %s suggests lr = %g; using the given %g", settings.preset, preset["lr"], lr)
         self.conflicts = resolved.conflicts
         super().__init__(
             params,

@@ -39,6 +39,7 @@ OPTIONS = {
 # winner -> losers, where both fit every parameter; `Technique.yields_to` carries it out
 EXCLUSIVE = {
     "cautious": ("grams",),
+    "adatam": ("adopt",),
     "spd": ("weight_decay", "cautious_weight_decay", "dynamic_weight_decay"),
 }
 # Of the bitsandbytes-based classes these names come from; nothing here corresponds to them.
@@ -64,6 +65,7 @@ class Settings:
     use_agr: bool = hyper(False, doc="adaptive gradient regularization")
     use_tam: bool = hyper(False, doc="torque-aware momentum")
     tam_beta: float = hyper(0.9, "[0, 1)", doc="decay of TAM's average of cosines")
+    tam_paper_form: bool = hyper(False, doc="AdaTAM as in the paper: steps are 10 to 45 times larger at the same lr")
     use_lora_rite: bool = hyper(False, doc="LoRA-RITE for pairs, instead of Adam")
     use_cautious_weight_decay: bool = hyper(False, doc="decay only what the update does not move away from zero")
     dynamic_weight_decay: bool = hyper(False, doc="let weight decay fade")
@@ -109,6 +111,9 @@ def resolve(cls: type[Settings], given: Mapping[str, Any], preset: Mapping[str, 
     conflicts: list[str] = []
     on = _wanted(settings, plain, conflicts)
     options = _options(settings, plain, on)
+    idle = [name for name in given if name in OPTIONS and OPTIONS[name].split(".")[0] not in on]
+    if idle:
+        logger.warning("without effect, since the technique is off: %s", ", ".join(idle))
     for name, value in dotted.items():
         technique, _, option = name.partition(".")
         registry.technique(technique)
@@ -139,7 +144,9 @@ def _wanted(settings: Settings, given: Mapping[str, Any], conflicts: list[str]) 
     """Names of the techniques that are on, after conflicts: what was asked for beats a default, then `EXCLUSIVE`."""
     on = {name for flag, name in FLAGS.items() if getattr(settings, flag, False)}
     asked = {name for flag, name in FLAGS.items() if given.get(flag)}
-    on |= {"weight_decay"} if "adopt" in on else {"weight_decay", "adam"}
+    if settings.tam_paper_form and "tam" in on:
+        on = on - {"tam"} | {"adatam"}
+    on |= {"weight_decay"} if {"adopt", "adatam"} & on else {"weight_decay", "adam"}
     asked |= {"weight_decay"} if given.get("weight_decay") else set()
     for winner, losers in EXCLUSIVE.items():
         for loser in losers:

@@ -4,6 +4,7 @@ from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Stage, State, Technique
+from hina_kohya.numerics.masks import positive_
 from hina_kohya.numerics.reduce import mat_mean
 
 
@@ -24,5 +25,6 @@ class Cautious(Technique):
     floor: float = hyper(1e-3, "(0, 1]", doc="lower clamp of the kept fraction")
 
     def apply(self, s: Signal, state: State) -> Signal:
-        keep = (s.update * s.grad > 0).to(s.update.dtype)
-        return dc.replace(s, update=s.update * keep * mat_mean(keep).clamp_(min=self.floor).reciprocal_())
+        keep = positive_(s.update * s.grad)
+        rescale = mat_mean(keep).clamp_(min=self.floor).reciprocal_()
+        return dc.replace(s, update=keep.mul_(s.update).mul_(rescale))

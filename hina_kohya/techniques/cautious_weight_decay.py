@@ -3,6 +3,7 @@ import dataclasses as dc
 from hina_kohya.core.registry import register
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Stage, State, Technique
+from hina_kohya.numerics.masks import not_negative_
 
 
 @register
@@ -22,5 +23,5 @@ class CautiousWeightDecay(Technique):
     yields_to = ("spd",)
 
     def apply(self, s: Signal, state: State) -> Signal:
-        decayed = (s.direction * s.before >= 0).to(s.param.dtype).mul_(s.param)
+        decayed = not_negative_(s.direction * s.before).mul_(s.param)
         return dc.replace(s, param=s.param - decayed.mul_(s.scalar(s.lr * s.decay)))

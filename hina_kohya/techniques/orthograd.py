@@ -28,7 +28,7 @@ class OrthoGrad(Technique):
     def apply(self, s: Signal, state: State) -> Signal:
         p, g = s.before, s.grad
         along = mat_dot(p, g) / (mat_dot(p, p) + 1e-30)
-        across = g - along * p
+        across = g.addcmul(along, p, value=-1)
         norm, norm_across = mat_norm(g), mat_norm(across)
         rounding_only = norm_across <= 4 * torch.finfo(g.dtype).eps * norm
         scale = (norm / (norm_across + 1e-30)).masked_fill(rounding_only, 0.0)

@@ -1,0 +1,114 @@
+"""The price of a step, counted: operations go with shapes, not with tensors, and nothing waits for the device."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hina_kohya import HinaAdamW
+from tests.conftest import make_params, set_grads
+from tests.core.test_edges import ALL
+
+SYNCHRONISING = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero", "unique_consecutive", "_unique2"}
+
+
+class Counter(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.operations, self.synchronisations = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        name = func.overloadpacket.__name__
+        if name in SYNCHRONISING:
+            self.synchronisations.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def small_matrices(per_shape, shapes=9):
+    """`shapes` shapes of LoKr and LoRA factors, `per_shape` matrices of each."""
+    rank, found = 4, {}
+    for module in range(per_shape):
+        for width in range(3):
+            base = f"lora_unet_m{module}_w{width}"
+            found[f"{base}.lora_down.weight"] = (rank, 8 * (width + 1))
+            found[f"{base}.lora_up.weight"] = (12 * (width + 1), rank)
+            found[f"{base}_k.lokr_w1"] = (4 + width, 4)
+            found[f"{base}_k.lokr_w2"] = (4 + width, 4)
+    assert len(set(found.values())) == shapes
+    return make_params(shapes=found)
+
+
+def count(params, steps=3, **options):
+    optimizer = HinaAdamW(params.items(), lr=1e-3, **options)
+    for step in range(steps):
+        set_grads(params, step)
+        with Counter() as counter:
+            optimizer.step()
+    return counter
+
+
+def test_1400_matrices_in_9_shapes_take_at_most_1500_operations():
+    counter = count(small_matrices(117), **ALL)
+    assert counter.operations <= 1500
+    assert counter.synchronisations == []
+
+
+def test_twice_the_matrices_add_no_operation():
+    for state in ("8bit", "bf16", "fp32"):
+        few, many = (count(small_matrices(n), state=state, **ALL).operations for n in (20, 40))
+        assert few == many
+
+
+def test_no_synchronisation_with_missing_gradients_or_bf16():
+    params = make_params(torch.bfloat16)
+    optimizer = HinaAdamW(params.items(), lr=1e-3, state="bf16", use_adopt_stability=True, use_spd=True, use_grams=True)
+    for step in range(3):
+        set_grads(params, step)
+        for index, param in enumerate(params.values()):
+            if (index + step) % 3 == 0:
+                param.grad = None
+        with Counter() as counter:
+            optimizer.step()
+    assert counter.synchronisations == []
+    assert counter.operations > 100
+
+
+def test_chunks_do_not_change_a_bit(monkeypatch):
+    """Reductions are per matrix, so where a bucket is cut cannot matter."""
+    results = []
+    for chunk in (1, 100, 1 << 20):
+        monkeypatch.setattr("hina_kohya.core.bucket.CPU_CHUNK", chunk)
+        params = make_params()
+        optimizer = HinaAdamW(params.items(), lr=1e-3, **ALL)
+        for step in range(3):
+            set_grads(params, step)
+            optimizer.step()
+        results.append([param.detach().clone() for param in params.values()])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_compile_makes_one_graph_for_all_shapes(monkeypatch):
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    from hina_kohya.core import optimizer as module
+    from hina_kohya.core.chain import run
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, dynamic=True, backend=backend)
+    monkeypatch.setattr(module, "_compiled", lambda: compiled)
+    shapes = {f"m{i}.weight": (3 + i % 4, 5 + i) for i in range(6)} | {f"n{i}.weight": (3 + i % 4, 5 + i) for i in range(6)}
+    params, plain = make_params(shapes=shapes), make_params(shapes=shapes)
+    fast, eager = HinaAdamW(params.items(), compile=True), HinaAdamW(plain.items())
+    for step in range(4):
+        for group in (*fast.param_groups, *eager.param_groups):
+            group["lr"] = 1e-3 / (1 + step)
+        for each, optimizer in ((params, fast), (plain, eager)):
+            set_grads(each, step)
+            optimizer.step()
+    assert len(graphs) == 1
+    for a, b in zip(params.values(), plain.values(), strict=True):
+        torch.testing.assert_close(a, b)
