@@ -49,5 +49,6 @@ def check_value(name: str, value: Any, default: Any, interval: Interval | None) 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known names, or all of them when none is near."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    containing = [each for each in known if name and name.lower() in each.lower()]
+    near = containing[:3] or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"

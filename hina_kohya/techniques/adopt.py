@@ -37,6 +37,6 @@ class Adopt(Technique):
         clip = s.scalar((s.step - 1) ** 0.25)  # 0 at the first call, so n, m and u stay 0 there
         n = (s.grad / v.sqrt().clamp_(min=self.eps)).clamp_(-clip, clip)
         m = state["exp_avg"] = m.lerp(s.enter(m, n), 1 - self.beta1)
-        keep = torch.where(first, 0.0, self.beta2)
+        keep = (s.step > 1) * torch.full_like(s.step, self.beta2)
         state["exp_avg_sq"] = (v * s.scalar(keep)).addcmul_(s.grad * s.scalar(1 - keep), s.grad)
         return dc.replace(s, update=m * s.scalar(s.lr), decay=s.decay.masked_fill(first, 0.0))
