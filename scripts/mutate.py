@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Breaks the package on purpose, one line at a time, and asks whether the tests notice.
+
+Works on a copy in a temporary folder; the checkout is never written to. Exit status 1 if a mutant survives.
+
+    python scripts/mutate.py                  # all of them, about two minutes
+    python scripts/mutate.py --only anchor    # those whose name contains "anchor"
+"""
+
+import argparse
+import dataclasses as dc
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dc.dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        "slab-wide mean",
+        "numerics/reduce.py",
+        "return x.mean(dim=_MATRIX, keepdim=True)",
+        "return x.mean().expand(*x.shape[:-2], 1, 1)",
+        "tests/techniques/test_invariants.py",
+    ),
+    Mutant(
+        "wrong beta in a lerp",
+        "techniques/adam.py",
+        "m.lerp(s.enter(m, s.grad), 1 - self.beta1)",
+        "m.lerp(s.enter(m, s.grad), self.beta1)",
+        "tests/core/test_adamw_equality.py",
+    ),
+    Mutant(
+        "multiply and add instead of lerp",
+        "techniques/adam.py",
+        "m.lerp(s.enter(m, s.grad), 1 - self.beta1)",
+        "m * self.beta1 + s.enter(m, s.grad) * (1 - self.beta1)",
+        "tests/core/test_adamw_equality.py",
+    ),
+    Mutant(
+        "casting load",
+        "core/optimizer.py",
+        "loaded.update(fitting.state)",
+        "loaded.update({p: {k: v.to(p.dtype) if hasattr(v, 'to') else v for k, v in e.items()}"
+        " for p, e in fitting.state.items()})",
+        "tests/core/test_resume.py",
+    ),
+    Mutant(
+        "state by position instead of by name",
+        "core/checkpoint.py",
+        "return [by_name[name] for name in names]",
+        "return list(by_name.values())",
+        "tests/core/test_resume.py",
+    ),
+    Mutant(
+        "swapped roles",
+        "core/role_table.py",
+        '"lora_down.weight": _LORA_DOWN,',
+        '"lora_down.weight": _LORA_UP,',
+        "tests/core/test_roles.py",
+    ),
+    Mutant(
+        "dropped anchor",
+        "techniques/spd.py",
+        'return p - state["anchor"] if self.anchored else p',
+        "return p",
+        "tests/techniques/test_against_oracles.py",
+    ),
+    Mutant(
+        "anchor taken again on resume",
+        "core/slab.py",
+        "part[row].copy_(saved[name].view(part[row].shape))",
+        'part[row].copy_(saved[name].view(part[row].shape)) if "anchor" not in self.key else None',
+        "tests/core/test_resume.py",
+    ),
+    Mutant(
+        "ADOPT reads its own gradient",
+        "techniques/adopt.py",
+        "n = (s.grad / v.sqrt()",
+        "n = (s.grad / (v + s.grad.square()).sqrt()",
+        "tests/techniques/test_against_oracles.py",
+    ),
+    Mutant(
+        "truncation instead of stochastic rounding",
+        "numerics/rounding.py",
+        "rounded = ((bits + random_bits16(seed, x.shape)) & -65536)",
+        "rounded = (bits & -65536)",
+        "tests/core/test_codec.py",
+    ),
+    Mutant(
+        "blocks that straddle matrices",
+        "core/codec.py",
+        "x = x.unflatten(1, (blocks, size))",
+        "x = x.reshape(-1, blocks, size).roll(1, 0)",
+        "tests/core/test_codec.py",
+    ),
+    Mutant(
+        "a zero code for v",
+        "numerics/companding.py",
+        "root = code.to(scale.dtype).add_(1)",
+        "root = code.to(scale.dtype)",
+        "tests/core/test_codec.py",
+    ),
+    Mutant(
+        "partner read after its step",
+        "core/coupling.py",
+        "return self.tables[shape][index[rows]]",
+        "return self.publish() or self.tables[shape][index[rows]]",
+        "tests/techniques/test_against_oracles.py",
+    ),
+    Mutant(
+        "LoRA+ applied twice",
+        "core/optimizer.py",
+        "if not (split and technique.splits_lr)",
+        "if technique",
+        "tests/techniques/test_invariants.py",
+    ),
+    Mutant(
+        "a host synchronisation in a step",
+        "techniques/cautious.py",
+        "rescale = mat_mean(keep).clamp_(min=self.floor).reciprocal_()",
+        "rescale = mat_mean(keep).clamp_(min=self.floor).reciprocal_(); float(rescale.sum())",
+        "tests/core/test_cost.py",
+    ),
+]
+
+
+def survives(mutant: Mutant, folder: Path) -> bool:
+    target = folder / "hina_kohya" / mutant.file
+    source = target.read_text(encoding="utf-8")
+    if source.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.name}: {mutant.old!r} stands {source.count(mutant.old)} times in {mutant.file}")
+    target.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", mutant.tests]
+        environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if run.returncode not in (0, 1):
+            raise SystemExit(f"{mutant.name}: the tests did not run\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+        return run.returncode == 0
+    finally:
+        target.write_text(source, encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="run the mutants whose name contains this")
+    chosen = [mutant for mutant in MUTANTS if parser.parse_args().only in mutant.name]
+    survivors = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in ("hina_kohya", "tests", "configs", "pyproject.toml"):
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, folder / name)
+        for number, mutant in enumerate(chosen, 1):
+            start = time.perf_counter()
+            alive = survives(mutant, folder)
+            survivors += [mutant.name] if alive else []
+            verdict = "SURVIVED" if alive else "killed"
+            print(f"[{number}/{len(chosen)}] {verdict:8s} {mutant.name} ({time.perf_counter() - start:.0f} s)", flush=True)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed")
+    return bool(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
