@@ -171,7 +171,9 @@ def main() -> int:
             alive = survives(mutant, folder)
             survivors += [mutant.name] if alive else []
             verdict = "SURVIVED" if alive else "killed"
-            print(f"[{number}/{len(chosen)}] {verdict:8s} {mutant.name} ({time.perf_counter() - start:.0f} s)", flush=True)
+            print(
+                f"[{number}/{len(chosen)}] {verdict:8s} {mutant.name} ({time.perf_counter() - start:.0f} s)", flush=True
+            )
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed")
     return bool(survivors)
 

@@ -17,7 +17,7 @@ from hina_kohya.numerics.rounding import stochastic_round_bf16
 
 # Elements stepped at a time. On the CPU the step is bound by memory traffic, so a chunk has to stay in cache; on a
 # GPU the bound is what temporaries may take.
-CPU_CHUNK, GPU_CHUNK = 1 << 17, 1 << 23
+CPU_CHUNK, GPU_CHUNK = 1 << 18, 1 << 23
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:

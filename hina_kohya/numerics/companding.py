@@ -30,7 +30,9 @@ def decode_signed(code: Tensor, scale: Tensor) -> Tensor:
 def encode_unsigned(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes uint8 c for x = ((c + 1) / 256)^4 scale; x must not be negative."""
     scale = x.amax(dim=-1, keepdim=True)
-    code = (x * _reciprocal(scale)).rsqrt_().rsqrt_().mul_(UNSIGNED_STEPS).sub_(1).round_().clamp_(0, UNSIGNED_STEPS - 1)
+    code = (
+        (x * _reciprocal(scale)).rsqrt_().rsqrt_().mul_(UNSIGNED_STEPS).sub_(1).round_().clamp_(0, UNSIGNED_STEPS - 1)
+    )
     return code.to(torch.uint8), scale
 
 

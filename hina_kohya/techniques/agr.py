@@ -1,5 +1,7 @@
 import dataclasses as dc
 
+import torch
+
 from hina_kohya.core.registry import register
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Stage, State, Technique
@@ -23,6 +25,5 @@ class AdaptiveGradientRegularization(Technique):
 
     def apply(self, s: Signal, state: State) -> Signal:
         magnitude = s.grad.abs()
-        total = mat_sum(magnitude)
-        share = magnitude.mul_(total.where(total > 0, 1.0).reciprocal_())
-        return dc.replace(s, grad=s.grad - share.mul_(s.grad))
+        total = mat_sum(magnitude).clamp_(min=torch.finfo(magnitude.dtype).tiny)
+        return dc.replace(s, grad=magnitude.mul_(-total.reciprocal_()).add_(1).mul_(s.grad))

@@ -27,7 +27,7 @@ class OrthoGrad(Technique):
 
     def apply(self, s: Signal, state: State) -> Signal:
         p, g = s.before, s.grad
-        along = mat_dot(p, g) / (mat_dot(p, p) + 1e-30)
+        along = mat_dot(p, g) / (mat_norm(p).square_() + 1e-30)
         across = g.addcmul(along, p, value=-1)
         norm, norm_across = mat_norm(g), mat_norm(across)
         rounding_only = norm_across <= 4 * torch.finfo(g.dtype).eps * norm

@@ -12,7 +12,11 @@ OFF = {"use_cautious": False, "use_alora": False, "state": "fp32", "decay_roles"
 def run(make, steps=200, dtype=torch.float32):
     params = make_params(dtype)
     tensors = list(params.values())
-    groups = [{"params": tensors[:5]}, {"params": tensors[5:9], "lr": 3e-3}, {"params": tensors[9:], "weight_decay": 0.1}]
+    groups = [
+        {"params": tensors[:5]},
+        {"params": tensors[5:9], "lr": 3e-3},
+        {"params": tensors[9:], "weight_decay": 0.1},
+    ]
     optimizer = make(groups)
     scales = [group["lr"] for group in optimizer.param_groups]
     for step in range(steps):

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "hina_kohya"
-FLOORS = {"numerics": 0, "core": 1, "techniques": 2, "optim": 3, "adlrns": 3, "kohya": 3, "monitor": 3, "train": 4, "cli": 5}
+FLOORS = {
+    "numerics": 0,
+    "core": 1,
+    "techniques": 2,
+    "optim": 3,
+    "adlrns": 3,
+    "kohya": 3,
+    "monitor": 3,
+    "train": 4,
+    "cli": 5,
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 PURE = [path for path in FILES if path.relative_to(PACKAGE).parts[0] in ("numerics", "techniques")]
 

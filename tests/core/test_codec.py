@@ -21,7 +21,12 @@ def spread(shape, seed=0, decades=3):
     return torch.randn(shape, generator=generator) * 10 ** (decades * torch.rand(shape, generator=generator) - decades)
 
 
-@given(m=st.integers(1, 40), n=st.integers(1, 40), count=st.integers(1, 3), slot=st.sampled_from([Slot.SIGNED, Slot.UNSIGNED]))
+@given(
+    m=st.integers(1, 40),
+    n=st.integers(1, 40),
+    count=st.integers(1, 3),
+    slot=st.sampled_from([Slot.SIGNED, Slot.UNSIGNED]),
+)
 @settings(max_examples=60, deadline=None)
 def test_round_trip_is_near_and_stable(m, n, count, slot):
     x = spread((count, m, n))
@@ -108,7 +113,9 @@ def test_stochastic_rounding_keeps_what_bf16_holds():
     for seed in range(20):
         rounded = stochastic_round_bf16(exact, torch.tensor([[[seed]]], dtype=torch.int32))
         assert torch.equal(rounded.float(), exact)
-    assert stochastic_round_bf16(torch.full((1, 1, 1), torch.nan), torch.zeros(1, 1, 1, dtype=torch.int32)).isnan().all()
+    assert (
+        stochastic_round_bf16(torch.full((1, 1, 1), torch.nan), torch.zeros(1, 1, 1, dtype=torch.int32)).isnan().all()
+    )
     largest = torch.full((1, 1, 64), torch.finfo(torch.float32).max)
     assert not stochastic_round_bf16(largest, torch.ones(1, 1, 1, dtype=torch.int32)).isnan().any()
 

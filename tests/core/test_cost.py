@@ -7,7 +7,15 @@ from hina_kohya import HinaAdamW
 from tests.conftest import make_params, set_grads
 from tests.core.test_edges import ALL
 
-SYNCHRONISING = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero", "unique_consecutive", "_unique2"}
+SYNCHRONISING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "equal",
+    "masked_select",
+    "is_nonzero",
+    "unique_consecutive",
+    "_unique2",
+}
 
 
 class Counter(TorchDispatchMode):
@@ -100,7 +108,9 @@ def test_compile_makes_one_graph_for_all_shapes(monkeypatch):
     torch._dynamo.reset()
     compiled = torch.compile(run, dynamic=True, backend=backend)
     monkeypatch.setattr(module, "_compiled", lambda: compiled)
-    shapes = {f"m{i}.weight": (3 + i % 4, 5 + i) for i in range(6)} | {f"n{i}.weight": (3 + i % 4, 5 + i) for i in range(6)}
+    shapes = {f"m{i}.weight": (3 + i % 4, 5 + i) for i in range(6)} | {
+        f"n{i}.weight": (3 + i % 4, 5 + i) for i in range(6)
+    }
     params, plain = make_params(shapes=shapes), make_params(shapes=shapes)
     fast, eager = HinaAdamW(params.items(), compile=True), HinaAdamW(plain.items())
     for step in range(4):

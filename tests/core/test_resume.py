@@ -100,7 +100,9 @@ def test_order_changed_between_runs_is_mapped_by_name():
     train(optimizer, params, 3)
     order = sorted(params, reverse=True)
     shuffled = {name: torch.nn.Parameter(params[name].detach().clone()) for name in order}
-    second = HinaAdamW([{"params": [(n, shuffled[n]) for n in order[:6]]}, {"params": [(n, shuffled[n]) for n in order[6:]]}])
+    second = HinaAdamW(
+        [{"params": [(n, shuffled[n]) for n in order[:6]]}, {"params": [(n, shuffled[n]) for n in order[6:]]}]
+    )
     second.load_state_dict(through_file(_split(optimizer.state_dict(), 6)))
     second.plan()
     for name in params:
@@ -162,11 +164,15 @@ def test_what_does_not_fit_is_refused_before_anything_changes():
         HinaAdamW(other.items()).load_state_dict(saved)
     with pytest.raises(ValueError, match=r"1 param groups, this run has 2"):
         HinaAdamW([{"params": list(params.values())[:3]}, {"params": list(params.values())[3:]}]).load_state_dict(saved)
-    wider = make_params(shapes={name: (8, *shape[1:]) if len(shape) > 1 else shape for name, shape in _shapes().items()})
+    wider = make_params(
+        shapes={name: (8, *shape[1:]) if len(shape) > 1 else shape for name, shape in _shapes().items()}
+    )
     second = HinaAdamW(wider.items(), lr=1e-3)
     train(second, wider, 1)
     before = through_file(second.state_dict())
-    with pytest.raises(ValueError, match=r"lora_unet_a.lora_down.weight has 96 values, the checkpoint's adam.exp_avg 48"):
+    with pytest.raises(
+        ValueError, match=r"lora_unet_a.lora_down.weight has 96 values, the checkpoint's adam.exp_avg 48"
+    ):
         second.load_state_dict(saved)
     train(second, wider, 1, start=1)
     assert before["state"].keys() == second.state_dict()["state"].keys()
@@ -188,7 +194,14 @@ def test_reordering_a_chain_does_not_break_a_checkpoint():
     train(optimizer, params, 2)
     saved = through_file(optimizer.state_dict())
     keys = set(saved["state"][0])
-    assert keys == {"step", "adam.exp_avg", "adam.exp_avg.scale", "adam.exp_avg_sq", "adam.exp_avg_sq.scale", "tam.torque"}
+    assert keys == {
+        "step",
+        "adam.exp_avg",
+        "adam.exp_avg.scale",
+        "adam.exp_avg_sq",
+        "adam.exp_avg_sq.scale",
+        "tam.torque",
+    }
     second = HinaAdamW(copy_of(params).items(), lr=1e-3, use_tam=True, use_agr=True, override_hyperparameters=True)
     second.load_state_dict(saved)
     train(second, params, 1)

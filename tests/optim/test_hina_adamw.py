@@ -39,7 +39,11 @@ def features(**arguments):
         ({"cautious.floor": 0.0}, ValueError, r"cautious.floor = 0.0 is outside \(0, 1\]"),
         ({"preset": "lorkr"}, ValueError, "there is no preset 'lorkr'; did you mean lokr"),
         ({"decay_roles": ["dora"]}, ValueError, "there is no role 'dora'; did you mean dora_scale"),
-        ({"dynamic_weight_decay": True, "wd_transition_steps": 0.5}, ValueError, "add dynamic_weight_decay.total_steps"),
+        (
+            {"dynamic_weight_decay": True, "wd_transition_steps": 0.5},
+            ValueError,
+            "add dynamic_weight_decay.total_steps",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error(arguments, error, message):
@@ -99,7 +103,9 @@ def test_conflicts_are_decided_and_reported(arguments, on, off, conflict, caplog
 
 def test_spd_leaves_what_does_not_decay_alone():
     optimizer = make(use_spd=True)
-    by_role = {m.role.name: {t.name for t in chain} for m, chain in zip(optimizer.members, optimizer.chains(), strict=True)}
+    by_role = {
+        m.role.name: {t.name for t in chain} for m, chain in zip(optimizer.members, optimizer.chains(), strict=True)
+    }
     assert "spd" in by_role["lora_down"]
     assert "spd" not in by_role["dora_scale"]
 

@@ -183,12 +183,18 @@ def test_kronecker_rule_on_full_and_low_rank_factors():
 def test_any_composition(chosen, seed):
     """The whole chain against the canonical order of TECHNIQUES.md section 16."""
     flags = [name for name in ("agr", "orthograd", "tam") if chosen[name]]
-    wanted = [*flags, *([chosen["sign"]] if chosen["sign"] else []), *(["adopt"] if chosen["moment"] == "adopt" else [])]
+    wanted = [
+        *flags,
+        *([chosen["sign"]] if chosen["sign"] else []),
+        *(["adopt"] if chosen["moment"] == "adopt" else []),
+    ]
     schedule = {"transition_steps": 3, "factor": 0.7, "min_ratio": 0.1}
     with_schedule = chosen["schedule"] and chosen["end"] != "spd"
     if with_schedule:
         wanted.append(("dynamic_weight_decay", {"transition_steps": 3}))
-    wanted += {"decay": [], "cwd": ["cautious_weight_decay"], "spd": [("spd", {"lam": 0.7, "anchored": True})]}[chosen["end"]]
+    wanted += {"decay": [], "cwd": ["cautious_weight_decay"], "spd": [("spd", {"lam": 0.7, "anchored": True})]}[
+        chosen["end"]
+    ]
     grads = gradients(MATRICES, MATRICES, 8, seed)
     initial, final = run(wanted, MATRICES, grads)
     for name, p in initial.items():

@@ -128,13 +128,17 @@ def test_cautious_weight_decay_and_its_complement_are_the_whole_decay():
 
 
 def test_dynamic_weight_decay_reaches_its_floor():
-    at = lambda step: apply(
-        "dynamic_weight_decay",
-        signal(step=torch.full((4, 1, 1), float(step), dtype=torch.float64)),
-        transition_steps=100,
-        decay_factor=0.5,
-        min_ratio=0.1,
-    ).decay.unique().item()
+    at = lambda step: (
+        apply(
+            "dynamic_weight_decay",
+            signal(step=torch.full((4, 1, 1), float(step), dtype=torch.float64)),
+            transition_steps=100,
+            decay_factor=0.5,
+            min_ratio=0.1,
+        )
+        .decay.unique()
+        .item()
+    )
     assert at(1) == at(100) == 0.1
     assert at(200) == pytest.approx(0.05)
     assert at(300) == pytest.approx(0.025)
@@ -313,7 +317,10 @@ def test_lora_plus_acts_once_on_what_starts_at_zero():
     optimizer = HinaAdamW(params.items(), lr=1e-3, alora_ratio=4.0)
     assert [any(t.name == "lora_plus" for t in chain) for chain in optimizer.chains()] == roles
     split = HinaAdamW(
-        [{"params": [(n, params[n]) for n in names[::3]]}, {"params": [(n, params[n]) for n in names[1:3]], "lr": 1e-2}],
+        [
+            {"params": [(n, params[n]) for n in names[::3]]},
+            {"params": [(n, params[n]) for n in names[1:3]], "lr": 1e-2},
+        ],
         lr=1e-3,
     )
     assert not any(t.name == "lora_plus" for chain in split.chains() for t in chain)
