@@ -16,7 +16,7 @@ class AdaTam(Technique):
               \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad u = \eta\, m / (\sqrt{v} + \epsilon)
 
     Shapes: g, m, v [N, m, n]; s [N, 1, 1].
-    Source: Malviya et al., arXiv:2412.18790, AdaTAM as in the paper; `tam` is the form that keeps AdamW's learning rates.
+    Source: Malviya et al., arXiv:2412.18790, AdaTAM as in the paper; `tam` is the form that keeps AdamW's rates.
     Differs: nothing. m is a sum and nothing is bias-corrected, so a step is about 10 (first 100 steps: 15 to 45) times
     AdamW's at the same learning rate.
     Cost: two slots, one number a matrix, three reductions.

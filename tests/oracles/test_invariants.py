@@ -213,7 +213,7 @@ def test_kronecker_path_does_not_see_the_gauge(rng, low_rank):
 
 def test_kronecker_factors_each_move_w_by_lr(rng):
     w1, w2, a, b = (rng.standard_normal(s) for s in ((8, 8), (16, 12), (64, 4), (4, 48)))
-    signs = lambda x: np.sign(rng.standard_normal(x.shape))  # noqa: E731
+    signs = lambda x: np.sign(rng.standard_normal(x.shape))
     k1, k2 = kronecker.full(w1, w2, scale=0.5)
     assert kronecker.rms(0.5 * np.kron(k1 * signs(w1), w2)) == pytest.approx(1, rel=1e-12)
     assert kronecker.rms(0.5 * np.kron(w1, k2 * signs(w2))) == pytest.approx(1, rel=1e-12)
@@ -229,7 +229,7 @@ def test_kronecker_floor_bounds_the_rate(rng):
 
 
 def test_dynamic_decay_starts_after_t_and_reaches_the_floor():
-    at = lambda t: weight_decay_at(t, 0.5, transition_steps=100, factor=0.7, min_ratio=0.1)  # noqa: E731
+    at = lambda t: weight_decay_at(t, 0.5, transition_steps=100, factor=0.7, min_ratio=0.1)
     assert at(1) == at(100) == 0.5
     assert at(101) == pytest.approx(0.5 * 0.7**0.01)
     assert at(200) == pytest.approx(0.5 * 0.7)

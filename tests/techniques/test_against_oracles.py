@@ -8,8 +8,23 @@ from hypothesis import strategies as st
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from tests.oracles import adamw, adopt, agr, allora, cautious, cautious_weight_decay, compose, dynamic_weight_decay
-from tests.oracles import grams, kronecker, lora_rite, loraplus, orthograd, spd, tam
+from tests.oracles import (
+    adamw,
+    adopt,
+    agr,
+    allora,
+    cautious,
+    cautious_weight_decay,
+    compose,
+    dynamic_weight_decay,
+    grams,
+    kronecker,
+    lora_rite,
+    loraplus,
+    orthograd,
+    spd,
+    tam,
+)
 
 STEPS, LR, DECAY = 40, 1e-2, 0.1
 MATRICES = {"first.weight": (7, 5), "second.weight": (7, 5), "vector": (16,), "kernel.weight": (4, 3, 3, 3)}
