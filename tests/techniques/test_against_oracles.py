@@ -132,6 +132,10 @@ PAIR_RULES = {
 }
 
 
+def flat(arrays, names):
+    return [arrays[name].reshape(PAIR_SHAPES[name][0], -1) for name in names]
+
+
 @pytest.mark.parametrize("zero_start", [False, True])
 @pytest.mark.parametrize("name", PAIR_RULES)
 def test_pairs(name, zero_start):
@@ -141,12 +145,11 @@ def test_pairs(name, zero_start):
     initial, final = run(wanted, PAIR_SHAPES, grads, zero=zero)
     for module in PAIRS:
         names = f"{module}.lora_down.weight", f"{module}.lora_up.weight"
-        flat = lambda arrays: [arrays[each].reshape(PAIR_SHAPES[each][0], -1) for each in names]
-        a, b = flat(initial)
+        a, b = flat(initial, names)
         oracle = make()
         for step, by_name in enumerate(grads):
-            a, b = oracle.step(a, b, *flat(by_name), rate(step))
-        for mine, theirs in zip(flat(final), (a, b), strict=True):
+            a, b = oracle.step(a, b, *flat(by_name, names), rate(step))
+        for mine, theirs in zip(flat(final, names), (a, b), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-9)
 
 

@@ -290,7 +290,7 @@ FLAGS = [
 @pytest.mark.parametrize("options", FLAGS, ids=str)
 def test_every_flag_changes_the_update(options):
     """And not only because another flag of the same line does."""
-    shapes = {name: shape for name, shape in make_shapes().items()}
+    shapes = make_shapes()
     base = {key: value for key, value in options.items() if key in ("use_spd", "use_tam", "dynamic_weight_decay")}
     if len(options) > 1:
         base |= {k: v for k, v in options.items() if k != list(options)[-1]}
