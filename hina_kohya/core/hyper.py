@@ -46,9 +46,15 @@ def check_value(name: str, value: Any, default: Any, interval: Interval | None) 
         raise ValueError(f"{name} = {value!r} is outside {interval.text}; the default is {default}")
 
 
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three known names like `name`: those that contain it, else those spelt alike; letter case is forgiven."""
+    by_lower = {each.lower(): each for each in sorted(known)}
+    containing = [each for lower, each in by_lower.items() if name and name.lower() in lower]
+    return containing[:3] or [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known names, or all of them when none is near."""
     known = sorted(known)
-    containing = [each for each in known if name and name.lower() in each.lower()]
-    near = containing[:3] or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = nearest(name, known)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"

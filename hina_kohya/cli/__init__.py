@@ -1,0 +1,25 @@
+"""`hina-kohya COMMAND ...`: one module a command, imported when it is asked for."""
+
+import argparse
+import sys
+from importlib import import_module
+
+import hina_kohya
+
+# name: what it does. A command is a module of this package with `main(argv) -> exit code`.
+COMMANDS = {
+    "train": "teach a small text-to-image model new digits through an adapter",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="hina-kohya", description="Adapters and optimizers for sd-scripts.")
+    parser.add_argument("--version", action="version", version=hina_kohya.__version__)
+    commands = "\n".join(f"  {name:10s} {doc}" for name, doc in COMMANDS.items())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"commands:\n{commands}\n\n`hina-kohya COMMAND --help` says more."
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
+    # The command parses the rest: argparse's own subparsers would need every command imported.
+    words = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(words[:1])
+    return import_module(f"{__name__}.{args.command}").main(words[1:])

@@ -1,0 +1,1 @@
+"""The embedded trainer: the main job where there is no sd-scripts and no model hub."""
