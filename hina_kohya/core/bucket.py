@@ -53,9 +53,9 @@ class Bucket:
         self.compute = torch.float64 if key.dtype == torch.float64 else torch.float32
         limit = CPU_CHUNK if key.device.type == "cpu" else GPU_CHUNK
         self.chunk_rows = max(1, limit // key.shape.numel())
-        self.steps = np.zeros(len(self), dtype=np.int64)
-        self.decays = np.array([member.role.decays for member in members], dtype=np.float64)
-        self.ranks = np.array([member.cofactor_rank for member in members], dtype=np.float64)
+        self.steps = np.zeros(len(self), dtype=np.int32)
+        self.decays = np.array([member.role.decays for member in members], dtype=np.bool_)
+        self.ranks = np.array([member.cofactor_rank for member in members], dtype=np.int32)
         self.slabs = {(t.name, name): self._slab(t, name, codec) for t in self.chain for name in t.kept()}
 
     def __len__(self) -> int:

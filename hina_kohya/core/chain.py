@@ -1,6 +1,5 @@
 """A chain: techniques in the order of the step, run over one chunk of a bucket as one pure function."""
 
-import dataclasses as dc
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
@@ -37,13 +36,13 @@ def run(
     for technique in chain:
         state = states[technique.name]
         if technique.stage is Stage.TORQUE:
-            s = dc.replace(s, enter=_through(technique, s, state))
+            s = s.but(enter=_through(technique, s, state))
             continue
         if technique.stage is Stage.PARAMETER and not subtracted:
-            s, subtracted = dc.replace(s, param=s.param - s.update), True
-        s = technique.apply(dc.replace(s, cofactors=shared.get(technique.name)), state)
+            s, subtracted = s.but(param=s.param - s.update), True
+        s = technique.apply(s.but(cofactors=shared.get(technique.name)), state)
         if technique.stage is Stage.MOMENT:
-            s = dc.replace(s, direction=s.update)
+            s = s.but(direction=s.update)
     return (s.param if subtracted else s.param - s.update), states
 
 

@@ -47,7 +47,7 @@ class Coupling:
         shape = self.places[partners[0][0]][0]
         width, ones = max(map(len, partners)), sizes[shape]
         rows = [[self.places[p][1] for p in row] + [ones] * (width - len(row)) for row in partners]
-        return shape, torch.tensor(rows, device=bucket.key.device)
+        return shape, torch.tensor(rows, dtype=torch.int32, device=bucket.key.device)
 
     def publish(self) -> None:
         """Reads the parameters as they are before the step."""

@@ -181,7 +181,7 @@ class HinaOptimizer(torch.optim.Optimizer):
         groups = group_of[bucket.indices]
         lr = np.array([float(group["lr"]) for group in self.param_groups])[groups]
         decay = np.array([float(group["weight_decay"]) for group in self.param_groups])[groups] * bucket.decays
-        return to_device(np.stack([lr, decay, bucket.steps.astype(np.float64), bucket.ranks]), bucket.key.device)
+        return to_device(np.stack([lr, decay, bucket.steps, bucket.ranks]), bucket.key.device)
 
     def _refuse_sparse(self, bucket: Bucket, rows: Sequence[int]) -> None:
         for row in rows:

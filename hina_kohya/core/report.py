@@ -5,7 +5,6 @@ Nothing here runs during a step, so it may synchronise.
 
 from __future__ import annotations
 
-import dataclasses as dc
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +89,7 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
                 s = Signal(param, param, param, param, lr, decay, step, update=ones, cofactor_rank=rank)
                 for technique in _step_sizes(bucket.chain):
                     shared = [c.shared(bucket, where) for c in plan.couplings if c.technique is technique]
-                    s = technique.apply(dc.replace(s, cofactors=shared[0] if shared else None), {})
+                    s = technique.apply(s.but(cofactors=shared[0] if shared else None), {})
                 for row, mean in zip(picked, s.update.mean(dim=(-2, -1)).tolist(), strict=True):
                     group = group_of[bucket.indices[row]]
                     weighted[group] += mean * bucket.key.shape.numel()

@@ -33,4 +33,4 @@ class Adam(Technique):
         v = state["exp_avg_sq"] = (v * self.beta2).addcmul_(s.grad, s.grad, value=1 - self.beta2)
         correction1, correction2 = 1 - self.beta1**s.step, 1 - self.beta2**s.step  # [N, 1, 1]
         denominator = v.sqrt().div_(s.scalar(correction2.sqrt())).add_(self.eps)
-        return dc.replace(s, update=(m * s.scalar(s.lr / correction1)).div_(denominator))
+        return s.but(update=(m * s.scalar(s.lr / correction1)).div_(denominator))

@@ -35,4 +35,4 @@ class AdaTam(Technique):
         torque = state["torque"] = state["torque"].lerp(mat_cosine(m, s.grad), 1 - self.gamma)
         m = state["exp_avg"] = m * self.beta1 + s.grad * ((1 + torque) / 2 + self.eps)
         v = state["exp_avg_sq"] = (v * self.beta2).addcmul_(s.grad, s.grad, value=1 - self.beta2)
-        return dc.replace(s, update=(m * s.scalar(s.lr)).div_(v.sqrt().add_(self.eps)))
+        return s.but(update=(m * s.scalar(s.lr)).div_(v.sqrt().add_(self.eps)))

@@ -39,4 +39,4 @@ class Adopt(Technique):
         m = state["exp_avg"] = m.lerp(s.enter(m, n), 1 - self.beta1)
         keep = (s.step > 1) * torch.full_like(s.step, self.beta2)
         state["exp_avg_sq"] = (v * s.scalar(keep)).addcmul_(s.grad * s.scalar(1 - keep), s.grad)
-        return dc.replace(s, update=m * s.scalar(s.lr), decay=s.decay.masked_fill(first, 0.0))
+        return s.but(update=m * s.scalar(s.lr), decay=s.decay.masked_fill(first, 0.0))

@@ -26,4 +26,4 @@ class AdaptiveGradientRegularization(Technique):
     def apply(self, s: Signal, state: State) -> Signal:
         magnitude = s.grad.abs()
         total = mat_sum(magnitude).clamp_(min=torch.finfo(magnitude.dtype).tiny)
-        return dc.replace(s, grad=magnitude.mul_(-total.reciprocal_()).add_(1).mul_(s.grad))
+        return s.but(grad=magnitude.mul_(-total.reciprocal_()).add_(1).mul_(s.grad))

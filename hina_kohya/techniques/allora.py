@@ -37,4 +37,4 @@ class AlloraRows(Technique):
         assert s.cofactors is not None
         b, gram = s.before, s.cofactors[:, 0]
         row_norm = (b @ gram).mul_(b).sum(dim=-1, keepdim=True).clamp_(min=0).sqrt_()  # [N, m, 1]
-        return dc.replace(s, update=s.update * row_norm.add_(self.eta**-2).rsqrt_())
+        return s.but(update=s.update * row_norm.add_(self.eta**-2).rsqrt_())

@@ -27,4 +27,4 @@ class Cautious(Technique):
     def apply(self, s: Signal, state: State) -> Signal:
         keep = positive_(s.update * s.grad)
         rescale = mat_mean(keep).clamp_(min=self.floor).reciprocal_()
-        return dc.replace(s, update=keep.mul_(s.update).mul_(rescale))
+        return s.but(update=keep.mul_(s.update).mul_(rescale))

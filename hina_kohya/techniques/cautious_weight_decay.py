@@ -23,5 +23,5 @@ class CautiousWeightDecay(Technique):
     yields_to = ("spd",)
 
     def apply(self, s: Signal, state: State) -> Signal:
-        decayed = not_negative_(s.direction * s.before).mul_(s.param)
-        return dc.replace(s, param=s.param - decayed.mul_(s.scalar(s.lr * s.decay)))
+        share = not_negative_(s.direction * s.before).mul_(s.scalar(s.lr * s.decay))
+        return s.but(param=s.param.addcmul(share, s.param, value=-1))

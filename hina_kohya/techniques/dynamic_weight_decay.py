@@ -37,4 +37,4 @@ class DynamicWeightDecay(Technique):
     def apply(self, s: Signal, state: State) -> Signal:
         transition = self.transition_steps * (self.total_steps if self.transition_steps < 1 else 1)
         faded = self.decay_factor ** ((s.step - transition).clamp_(min=0) / transition)
-        return dc.replace(s, decay=s.decay * faded.clamp_(min=self.min_ratio))
+        return s.but(decay=s.decay * faded.clamp_(min=self.min_ratio))

@@ -23,4 +23,4 @@ class Grams(Technique):
 
     def apply(self, s: Signal, state: State) -> Signal:
         update = s.update.abs().mul_(s.grad.sign())
-        return dc.replace(s, update=update, direction=update)
+        return s.but(update=update, direction=update)

@@ -37,4 +37,4 @@ class KroneckerRms(Technique):
         assert s.cofactors is not None
         assert s.cofactor_rank is not None
         size = s.cofactors.prod(dim=1) * s.scalar(s.cofactor_rank.sqrt())  # [N, 1, 1]
-        return dc.replace(s, update=s.update * size.clamp_(min=self.floor).reciprocal_())
+        return s.but(update=s.update * size.clamp_(min=self.floor).reciprocal_())

@@ -27,4 +27,4 @@ class LoraPlus(Technique):
         return self if member.role.kind is Kind.FACTOR and member.role.zero_init else None
 
     def apply(self, s: Signal, state: State) -> Signal:
-        return dc.replace(s, update=s.update * self.ratio)
+        return s.but(update=s.update * self.ratio)

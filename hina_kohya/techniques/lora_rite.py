@@ -62,4 +62,4 @@ class LoraRite(Technique):
         m = state["exp_avg"] = (state["exp_avg"] @ p.mT).mul_(beta1) + (g @ root).mul_(1 - beta1)
         state["basis"] = q
         update = (m @ inverse.mT).mul_(s.scalar(s.lr))
-        return dc.replace(s, update=update.mT if self.side == "A" else update)
+        return s.but(update=update.mT if self.side == "A" else update)

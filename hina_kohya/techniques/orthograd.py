@@ -32,4 +32,4 @@ class OrthoGrad(Technique):
         norm, norm_across = mat_norm(g), mat_norm(across)
         rounding_only = norm_across <= 4 * torch.finfo(g.dtype).eps * norm
         scale = (norm / (norm_across + 1e-30)).masked_fill(rounding_only, 0.0)
-        return dc.replace(s, grad=across.mul_(scale))
+        return s.but(grad=across.mul_(scale))

@@ -49,7 +49,7 @@ class SelectiveProjectionDecay(Technique):
         distance = mat_norm(after)
         growth = (distance - mat_norm(before)) / distance.where(distance > 0, 1.0)
         pull = growth.clamp_(0, 1).mul_(self.lam).clamp_(max=1).where(fires, 0.0)
-        return dc.replace(s, param=s.param - pull * after)
+        return s.but(param=s.param - pull * after)
 
     def _deviation(self, p: Tensor, state: State) -> Tensor:
         return p - state["anchor"] if self.anchored else p

@@ -22,4 +22,4 @@ class DecoupledWeightDecay(Technique):
     yields_to = ("spd", "cautious_weight_decay")
 
     def apply(self, s: Signal, state: State) -> Signal:
-        return dc.replace(s, param=s.param * s.scalar(1 - s.lr * s.decay))
+        return s.but(param=s.param * s.scalar(1 - s.lr * s.decay))

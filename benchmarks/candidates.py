@@ -1,0 +1,80 @@
+"""The optimizers that are compared, each as a function from named parameters to an optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.shapes import Named
+
+Build = Callable[[Named], torch.optim.Optimizer]
+
+LR, DECAY = 1e-4, 1e-2
+
+_OFF = {"use_cautious": False, "use_alora": False}
+# Everything that does not exclude another, whatever set it meets: pairs use ALLoRA, Kronecker factors the RMS rule.
+ALL = {
+    "use_agr": True,
+    "use_orthogonal_grad": True,
+    "use_tam": True,
+    "use_cautious": True,
+    "use_alora": True,
+    "use_allora_rows": True,
+    "use_kronecker_rms": True,
+    "dynamic_weight_decay": True,
+    "use_cautious_weight_decay": True,
+}
+TECHNIQUES = [
+    *ALL,
+    "use_grams",
+    "use_adopt_stability",
+    "use_spd",
+    "use_lora_rite",
+]
+
+
+def _hina(state: str, **arguments: Any) -> Build:
+    def build(named: Named) -> torch.optim.Optimizer:
+        from hina_kohya.optim.hina_adamw import HinaAdamW  # noqa: PLC0415
+
+        return HinaAdamW(named, lr=LR, weight_decay=DECAY, state=state, **arguments)
+
+    return build
+
+
+def _torch(**arguments: Any) -> Build:
+    return lambda named: torch.optim.AdamW([p for _, p in named], lr=LR, weight_decay=DECAY, **arguments)
+
+
+def _bitsandbytes(named: Named) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415
+
+    return AdamW8bit([p for _, p in named], lr=LR, weight_decay=DECAY)
+
+
+def _adv_optm(named: Named) -> torch.optim.Optimizer:
+    from adv_optm import AdamW_adv  # noqa: PLC0415
+
+    return AdamW_adv([p for _, p in named], lr=LR, weight_decay=DECAY)
+
+
+def _came(named: Named) -> torch.optim.Optimizer:
+    from came_pytorch import CAME  # noqa: PLC0415
+
+    return CAME([p for _, p in named], lr=LR, weight_decay=DECAY)
+
+
+CANDIDATES: dict[str, Build] = {
+    "torch-loop": _torch(foreach=False),
+    "torch-foreach": _torch(foreach=True),
+    "torch-fused": _torch(fused=True),
+    "bnb-adamw8bit": _bitsandbytes,
+    "adv-adamw": _adv_optm,
+    "came": _came,
+    **{f"hina-off-{state}": _hina(state, **_OFF) for state in ("fp32", "bf16", "8bit")},
+    **{f"hina-default-{state}": _hina(state) for state in ("fp32", "bf16", "8bit")},
+    **{f"hina-all-{state}": _hina(state, **ALL) for state in ("fp32", "bf16", "8bit")},
+    **{f"hina-{flag.removeprefix('use_')}-fp32": _hina("fp32", **{**_OFF, flag: True}) for flag in TECHNIQUES},
+}
+YARDSTICKS = {"to_bnb": "bnb-adamw8bit", "to_adv": "adv-adamw", "to_foreach": "torch-foreach"}
+MAIN = [n for n in CANDIDATES if not n.startswith("hina") or n.split("-")[1] in ("off", "default", "all")]

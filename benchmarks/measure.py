@@ -1,0 +1,172 @@
+"""What the benchmarks share: where they run, counting, timing, memory, and writing results."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+RESULTS = Path(__file__).parent / "results"
+
+# Operations whose result the host has to wait for on a GPU.
+_SYNCING = {
+    "_local_scalar_dense",
+    "equal",
+    "is_nonzero",
+    "masked_select",
+    "nonzero",
+    "_unique",
+    "_unique2",
+    "unique_consecutive",
+    "unique_dim",
+    "_linalg_eigh",
+    "_linalg_svd",
+}
+
+
+def environment(threads: int, device: torch.device) -> dict[str, Any]:
+    def git(*words: str) -> str:
+        root = Path(__file__).parents[1]
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    machine = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        machine = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), machine)
+    if device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(device)}; {machine}"
+    return {
+        "machine": f"{machine}, {os.cpu_count()} cores",
+        "load_average": round(os.getloadavg()[0], 2),
+        "device": str(device),
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain") else ""),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations below autograd; views apart, since they compute nothing."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.has_device = device.type != "cpu"  # then a tensor on the host is there on purpose, and costs no wait
+        self.operations: Counter[str] = Counter()
+        self.views = self.syncs = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        returns = [r.alias_info for r in func._schema.returns]
+        if returns and all(alias is not None and not alias.is_write for alias in returns):
+            self.views += 1
+        else:
+            self.operations[name] += 1
+        result = func(*args, **(kwargs or {}))
+        self.syncs += (
+            (name in _SYNCING and self._elsewhere(args)) or _leaves_device(args, result) or _indexes_by_mask(name, args)
+        )
+        return result
+
+    def _elsewhere(self, args: Sequence[Any]) -> bool:
+        return not self.has_device or any(isinstance(a, torch.Tensor) and a.device.type != "cpu" for a in args)
+
+
+def _leaves_device(args: Sequence[Any], result: Any) -> bool:
+    tensors = [a for a in args if isinstance(a, torch.Tensor)]
+    return isinstance(result, torch.Tensor) and result.device.type == "cpu" and any(a.is_cuda for a in tensors)
+
+
+def _indexes_by_mask(name: str, args: Sequence[Any]) -> bool:
+    if name not in ("index", "index_put", "index_put_"):
+        return False
+    return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+
+
+def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
+    """How far the allocator rises above its start while ``function`` runs: temporaries and what it returns.
+
+    CPU: every allocation and release that torch's profiler sees, those inside kernels included; what numpy and
+    bitsandbytes' own code take from malloc is not in it. CUDA: the caching allocator's own peak.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        start = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - start
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    level = peak = 0
+    for _, delta in memory:
+        level += delta
+        peak = max(peak, level)
+    return peak
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """(wall, CPU) seconds of one call; a GPU is waited for before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and interquartile range in milliseconds."""
+    values = [1e3 * value for value in values]
+    if len(values) < 2:
+        return {"median": values[0], "iqr": 0.0}
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": round(middle, 3), "iqr": round(high - low, 3)}
+
+
+def table(rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> str:
+    """A Markdown table; ``columns`` maps keys to headings."""
+
+    def cell(value: Any) -> str:
+        return "" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(cell(row.get(key)) for key in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def heading(title: str, env: dict[str, Any], command: str) -> str:
+    busy = env["load_average"] > 0.5 + env["threads"]
+    note = (
+        f"**Preliminary: the machine was busy (load {env['load_average']}).** Compare CPU times only.\n\n"
+        if busy
+        else ""
+    )
+    return (
+        f"# {title}\n\n{note}`{command}` on {env['machine']}; {env['device']}, {env['threads']} threads, "
+        f"torch {env['torch']}, commit {env['commit']}, {env['date']}.\n"
+    )
+
+
+def write(name: str, content: dict[str, Any], markdown: str, folder: Path = RESULTS) -> None:
+    """NAME.json and NAME.md; the old ones stay until the new ones are whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, text in ((".json", json.dumps(content, indent=1)), (".md", markdown)):
+        unfinished = folder / f".{name}{suffix}.{os.getpid()}"
+        unfinished.write_text(text.rstrip() + "\n", encoding="utf-8")
+        unfinished.replace(folder / f"{name}{suffix}")
+        print(f"wrote {folder / (name + suffix)}")
