@@ -60,9 +60,7 @@ def resolve(name: str) -> type[torch.optim.Optimizer]:
 
 
 def _classes(source: str) -> list[str]:
-    module = importlib.import_module(source)
-    names = getattr(module, "__all__", None) or dir(module)
-    return [n for n in names if n[0].isupper() and n != "Optimizer"]
+    return [name for name in dir(importlib.import_module(source)) if name[0].isupper() and name != "Optimizer"]
 
 
 def _hint(word: str, module) -> str:

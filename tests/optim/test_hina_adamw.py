@@ -60,6 +60,17 @@ def test_sd_scripts_call_form():
     assert optimizer.settings.betas[1] == 0.99
 
 
+@pytest.mark.parametrize("name", ["HinaAdamW", "HinaAdamWOptimizer", "HinaAdamWOptimizer8bit", "CustomAdamW"])
+def test_names_of_the_documents_work(name):
+    """By dotted path in an unmodified sd-scripts, and in the entry-point group for whoever resolves short names."""
+    assert getattr(hina_kohya, name) is HinaAdamW
+    assert name in dir(hina_kohya)
+    declared = toml.load(Path(__file__).parents[2] / "pyproject.toml")["project"]["entry-points"]
+    assert declared["sd_scripts.optimizers"][name] == f"hina_kohya:{name}"
+    with pytest.raises(AttributeError, match=f"no attribute '{name}x'; it offers HinaAdamW"):
+        getattr(hina_kohya, f"{name}x")
+
+
 def test_old_arguments_are_accepted_and_said_once(caplog):
     with caplog.at_level(logging.WARNING):
         make(amsgrad=False, min_8bit_size=4096, percentile_clipping=100, block_wise=True, is_paged=False)
