@@ -10,9 +10,9 @@ __version__ = "0.1.0"
 
 __all__ = ["HinaAdamW", "__version__"]
 
-_MODULES = {"HinaAdamW": "hina_kohya.optim.hina_adamw"}
+_MODULES: dict[str, str] = {"HinaAdamW": "hina_kohya.optim.hina_adamw"}
 # Names that the original documents and old configurations use.
-_ALIASES = dict.fromkeys(("HinaAdamWOptimizer", "HinaAdamWOptimizer8bit", "CustomAdamW"), "HinaAdamW")
+_ALIASES: dict[str, str] = dict.fromkeys(("HinaAdamWOptimizer", "HinaAdamWOptimizer8bit", "CustomAdamW"), "HinaAdamW")
 
 
 def __getattr__(name: str):

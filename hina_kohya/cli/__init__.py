@@ -1,6 +1,7 @@
 """`hina-kohya COMMAND ...`: one module a command, imported when it is asked for."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
@@ -8,6 +9,7 @@ import hina_kohya
 
 # name: what it does. A command is a module of this package with `main(argv) -> exit code`.
 COMMANDS = {
+    "optimizers": "list the optimizers, or show what one accepts",
     "train": "teach a small text-to-image model new digits through an adapter",
 }
 
@@ -22,4 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     # The command parses the rest: argparse's own subparsers would need every command imported.
     words = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(words[:1])
-    return import_module(f"{__name__}.{args.command}").main(words[1:])
+    try:
+        return import_module(f"{__name__}.{args.command}").main(words[1:])
+    except BrokenPipeError:  # `hina-kohya ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

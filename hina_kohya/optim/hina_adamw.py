@@ -37,6 +37,8 @@ class HinaAdamW(HinaOptimizer):
             on, such as ``"cautious.floor"``. Raises TypeError or ValueError for what is unknown or out of bounds.
     """
 
+    Settings = HinaAdamWSettings
+
     def __init__(self, params: Any, lr: float | None = None, **arguments: Any):
         given = arguments if lr is None else {"lr": lr, **arguments}
         preset = presets.load(given.get("preset"), type(self).__name__)

@@ -1,0 +1,96 @@
+"""`hina-kohya optimizers [NAME]`: which optimizers there are by short name, and what one of them accepts."""
+
+import argparse
+import dataclasses as dc
+import inspect
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from hina_kohya.core.hyper import did_you_mean
+
+GROUP = "sd_scripts.optimizers"
+EXAMPLE = """examples:
+  hina-kohya optimizers               one line a name
+  hina-kohya optimizers HinaAdamW     its arguments, bounds, techniques and their papers"""
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="hina-kohya optimizers",
+        description=f"Optimizers of the entry-point group {GROUP!r}: this package's and anybody's.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", help="show one optimizer; letter case does not matter")
+    name = parser.parse_args(argv).name
+    try:
+        print("\n".join(listing() if name is None else description(name)))
+    except LookupError as error:
+        print(f"hina-kohya optimizers: error: {error.args[0]}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def listing() -> list[str]:
+    """One line a name: what it is, or whose other name it is."""
+    lines = []
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name.lower()):
+        cls = entry.load()
+        package = entry.dist.name if entry.dist else "?"
+        what = f"another name of {cls.__name__}" if cls.__name__ != entry.name else _first_line(cls)
+        lines.append(f"{entry.name:26} {package:14} {what}")
+    return [*lines, "", "hina-kohya optimizers NAME   shows what one accepts"]
+
+
+def find(name: str) -> EntryPoint:
+    """The entry of a name, without regard to case. Raises LookupError if there is none, or if two packages claim it."""
+    entries = entry_points(group=GROUP)
+    found = [entry for entry in entries if entry.name.lower() == name.lower()]
+    if not found:
+        raise LookupError(f"there is no optimizer {name!r}; {did_you_mean(name, {entry.name for entry in entries})}")
+    if len({entry.value for entry in found}) > 1:
+        claims = " and ".join(f"{entry.dist.name if entry.dist else '?'} ({entry.value})" for entry in found)
+        raise LookupError(f"{name} is claimed by {claims}; use the dotted path of the one you mean")
+    return found[0]
+
+
+def description(name: str) -> list[str]:
+    entry = find(name)
+    cls = entry.load()
+    lines = [f"{cls.__name__}: {_first_line(cls)}", f"--optimizer_type {entry.value.replace(':', '.')}", ""]
+    settings = getattr(cls, "Settings", None)
+    if settings is None:
+        return [*lines, f"arguments: {inspect.signature(cls)}"]
+    rows = [("argument", "default", "bounds", "meaning"), *(_row(field) for field in dc.fields(settings))]
+    return [*lines, *_aligned(rows), "", "techniques (any option as technique.option):", *_techniques()]
+
+
+def _techniques() -> list[str]:
+    from hina_kohya.core.registry import techniques  # noqa: PLC0415 (torch: only where it is needed)
+
+    lines = []
+    for technique in techniques().values():
+        source = next(
+            line for line in inspect.cleandoc(technique.__doc__ or "").splitlines() if line.startswith("Source:")
+        )
+        lines += [f"  {technique.name}: {_first_line(technique)}", f"      {source.removeprefix('Source: ')}"]
+        lines += [f"      {technique.name}.{name:18} {default:>8}  {bounds:11} {doc}"
+                  for name, default, bounds, doc in map(_row, dc.fields(technique))]  # fmt: skip
+    return lines
+
+
+def _row(field: dc.Field[Any]) -> tuple[str, str, str, str]:
+    interval = field.metadata["interval"]
+    return field.name, str(field.default), interval.text if interval else "", field.metadata["doc"]
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    ]
+
+
+def _first_line(thing: type) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]

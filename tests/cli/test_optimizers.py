@@ -1,0 +1,57 @@
+"""`hina-kohya optimizers`: names, arguments and papers, read off the declarations."""
+
+import dataclasses as dc
+from importlib.metadata import EntryPoint, EntryPoints
+
+import pytest
+
+from hina_kohya import HinaAdamW
+from hina_kohya.cli import main
+from hina_kohya.core.registry import techniques
+
+NAMES = ("HinaAdamW", "HinaAdamWOptimizer", "HinaAdamWOptimizer8bit", "CustomAdamW")
+
+
+@pytest.fixture
+def entries(monkeypatch):
+    """The group as an installed package would show it, plus what a test adds."""
+    group = "sd_scripts.optimizers"
+    found = [EntryPoint(name, "hina_kohya:HinaAdamW", group) for name in NAMES]
+    monkeypatch.setattr("hina_kohya.cli.optimizers.entry_points", lambda group: EntryPoints(found))
+    return lambda name, value: found.append(EntryPoint(name, value, group))
+
+
+def test_lists_every_name_on_one_line(entries, capsys):
+    assert main(["optimizers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in NAMES:
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        assert ("another name of HinaAdamW" in line) == (name != "HinaAdamW")
+
+
+def test_shows_all_arguments_bounds_and_papers(entries, capsys):
+    assert main(["optimizers", "hinaadamw"]) == 0
+    text = capsys.readouterr().out
+    assert "--optimizer_type hina_kohya.HinaAdamW" in text
+    for field in dc.fields(HinaAdamW.Settings):
+        assert field.metadata["doc"] in text
+    assert "[0, inf)" in text
+    for technique in techniques().values():
+        assert f"  {technique.name}: " in text
+    assert "arXiv:2411.16085" in text
+    assert "cautious.floor" in text
+
+
+def test_unknown_names_and_clashes_are_one_clear_error(entries, capsys):
+    assert main(["optimizers", "HinaAdmW"]) == 2
+    assert "there is no optimizer 'HinaAdmW'; did you mean HinaAdamW" in capsys.readouterr().err
+    entries("hinaadamw", "torch.optim:AdamW")
+    assert main(["optimizers", "HinaAdamW"]) == 2
+    error = capsys.readouterr().err
+    assert "HinaAdamW is claimed by ? (hina_kohya:HinaAdamW) and ? (torch.optim:AdamW)" in error
+
+
+def test_an_optimizer_of_another_package_shows_its_signature(entries, capsys):
+    entries("TheirAdamW", "torch.optim:AdamW")
+    assert main(["optimizers", "TheirAdamW"]) == 0
+    assert "arguments: (params" in capsys.readouterr().out
