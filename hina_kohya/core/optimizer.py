@@ -141,17 +141,17 @@ class HinaOptimizer(torch.optim.Optimizer):
         if not self._announced:
             self._announced = True
             logger.info(self.summary())
+        active = [(bucket, rows) for bucket in plan.buckets if (rows := bucket.active_rows())]
+        for bucket, rows in active:  # before any parameter moves
+            self._refuse_sparse(bucket, rows)
         for coupling in plan.couplings:
             coupling.publish()
         group_of = self.group_of()
-        for bucket in plan.buckets:
-            rows = bucket.active_rows()
-            if rows:
-                self._refuse_sparse(bucket, rows)
-                bucket.steps[rows] += 1
-                scalars = self.scalars(bucket, group_of)
-                for picked, where in bucket.chunks(rows):
-                    self._step_chunk(plan, bucket, picked, where, scalars)
+        for bucket, rows in active:
+            bucket.steps[rows] += 1
+            scalars = self.scalars(bucket, group_of)
+            for picked, where in bucket.chunks(rows):
+                self._step_chunk(plan, bucket, picked, where, scalars)
         for coupling in plan.couplings:
             coupling.forget()
         return loss

@@ -184,7 +184,7 @@ def test_reports_before_and_after_steps_have_the_same_keys():
     before = reports()
     train(optimizer, params, 2)
     after = reports()
-    assert json.loads(json.dumps(after)) == json.loads(json.dumps(after))
+    assert len(json.loads(json.dumps(after))) == 3
     assert [report.keys() for report in before] == [report.keys() for report in after]
     info, memory, pairing = after
     assert info["training_stats"]["global_step"] == 2
@@ -223,7 +223,7 @@ def test_the_first_step_logs_one_line(caplog):
     with caplog.at_level(logging.INFO):
         train(optimizer, params, 2)
     assert len(caplog.records) == 1
-    assert "lora 3 modules, 3 pairs; regular 3" in caplog.text or "3 pairs" in caplog.text
+    assert "lokr 1 modules, 1 Kronecker pairs, 1 pairs; lora 3 modules, 3 pairs" in caplog.text
     assert "HinaAdamW, 8bit" in caplog.text
 
 
