@@ -4,12 +4,12 @@ import argparse
 import dataclasses as dc
 import inspect
 import sys
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.kohya import names
+from hina_kohya.kohya.errors import UserError
 
-GROUP = "sd_scripts.optimizers"
 EXAMPLE = """examples:
   hina-kohya optimizers               one line a name
   hina-kohya optimizers HinaAdamW     its arguments, bounds, techniques and their papers"""
@@ -18,7 +18,7 @@ EXAMPLE = """examples:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="hina-kohya optimizers",
-        description=f"Optimizers of the entry-point group {GROUP!r}: this package's and anybody's.",
+        description=f"Optimizers of the entry-point group {names.GROUP!r}: this package's and anybody's.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -26,39 +26,30 @@ def main(argv: list[str]) -> int:
     name = parser.parse_args(argv).name
     try:
         print("\n".join(listing() if name is None else description(name)))
-    except LookupError as error:
-        print(f"hina-kohya optimizers: error: {error.args[0]}", file=sys.stderr)
-        return 2
+    except UserError as error:
+        print(f"hina-kohya optimizers: error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 
 def listing() -> list[str]:
     """One line a name: what it is, or whose other name it is."""
     lines = []
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name.lower()):
+    for entry in names.entries():
         cls = entry.load()
-        package = entry.dist.name if entry.dist else "?"
         what = f"another name of {cls.__name__}" if cls.__name__ != entry.name else _first_line(cls)
-        lines.append(f"{entry.name:26} {package:14} {what}")
+        lines.append(f"{entry.name:26} {names.package(entry):14} {what}")
     return [*lines, "", "hina-kohya optimizers NAME   shows what one accepts"]
 
 
-def find(name: str) -> EntryPoint:
-    """The entry of a name, without regard to case. Raises LookupError if there is none, or if two packages claim it."""
-    entries = entry_points(group=GROUP)
-    found = [entry for entry in entries if entry.name.lower() == name.lower()]
-    if not found:
-        raise LookupError(f"there is no optimizer {name!r}; {did_you_mean(name, {entry.name for entry in entries})}")
-    if len({entry.value for entry in found}) > 1:
-        claims = " and ".join(f"{entry.dist.name if entry.dist else '?'} ({entry.value})" for entry in found)
-        raise LookupError(f"{name} is claimed by {claims}; use the dotted path of the one you mean")
-    return found[0]
-
-
 def description(name: str) -> list[str]:
-    entry = find(name)
+    entry = names.find(name)
+    if entry is None:
+        raise UserError(
+            f"there is no optimizer {name!r}; {did_you_mean(name, {each.name for each in names.entries()})}"
+        )
     cls = entry.load()
-    lines = [f"{cls.__name__}: {_first_line(cls)}", f"--optimizer_type {entry.value.replace(':', '.')}", ""]
+    lines = [f"{cls.__name__}: {_first_line(cls)}", f"--optimizer_type {names.path(entry)}", ""]
     settings = getattr(cls, "Settings", None)
     if settings is None:
         return [*lines, f"arguments: {inspect.signature(cls)}"]

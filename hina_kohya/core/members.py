@@ -14,16 +14,20 @@ ROLE_NAMES = sorted({role.name for role in (*DISTINCT.values(), *GENERIC.values(
 
 
 def members_of(groups: Groups, decay_roles: Sequence[str]) -> list[Member]:
-    """One member a parameter, in the order of the groups; `decay_roles` decay besides those that do by default."""
+    """One member a parameter, in the order of the groups; `decay_roles` decay besides those that do by default.
+
+    A group with the key `decays` says so for all of its parameters: it was made by role (`kohya.groups`).
+    """
     names = [name for group in groups for name in group.get("param_names", [None] * len(group["params"]))]
     shapes = [tuple(param.shape) for group in groups for param in group["params"]]
-    return [_decaying(member, decay_roles) for member in roles.resolve(names, shapes)]
+    said = [group.get("decays") for group in groups for _ in group["params"]]
+    return [_decaying(*each, decay_roles) for each in zip(roles.resolve(names, shapes), said, strict=True)]
 
 
-def _decaying(member: Member, decay_roles: Sequence[str]) -> Member:
-    if member.role.decays or not {member.role.name, "all"} & set(decay_roles):
-        return member
-    return dc.replace(member, role=dc.replace(member.role, decays=True))
+def _decaying(member: Member, said: bool | None, decay_roles: Sequence[str]) -> Member:
+    asked = bool({member.role.name, "all"} & set(decay_roles))
+    decays = (member.role.decays or asked) if said is None else said
+    return member if decays == member.role.decays else dc.replace(member, role=dc.replace(member.role, decays=decays))
 
 
 def checked_roles(names: Sequence[str] | str) -> tuple[str, ...]:

@@ -1,12 +1,9 @@
 """Errors that are the user's to fix: one clear message and an exit code, never a traceback."""
 
 from hina_kohya.core.hyper import nearest
+from hina_kohya.kohya.errors import UserError
 
-
-class UserError(Exception):
-    """Something asked for cannot be done. The message names the value, the bound and the fix."""
-
-    exit_code = 2
+__all__ = ["TrainingError", "UserError", "did_you_mean"]
 
 
 class TrainingError(UserError):

@@ -17,7 +17,7 @@ def entries(monkeypatch):
     """The group as an installed package would show it, plus what a test adds."""
     group = "sd_scripts.optimizers"
     found = [EntryPoint(name, "hina_kohya:HinaAdamW", group) for name in NAMES]
-    monkeypatch.setattr("hina_kohya.cli.optimizers.entry_points", lambda group: EntryPoints(found))
+    monkeypatch.setattr("hina_kohya.kohya.names.entry_points", lambda group: EntryPoints(found))
     return lambda name, value: found.append(EntryPoint(name, value, group))
 
 
@@ -48,7 +48,7 @@ def test_unknown_names_and_clashes_are_one_clear_error(entries, capsys):
     entries("hinaadamw", "torch.optim:AdamW")
     assert main(["optimizers", "HinaAdamW"]) == 2
     error = capsys.readouterr().err
-    assert "HinaAdamW is claimed by ? (hina_kohya:HinaAdamW) and ? (torch.optim:AdamW)" in error
+    assert "HinaAdamW is claimed by an unknown package (hina_kohya.HinaAdamW) and an unknown package (torch.optim.AdamW)" in error
 
 
 def test_an_optimizer_of_another_package_shows_its_signature(entries, capsys):

@@ -12,43 +12,6 @@ def groups():
 
 
 @pytest.mark.parametrize(
-    ("word", "value"),
-    [
-        ("a=(0.9,0.99)", (0.9, 0.99)),
-        ("a=0.9,0.95", (0.9, 0.95)),
-        ("a= (0.9, 0.95)", (0.9, 0.95)),
-        ("a=None", None),
-        ("a=True", True),
-        ("a=1e-8", 1e-8),
-        ("a='fp32'", "fp32"),
-        ("a={'x': 1}", {"x": 1}),
-        ("technique.option=1", 1),
-    ],
-)
-def test_literals(word, value):
-    (parsed,) = optimizer.parse_args([word]).values()
-    assert parsed == value
-
-
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [
-        ("mode=fp32", "write \"mode='fp32'\""),
-        ("flag=true", "write flag=True"),
-        ("weight_decay", "must be name=value"),
-        ("betas =(0.9,0.95)", "without spaces around the name"),
-        ("weight_decay=0.5,", "ends in a comma"),
-        ("lr=1", "--learning_rate"),
-        ("wd=1/3", "not a Python literal"),
-    ],
-)
-def test_bad_literals(word, said):
-    with pytest.raises(UserError, match="optimizer_args") as caught:
-        optimizer.parse_args([word])
-    assert said in str(caught.value)
-
-
-@pytest.mark.parametrize(
     ("name", "path"),
     [
         ("AdamW", "torch.optim.adamw.AdamW"),

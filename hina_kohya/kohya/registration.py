@@ -1,0 +1,63 @@
+"""`library.train_util.get_optimizer` with the names of the entry-point group and forgiving arguments in front of it."""
+
+import inspect
+import logging
+from typing import Any
+
+from torch.optim import Optimizer
+
+from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.kohya import arguments, names
+from hina_kohya.kohya.errors import UserError
+
+logger = logging.getLogger("hina_kohya")
+
+Built = tuple[str, str, Any]  # what ss_optimizer is made of, and the optimizer
+
+
+def get_optimizer(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Built:
+    """In the place of sd-scripts' function, which still makes every optimizer that is not registered."""
+    settings, params = _bound(*args, **kwargs)
+    old_flags = getattr(settings, "use_8bit_adam", False) or getattr(settings, "use_lion_optimizer", False)
+    cls = None if old_flags else names.resolve(settings.optimizer_type)
+    if cls is None:
+        built = wrapped(*args, **kwargs)
+    else:
+        if getattr(settings, "fused_backward_pass", False):
+            raise UserError("--fused_backward_pass works with Adafactor only; remove it")
+        built = build(cls, settings.optimizer_args, params, settings.learning_rate)
+    _require_decay(built[2])
+    return built
+
+
+def build(cls: Any, words: Any, params: Any, lr: float) -> Built:
+    """An optimizer from `--optimizer_args`; raises UserError for arguments that it refuses."""
+    options = arguments.parse(words)
+    try:
+        optimizer = cls(params, lr=lr, **options)
+    except (TypeError, ValueError, AttributeError) as error:
+        accepted = [name for name in inspect.signature(cls).parameters if name not in ("params", "kwargs")]
+        unknown = [name for name in options if name not in accepted]
+        # A class that takes **kwargs names the culprit itself.
+        hint = f"; {did_you_mean(unknown[0], accepted)}" if unknown and "mean" not in str(error) else ""
+        raise UserError(f"optimizer_type {cls.__name__} refused its arguments: {error}{hint}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optimizer_type {cls.__name__} is not a torch.optim.Optimizer but {type(optimizer).__name__}")
+    described = ",".join(f"{name}={value}" for name, value in options.items())
+    logger.info("use %s.%s | %s", cls.__module__, cls.__name__, options)
+    if callable(train := getattr(optimizer, "train", None)):
+        train()
+    return f"{cls.__module__}.{cls.__name__}", described, optimizer
+
+
+def _bound(args: Any, trainable_params: Any) -> tuple[Any, Any]:
+    """The two arguments under sd-scripts' own names, however they were given."""
+    return args, trainable_params
+
+
+def _require_decay(optimizer: Any) -> None:
+    """A group's decay acts only where the optimizer knows the word."""
+    asked = any("decays" in group for group in optimizer.param_groups)
+    if asked and "weight_decay" not in optimizer.defaults:
+        name = type(optimizer).__name__
+        raise UserError(f"{name} has no weight_decay; remove weight_decay, wd_roles and wd_exclude from network_args")

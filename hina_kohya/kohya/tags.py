@@ -1,0 +1,26 @@
+"""Tell adv_optm's optimizers what a parameter is: they read attributes of the tensor that sd-scripts does not set.
+
+Read off adv_optm 2.5.16: `_is_lora_A`, `_is_lora_B` (scaling and centred decay; Kourkoutas-beta sums over dim 1 or 0
+and expects a matrix), `_is_dora_scale`, `is_vector`. `_is_oft` means rows of packed triangles there, which neither
+LyCORIS nor sd-scripts has; `is_hidden` is true where it is not set.
+"""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from hina_kohya.core.role_table import Kind
+from hina_kohya.core.roles import Member
+
+_MATRIX = 2
+
+
+def attach(members: Iterable[Member], params: Iterable[Tensor]) -> None:
+    for member, param in zip(members, params, strict=True):
+        role = member.role
+        if role.kind is Kind.FACTOR and role.side and param.ndim == _MATRIX:
+            setattr(param, f"_is_lora_{role.side}", True)
+        elif role.name == "dora_scale":
+            param._is_dora_scale = True  # type: ignore[attr-defined]
+        elif role.kind in (Kind.SCALE, Kind.NORM, Kind.BIAS):
+            param.is_vector = True  # type: ignore[attr-defined]
