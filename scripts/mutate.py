@@ -136,6 +136,41 @@ MUTANTS = [
         "rescale = mat_mean(keep).clamp_(min=self.floor).reciprocal_(); float(rescale.sum())",
         "tests/core/test_cost.py",
     ),
+    Mutant(
+        "LoRA+ on the factor that does not start at zero",
+        "kohya/groups.py",
+        "return (role.zero_init and ",
+        "return (not role.zero_init and ",
+        "tests/kohya/test_groups.py",
+    ),
+    Mutant(
+        "LoRA+ twice",
+        "kohya/groups.py",
+        "len(rates[member.module]) == 1",
+        "len(rates[member.module]) >= 1",
+        "tests/kohya/test_groups.py",
+    ),
+    Mutant(
+        "a scale that decays",
+        "kohya/groups.py",
+        'settings["weight_decay"] = 0.0 if part.still else options.weight_decay',
+        'settings["weight_decay"] = options.weight_decay',
+        "tests/kohya/test_groups.py",
+    ),
+    Mutant(
+        "a TypeError that sd-scripts swallows",
+        "kohya/networks.py",
+        "raise PluginError(",
+        "raise TypeError(",
+        "tests/kohya/test_groups.py",
+    ),
+    Mutant(
+        "hooks that stay",
+        "kohya/hooks.py",
+        "setattr(module, name, thing.__wrapped__)",
+        "pass",
+        "tests/kohya/test_hooks.py",
+    ),
 ]
 
 

@@ -9,13 +9,15 @@ import hina_kohya
 
 # name: what it does. A command is a module of this package with `main(argv) -> exit code`.
 COMMANDS = {
+    "doctor": "versions, hashes, what is active, what is known to break",
     "optimizers": "list the optimizers, or show what one accepts",
+    "patch": "put the hooks into LyCORIS and sd-scripts, and take them out again",
     "train": "teach a small text-to-image model new digits through an adapter",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="hina-kohya", description="Adapters and optimizers for sd-scripts.")
+    parser = argparse.ArgumentParser(prog="hina-kohya", description="Optimizers and adapters for sd-scripts.")
     parser.add_argument("--version", action="version", version=hina_kohya.__version__)
     commands = "\n".join(f"  {name:10s} {doc}" for name, doc in COMMANDS.items())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

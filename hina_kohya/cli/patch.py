@@ -1,0 +1,79 @@
+"""`hina-kohya patch status|diff|apply|revert`: our hooks inside LyCORIS and sd-scripts, and out again."""
+
+import argparse
+import sys
+
+from hina_kohya.kohya import patching
+from hina_kohya.kohya.errors import UserError
+from hina_kohya.kohya.patching import Status
+from hina_kohya.kohya.targets import TARGETS
+
+DESCRIPTION = """our hooks inside LyCORIS and sd-scripts, and out again:
+  status   what is found, its version, whether it is patched, and what to type next; changes nothing
+  diff     what apply would change, or why it would not
+  apply    patch; the original is kept beside the file
+  revert   bring the original back, byte for byte"""
+EXAMPLE = """examples:
+  hina-kohya patch status
+  hina-kohya patch apply --target lycoris
+  hina-kohya patch apply --sd-scripts ~/sd-scripts
+  hina-kohya patch revert                              everything that is patched"""
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="hina-kohya patch",
+        description=DESCRIPTION,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("--target", choices=TARGETS, help="only this one; otherwise all that are found")
+    parser.add_argument(
+        "--sd-scripts",
+        metavar="PATH",
+        help="the checkout; otherwise SD_SCRIPTS_HOME, or the current folder or one above",
+    )
+    args = parser.parse_args(argv)
+    code, acted = 0, False
+    for name in [args.target] if args.target else TARGETS:
+        try:
+            told = patching.inspect(name, args.sd_scripts)
+            # What is not there is an error where it was asked for, or where nothing else is there.
+            if told.target is None and not args.target and args.action != "status":
+                print(f"{name}: not found; {told.next}")
+                continue
+            acted = True
+            print(ACTIONS[args.action](told))
+        except UserError as error:
+            print(f"hina-kohya patch: error: {error}", file=sys.stderr)
+            code = error.exit_code
+    return code if acted or code else UserError.exit_code
+
+
+def _status(told: Status) -> str:
+    version = f" {told.target.version or '(unknown version)'}" if told.target else ""
+    lines = [f"{told.name}{version}: {told.state.value}"]
+    lines += [f"  {told.file}"] if told.file else []
+    lines += [f"  {line}" for line in (*patching.explanation(told), *told.remarks, *_warning(told))]
+    return "\n".join([*lines, f"  next: {told.next}"])
+
+
+def _diff(told: Status) -> str:
+    return patching.preview(told).rstrip("\n") or f"{told.name}: already patched, nothing to apply"
+
+
+def _apply(told: Status) -> str:
+    return "\n  ".join([f"{told.name}: {patching.apply(told)}", *_warning(told)])
+
+
+def _revert(told: Status) -> str:
+    return f"{told.name}: {patching.revert(told)}"
+
+
+def _warning(told: Status) -> list[str]:
+    warning = patching.warning(told)
+    return [warning] if warning else []
+
+
+ACTIONS = {"status": _status, "diff": _diff, "apply": _apply, "revert": _revert}

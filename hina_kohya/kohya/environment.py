@@ -1,0 +1,179 @@
+"""What is installed, what sd-scripts asks for, what is active, and what is known to break in this combination."""
+
+import dataclasses as dc
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+
+from hina_kohya.kohya import names, patching
+from hina_kohya.kohya.errors import UserError
+from hina_kohya.kohya.targets import SD_SCRIPTS, TARGETS, Target
+
+# What training with adapters stands on; the rest is shown where it is installed.
+NEEDED = (
+    "torch",
+    "accelerate",
+    "transformers",
+    "diffusers",
+    "safetensors",
+    "toml",
+    "bitsandbytes",
+    "lycoris-lora",
+    "wrapt",
+)
+OPTIONAL = (
+    "numpy",
+    "rich",
+    "adv-optm",
+    "pytorch-optimizer",
+    "prodigy-plus-schedule-free",
+    "prodigyopt",
+    "schedulefree",
+)
+
+
+@dc.dataclass(frozen=True)
+class Broken:
+    """Versions of a package that break something; `why` says what was seen and where."""
+
+    package: str
+    versions: str
+    what: str
+    why: str
+    fix: str
+
+
+KNOWN_BROKEN = (
+    Broken(
+        "torch", "<2.6", "named parameters are missing and optimizer.bin is read unsafely",
+        "sd-scripts requires 2.6", "pip install 'torch>=2.6'",
+    ),
+    Broken(
+        "lycoris-lora", ">=3.2.0,<3.2.0.post2", "training stops at the first epoch: on_epoch_start() takes 2 arguments",
+        "its source; LyCORIS #249", "pip install -U 'lycoris-lora>=3.2.0.post2'",
+    ),
+    Broken(
+        "lycoris-lora", ">=4.0", "preset=full, its default, fails on SD1.x: duplicated lora name",
+        "run with 4.1.3", "give preset=attn-mlp in network_args",
+    ),
+    Broken(
+        "adv-optm", ">=2.5", "Simplified_AdEMAMix, Lion_Prodigy_adv are gone, and some forks then lose all of adv_optm",
+        "run with 2.5.16", "pip install 'adv-optm<2.5' for such a fork",
+    ),
+    Broken(
+        "adv-optm", "==2.5.16", "Lion_adv stops under accelerate; state_precision='int8_sr' is damaged by --resume",
+        "run", "choose another class or state_precision",
+    ),
+    Broken(
+        "pytorch-optimizer", ">=3.9,<3.10", "its Grams is not the paper's",
+        "compared with the authors' grams-pytorch", "use_grams=True of HinaAdamW, or grams-pytorch",
+    ),
+    Broken(
+        "prodigy-plus-schedule-free", ">=2", "runs saved with 1.x do not resume",
+        "its README", "finish such runs with 1.9",
+    ),
+    Broken(
+        "bitsandbytes", "<0.45", "8-bit states of older and newer releases do not load into each other",
+        "bitsandbytes #1647", "pip install -U bitsandbytes before a run, not in its middle",
+    ),
+)  # fmt: skip
+
+
+@dc.dataclass(frozen=True)
+class Package:
+    """One installed package beside what the checkout pins."""
+
+    name: str
+    version: str | None
+    pinned: str | None
+
+    @property
+    def fits(self) -> bool:
+        return not (self.version and self.pinned) or self.version.partition("+")[0] in SpecifierSet(self.pinned)
+
+
+@dc.dataclass(frozen=True)
+class Environment:
+    python: str
+    packages: tuple[Package, ...]
+    targets: tuple[patching.Status, ...]
+    optimizers: dict[str, list[str]]  # package -> short names
+    problems: tuple[str, ...]  # wrong here, now
+    known: tuple[str, ...]  # breaks where it is used
+
+
+def look(sd_scripts: str | Path | None = None) -> Environment:
+    """Reads metadata and files only: nothing heavy is imported. Raises UserError where `sd_scripts` is no checkout."""
+    targets = tuple(patching.inspect(name, sd_scripts) for name in TARGETS)
+    checkout = next((told.target for told in targets if told.name == SD_SCRIPTS), None)
+    pins = _pins(checkout)
+    packages = tuple(
+        Package(name, _version(name), pins.get(name)) for name in dict.fromkeys((*NEEDED, *OPTIONAL, *pins))
+    )
+    registered: dict[str, list[str]] = {}
+    for entry in names.entries():
+        registered.setdefault(names.package(entry), []).append(entry.name)
+    shown = tuple(package for package in packages if package.version or package.name in NEEDED)
+    problems, known = tuple(_problems(packages, checkout)), tuple(_known(packages))
+    return Environment(sys.version.split()[0], shown, targets, registered, problems, known)
+
+
+def _problems(packages: Sequence[Package], checkout: Target | None) -> Iterator[str]:
+    if sys.version_info >= (3, 12):
+        yield f"Python {sys.version.split()[0]}: sd-scripts is made for 3.10, this package is tested on 3.11"
+    for package in packages:
+        if package.version is None and package.name in NEEDED:
+            yield f"{package.name} is not installed; pip install {package.name}"
+        elif not package.fits:
+            fix = f"pip install '{package.name}{package.pinned}'"
+            yield f"{package.name} {package.version} is not the {package.pinned} that sd-scripts pins; {fix}"
+    for entry in names.entries():
+        try:
+            names.find(entry.name)
+        except UserError as error:
+            yield str(error)
+    yield from _shadows(checkout)
+
+
+def _known(packages: Sequence[Package]) -> Iterator[str]:
+    installed = {package.name: package.version for package in packages if package.version}
+    for broken in KNOWN_BROKEN:
+        found = installed.get(broken.package)
+        if found and SpecifierSet(broken.versions).contains(found, prereleases=True):
+            yield f"{broken.package} {found}: {broken.what} ({broken.why}); {broken.fix}"
+
+
+def _shadows(checkout: Target | None) -> Iterator[str]:
+    """`networks` has no __init__.py in sd-scripts, so any installed package of that name is found instead."""
+    spec = importlib.util.find_spec("networks")
+    if spec is not None and spec.origin and (checkout is None or checkout.root not in Path(spec.origin).parents):
+        yield f"{Path(spec.origin).parent} hides sd-scripts' networks; uninstall the package that it belongs to"
+
+
+def _pins(checkout: Target | None) -> dict[str, str]:
+    """What requirements.txt of the checkout asks for, by normalised name."""
+    file = checkout.root / "requirements.txt" if checkout else None
+    if file is None or not file.is_file():
+        return {}
+    pins = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            requirement = Requirement(line.partition("#")[0].strip())
+        except InvalidRequirement:  # options, blank lines, `-e .`
+            continue
+        if requirement.specifier and (requirement.marker is None or requirement.marker.evaluate()):
+            pins[re.sub(r"[-_.]+", "-", requirement.name).lower()] = str(requirement.specifier)
+    return pins
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,96 @@
+"""`hina-kohya doctor`: what is installed against what is asked for, and what is known to break."""
+
+import sys
+from importlib.metadata import version as real_version
+
+import pytest
+
+from hina_kohya.cli import main
+from hina_kohya.kohya import environment
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout that pins what is installed here; returns the requirements file."""
+    monkeypatch.delenv("SD_SCRIPTS_HOME", raising=False)
+    (tmp_path / "library").mkdir()
+    for name in ("train_network.py", "library/train_util.py", "library/__init__.py"):
+        (tmp_path / name).touch()
+    file = tmp_path / "requirements.txt"
+    file.write_text("accelerate==1.6.0\n# a comment\n-e .\ntransformers  # any\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    changed = {"accelerate": "1.6.0"}
+    monkeypatch.setattr(environment, "version", lambda name: changed.get(name) or real_version(name))
+    return changed
+
+
+def run(checkout, capsys):
+    code = main(["doctor", "--sd-scripts", str(checkout.parent)])
+    return code, capsys.readouterr().out
+
+
+def test_in_order(checkout, versions, capsys):
+    code, text = run(checkout, capsys)
+    assert "nothing is wrong here" in text
+    assert code == 0
+    assert "lycoris-lora" in text
+    assert "sha256" in text
+    assert "sd-scripts unknown version: not patched" in text
+
+
+def test_another_version_than_the_pinned_one(checkout, versions, capsys):
+    versions["accelerate"] = "1.15.0"
+    code, text = run(checkout, capsys)
+    assert code == 1
+    assert "accelerate 1.15.0 is not the ==1.6.0 that sd-scripts pins; pip install 'accelerate==1.6.0'" in text
+
+
+def test_a_local_build_fits_its_pin(checkout, versions, capsys):
+    checkout.write_text("torch==2.13.0\n")
+    versions["torch"] = "2.13.0+cu128"
+    assert run(checkout, capsys)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("package", "found", "said"),
+    [
+        ("lycoris-lora", "3.2.0.post1", "on_epoch_start"),
+        ("lycoris-lora", "4.1.3", "preset=full"),
+        ("adv-optm", "2.5.16", "Lion_adv"),
+        ("adv-optm", "2.6.0", "Simplified_AdEMAMix"),
+        ("pytorch-optimizer", "3.9.0", "Grams"),
+        ("bitsandbytes", "0.44.1", "8-bit states"),
+        ("prodigy-plus-schedule-free", "2.0.1", "do not resume"),
+        ("torch", "2.5.1", "named parameters"),
+    ],
+)
+def test_known_to_break(checkout, versions, capsys, package, found, said):
+    versions[package] = found
+    assert f"{package} {found}: " in (text := run(checkout, capsys)[1])
+    assert said in text
+
+
+@pytest.mark.parametrize(("package", "found"), [("lycoris-lora", "3.2.0.post2"), ("adv-optm", "2.2.3")])
+def test_not_known_to_break(checkout, versions, capsys, package, found):
+    versions[package] = found
+    assert f"{package} {found}: " not in run(checkout, capsys)[1]
+
+
+def test_a_package_that_hides_networks(checkout, versions, tmp_path_factory, monkeypatch, capsys):
+    other = tmp_path_factory.mktemp("site")
+    (other / "networks").mkdir()
+    (other / "networks" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(other)
+    monkeypatch.delitem(sys.modules, "networks", raising=False)
+    code, text = run(checkout, capsys)
+    assert code == 1
+    assert "hides sd-scripts' networks" in text
+
+
+def test_no_checkout(tmp_path, capsys):
+    assert main(["doctor", "--sd-scripts", str(tmp_path)]) == 2
+    assert "is no checkout of sd-scripts" in capsys.readouterr().err

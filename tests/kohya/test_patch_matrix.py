@@ -1,0 +1,79 @@
+"""The patches on every published release of LyCORIS, and on every tag of sd-scripts where there is a clone."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATCH = "import sys; from hina_kohya.cli.patch import main; sys.exit(main(sys.argv[1:]))"
+PIP = ("-m", "pip", "--disable-pip-version-check")
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="the matrix needs fork")]
+
+
+def run(*command, **options):
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _package_index():
+    asked = run(sys.executable, *PIP, "--retries", "0", "index", "versions", "lycoris-lora")
+    if re.search("connection|name resolution|timed out", asked.stderr):
+        pytest.skip("no package index can be reached")
+
+
+def test_every_release_and_every_tag(tmp_path):
+    clone = os.environ.get("SD_SCRIPTS_HOME")
+    tags = ["--sd-scripts", clone] if clone and Path(clone, ".git").exists() else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A release of tomorrow must not turn today's commits red: it is a warning here, and red in the script itself.
+    words = ["--covered", "--releases", str(tmp_path), *tags]
+    done = run(sys.executable, "scripts/patch_matrix.py", *words, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    for line in done.stderr.splitlines():
+        if "has no patch yet" in line:
+            warnings.warn(line, stacklevel=1)
+    assert done.stdout.count("| yes |") >= 28 * bool(tags)
+    rows = [line for line in done.stdout.splitlines() if line.endswith("| byte for byte |")]
+    assert len(rows) >= 15
+    documented = (ROOT / "docs" / "patches.md").read_text(encoding="utf-8")
+    assert [row for row in rows if row not in documented] == [], "run scripts/patch_matrix.py --write"
+
+
+def test_an_upgrade_under_the_patch_is_noticed(tmp_path):
+    venv.create(tmp_path, with_pip=True)
+    python = str(tmp_path / "bin" / "python")
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path), "platbase": str(tmp_path)}))
+    # This package and what it needs, found after the LyCORIS of the new environment.
+    (packages / "zz.pth").write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
+
+    def patch(*words):
+        done = subprocess.run([python, "-c", PATCH, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def install(*words):
+        done = run(python, *PIP, "install", "--no-deps", *words)
+        assert done.returncode == 0, done.stderr
+
+    install("lycoris-lora==3.4.0")
+    original = (packages / "lycoris" / "kohya.py").read_bytes()
+    patch("apply", "--target", "lycoris")
+    assert (packages / "lycoris" / "kohya.py").read_bytes() != original
+    assert "lycoris 3.4.0: patched\n" in patch("status", "--target", "lycoris")
+    install("--upgrade", "lycoris-lora==4.1.3")
+    said = patch("status", "--target", "lycoris")
+    assert "lycoris 4.1.3: patched earlier, but since upgraded or reinstalled\n" in said
+    assert "what was patched was 3.3.0-3.4.0" in said
+    assert "next: hina-kohya patch apply --target lycoris\n" in said
+    patch("apply", "--target", "lycoris")
+    assert "lycoris 4.1.3: patched\n" in patch("status", "--target", "lycoris")
+    patch("revert", "--target", "lycoris")
+    assert "lycoris 4.1.3: not patched\n" in patch("status", "--target", "lycoris")
