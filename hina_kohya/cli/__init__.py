@@ -9,7 +9,9 @@ import hina_kohya
 
 # name: what it does. A command is a module of this package with `main(argv) -> exit code`.
 COMMANDS = {
+    "check": "find what is wrong with a training TOML before a model is loaded",
     "doctor": "versions, hashes, what is active, what is known to break",
+    "launch": "start a trainer of sd-scripts with the hooks, after a check",
     "optimizers": "list the optimizers, or show what one accepts",
     "patch": "put the hooks into LyCORIS and sd-scripts, and take them out again",
     "train": "teach a small text-to-image model new digits through an adapter",

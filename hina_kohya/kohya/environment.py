@@ -59,8 +59,8 @@ KNOWN_BROKEN = (
         "its source; LyCORIS #249", "pip install -U 'lycoris-lora>=3.2.0.post2'",
     ),
     Broken(
-        "lycoris-lora", ">=4.0", "preset=full, its default, fails on SD1.x: duplicated lora name",
-        "run with 4.1.3", "give preset=attn-mlp in network_args",
+        "lycoris-lora", ">=4.0", "preset=full (the default), full-lin, unet-only fail on SD1.x: duplicated lora name",
+        "run with 4.0.0 to 4.1.3", "give preset=attn-mlp in network_args",
     ),
     Broken(
         "adv-optm", ">=2.5", "Simplified_AdEMAMix, Lion_Prodigy_adv are gone, and some forks then lose all of adv_optm",

@@ -8,14 +8,24 @@ from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.kohya.errors import UserError
 
 GROUP = "sd_scripts.optimizers"
-# What sd-scripts resolves itself in library.train_util.get_optimizer; letter case does not matter there.
-OWN_NAMES = (
-    "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit", "PagedLion8bit",
-    "SGDNesterov", "SGDNesterov8bit", "DAdaptation", "DAdaptAdamPreprint",
-    "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptAdanIP", "DAdaptLion", "DAdaptSGD", "Prodigy", "Adafactor",
-    "RAdamScheduleFree", "AdamWScheduleFree", "SGDScheduleFree",
-)  # fmt: skip
-_OWN = {name.lower() for name in OWN_NAMES}
+# What sd-scripts resolves itself in library.train_util.get_optimizer, without regard to case, and the class it takes.
+_OWN_CLASSES = {
+    "AdamW": "torch.optim.AdamW",
+    **{name: f"bitsandbytes.optim.{name}" for name in (
+        "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion8bit", "PagedLion8bit")},
+    "Lion": "lion_pytorch.Lion",
+    "SGDNesterov": "torch.optim.SGD",
+    "SGDNesterov8bit": "bitsandbytes.optim.SGD8bit",
+    **dict.fromkeys(("DAdaptation", "DAdaptAdamPreprint"), "dadaptation.experimental.DAdaptAdamPreprint"),
+    "DAdaptAdanIP": "dadaptation.experimental.DAdaptAdanIP",
+    **{name: f"dadaptation.{name}" for name in (
+        "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptLion", "DAdaptSGD")},
+    "Prodigy": "prodigyopt.Prodigy",
+    "Adafactor": "transformers.optimization.Adafactor",
+    **{name: f"schedulefree.{name}" for name in ("RAdamScheduleFree", "AdamWScheduleFree", "SGDScheduleFree")},
+}  # fmt: skip
+OWN_NAMES = tuple(_OWN_CLASSES)
+OWN_PATHS = {name.lower(): path for name, path in _OWN_CLASSES.items()}
 
 
 def entries() -> list[EntryPoint]:
@@ -47,7 +57,7 @@ def resolve(optimizer_type: str | None) -> Any:
     Raises UserError for a short name that nobody knows.
     """
     name = (optimizer_type or "").strip()
-    if not name or name.lower() in _OWN:
+    if not name or name.lower() in OWN_PATHS:
         return None
     if "." in name:
         return _load(name) if name.startswith("hina_kohya.") or name in map(path, entries()) else None

@@ -48,7 +48,10 @@ def test_unknown_names_and_clashes_are_one_clear_error(entries, capsys):
     entries("hinaadamw", "torch.optim:AdamW")
     assert main(["optimizers", "HinaAdamW"]) == 2
     error = capsys.readouterr().err
-    assert "HinaAdamW is claimed by an unknown package (hina_kohya.HinaAdamW) and an unknown package (torch.optim.AdamW)" in error
+    assert (
+        "HinaAdamW is claimed by an unknown package (hina_kohya.HinaAdamW) and an unknown package (torch.optim.AdamW)"
+        in error
+    )
 
 
 def test_an_optimizer_of_another_package_shows_its_signature(entries, capsys):

@@ -74,7 +74,11 @@ def test_inert_under_somebody_elses_wrapper():
     hooks.install()
     module = importlib.import_module("library.train_util")
     ours = module.get_optimizer
-    module.get_optimizer = lambda args, trainable_params: ours(args, trainable_params)
+
+    def theirs(args, trainable_params):
+        return ours(args, trainable_params)
+
+    module.get_optimizer = theirs
     hooks.uninstall()
     assert module.get_optimizer(types.SimpleNamespace(optimizer_type="HinaAdamW"), []) == "theirs"
 

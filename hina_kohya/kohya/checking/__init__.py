@@ -1,0 +1,1 @@
+"""What is wrong with a training TOML, told before a model is loaded."""

@@ -1,0 +1,31 @@
+"""The registry of rules: functions from a `Context` to findings, one idea each, every claim with its evidence."""
+
+import dataclasses as dc
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pkgutil import iter_modules
+
+from hina_kohya.kohya.checking.context import Context
+from hina_kohya.kohya.checking.finding import Finding, Level
+
+Rule = Callable[[Context], Iterable[Finding]]
+
+_RULES: dict[str, Rule] = {}
+
+
+def rule(function: Rule) -> Rule:
+    """Decorator. A finding carries the function's name."""
+    _RULES[function.__name__] = function
+    return function
+
+
+def rules() -> dict[str, Rule]:
+    for module in iter_modules(__path__, f"{__name__}."):
+        import_module(module.name)
+    return _RULES
+
+
+def findings(context: Context) -> list[Finding]:
+    """Errors first; among them in the order of the rules."""
+    found = [dc.replace(each, rule=each.rule or name) for name, check in rules().items() for each in check(context)]
+    return sorted(found, key=lambda each: each.level is not Level.ERROR)

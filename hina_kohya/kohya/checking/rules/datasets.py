@@ -1,0 +1,156 @@
+"""The file of dataset_config, by the tables that sd-scripts itself checks it with (library/config_util.py)."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hina_kohya.core.hyper import nearest
+from hina_kohya.kohya.checking import placeholders
+from hina_kohya.kohya.checking.context import Context
+from hina_kohya.kohya.checking.finding import Finding, error, warning
+from hina_kohya.kohya.checking.reading import load, toml_line
+from hina_kohya.kohya.checking.rules import rule
+from hina_kohya.kohya.checking.schema import every_option
+from hina_kohya.kohya.errors import UserError
+
+_EVIDENCE = "measured: voluptuous refuses it (library/config_util.py)"
+_TYPES = {"str": str, "bool": bool, "int": int, "float": float, "dict": dict, "None": type(None)}
+Table = Mapping[str, str]
+
+
+@rule
+def dataset_ignores(context: Context) -> Iterator[Finding]:
+    given = [key for key in ("train_data_dir", "reg_data_dir", "in_json") if context.given(key)]
+    if context.args["dataset_config"] and given:
+        yield warning(
+            given[0],
+            "dataset_config is given, so it is ignored",
+            "said by sd-scripts (train_network.py:524)",
+            f"# {given[0]}: remove it",
+        )
+
+
+@rule
+def dataset_unreadable(context: Context) -> Iterator[Finding]:
+    file = _file(context)
+    if file is None:
+        return
+    if not file.name.lower().endswith((".toml", ".json")):
+        yield error(
+            "dataset_config",
+            f"{file.name} has to end in .toml or .json",
+            "ValueError (config_util.py:698)",
+            'dataset_config = "dataset.toml"',
+        )
+        return
+    try:
+        content = load(file)
+    except UserError as mistake:
+        yield error("dataset_config", str(mistake), "read with the same toml package")
+        return
+    yield from dataset_findings(content, context.schema.datasets, file)
+
+
+def is_dataset(content: Mapping[str, Any]) -> bool:
+    """Whether a file is one for dataset_config, and no configuration of a run."""
+    return isinstance(content.get("datasets"), list) and not any(key in every_option() for key in content)
+
+
+def dataset_findings(content: Mapping[str, Any], tables: Mapping[str, Table], file: Path) -> Iterator[Finding]:
+    shared = _merged(
+        tables, "subset_ascendable", "do_subset_ascendable", "db_subset_ascendable", "cn_subset_ascendable"
+    )
+    general = {**_merged(tables, "dataset_ascendable"), **shared}
+    datasets = content.get("datasets", [])
+    for key in content:
+        if key not in ("general", "datasets"):
+            what = "outside [general] and [[datasets]] nothing is allowed"
+            yield error(
+                f"{file.name}: {key}",
+                what,
+                _EVIDENCE,
+                "[general]" if nearest(key, ["general"]) else f"# {key}: remove it",
+            )
+    yield from _table(content.get("general", {}), general, f"{file.name} [general]")
+    if not datasets:
+        yield error(f"{file.name}: datasets", "there is no [[datasets]] in it, so no image", "measured", "[[datasets]]")
+    for where, dataset in _numbered(datasets, f"{file.name} [[datasets]]"):
+        rest = (
+            {key: each for key, each in dataset.items() if key != "subsets"} if isinstance(dataset, dict) else dataset
+        )
+        yield from _table(rest, general, where)
+        for place, subset in _numbered(
+            dataset.get("subsets", []) if isinstance(dataset, dict) else [], f"{where} subset"
+        ):
+            yield from _table(subset, _of_subset(subset, tables), place)
+            yield from _images(subset, place)
+
+
+def _numbered(tables: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Each table of a list with its place; whatever else stands there as one place."""
+    if not isinstance(tables, list):
+        yield where, tables
+        return
+    for number, table in enumerate(tables):
+        yield f"{where} {number + 1}", table
+
+
+def _of_subset(subset: Any, tables: Mapping[str, Table]) -> Table:
+    subset = subset if isinstance(subset, dict) else {}
+    kind = "cn" if "conditioning_data_dir" in subset else "ft" if "metadata_file" in subset else "db"
+    own = [name for name in (f"{kind}_subset_distinct", f"{kind}_subset_ascendable") if f"{name}_schema" in tables]
+    return _merged(tables, "subset_ascendable", "do_subset_ascendable", *own)
+
+
+def _table(given: Any, known: Table, where: str) -> Iterator[Finding]:
+    if not isinstance(given, dict):
+        yield error(where, f"{given!r} is no table of keys and values", _EVIDENCE)
+        return
+    for key, value in given.items():
+        if key not in known:
+            near = nearest(key, known)[:1]
+            fix = toml_line(near[0], value) if near else f"# {key}: remove it"
+            yield error(f"{where}: {key}", "it is not known there, and the run stops", _EVIDENCE, fix)
+        elif not any(_fits(kind, value) for kind in known[key].rstrip("!").split("|")):
+            wanted = known[key].rstrip("!").replace("|", " or ")
+            yield error(f"{where}: {key}", f"{value!r} is not of type {wanted}", _EVIDENCE, _as(wanted, key, value))
+    for key, kind in known.items():
+        if kind.endswith("!") and key not in given:
+            yield error(f"{where}: {key}", "it is required", _EVIDENCE, f'{key} = "..."')
+
+
+def _fits(kind: str, value: Any) -> bool:
+    if kind.startswith("pair of "):
+        return isinstance(value, list) and len(value) == 2 and all(_fits(kind[8:], each) for each in value)
+    if kind not in _TYPES:
+        return True
+    return isinstance(value, _TYPES[kind]) and not (isinstance(value, bool) and kind != "bool")
+
+
+def _as(wanted: str, key: str, value: Any) -> str:
+    """The line with the value converted, where that is plain."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return f"{key} = # {wanted}"
+    return (
+        toml_line(key, number if wanted.startswith("float") else int(number))
+        if wanted[:3] in ("flo", "int")
+        else f"{key} = # {wanted}"
+    )
+
+
+def _images(subset: Any, where: str) -> Iterator[Finding]:
+    for key in ("image_dir", "metadata_file", "conditioning_data_dir"):
+        value = subset.get(key) if isinstance(subset, dict) else None
+        if isinstance(value, str) and not placeholders.is_one(value) and not Path(value).exists():
+            yield error(f"{where}: {key}", f"{value} does not exist", "looked", f'{key} = "..."')
+
+
+def _merged(tables: Mapping[str, Table], *names: str) -> dict[str, str]:
+    return {key: kind for name in names for key, kind in tables[f"{name}_schema"].items()}
+
+
+def _file(context: Context) -> Path | None:
+    value = context.given("dataset_config")
+    return Path(value) if value and not placeholders.is_one(value) and Path(value).is_file() else None

@@ -1,0 +1,71 @@
+"""Optimizers that sd-scripts would not find by their name."""
+
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from hina_kohya.core.hyper import nearest
+from hina_kohya.kohya import names
+from hina_kohya.kohya.checking.context import Context
+from hina_kohya.kohya.checking.finding import Finding, error
+from hina_kohya.kohya.checking.optimizer import installed
+from hina_kohya.kohya.checking.reading import toml_line
+from hina_kohya.kohya.checking.rules import rule
+
+# pattern of the lower-case name -> what get_optimizer imports before anything else, and how it is installed
+_NEEDS = {
+    "*8bit": ("bitsandbytes", "bitsandbytes"),
+    "pagedadamw*": ("bitsandbytes", "bitsandbytes"),
+    "lion": ("lion_pytorch", "lion-pytorch"),
+    "prodigy": ("prodigyopt", "prodigyopt"),
+    "dadapt*": ("dadaptation", "dadaptation"),
+    "*schedulefree": ("schedulefree", "schedulefree"),
+}
+
+
+@rule
+def optimizer_clash(context: Context) -> Iterator[Finding]:
+    if context.optimizer.clash and context.hooks.active:
+        yield error("optimizer_type", context.optimizer.clash, "the entry points installed here")
+
+
+@rule
+def hooks_needed(context: Context) -> Iterator[Finding]:
+    """Short names of the entry points are found through the hooks only."""
+    optimizer = context.optimizer
+    if optimizer.registered and "." not in optimizer.type and not context.hooks.active:
+        yield error(
+            "optimizer_type",
+            f"the short name {optimizer.type} needs the hooks, which are not active ({context.hooks.why})",
+            "measured: module 'torch.optim' has no attribute (train_util.py:5133)",
+            f'{toml_line("optimizer_type", optimizer.path)}, or network_module = "hina_kohya.lycoris"',
+        )
+
+
+@rule
+def package_missing(context: Context) -> Iterator[Finding]:
+    optimizer = context.optimizer
+    if optimizer.registered and optimizer.hooked:
+        return
+    for pattern, (module, package) in _NEEDS.items():
+        if fnmatchcase(optimizer.lower, pattern) and not installed(module):
+            yield error(
+                "optimizer_type",
+                f"sd-scripts imports {module} for every name like {pattern}, which {sys.executable} lacks",
+                "measured: ImportError (train_util.py:4892 and below)",
+                f"pip install {package}",
+            )
+
+
+@rule
+def dadaptation_path(context: Context) -> Iterator[Finding]:
+    optimizer = context.optimizer
+    if optimizer.lower.startswith("dadapt") and not optimizer.is_own:
+        near = nearest(optimizer.last, [name for name in names.OWN_NAMES if name.startswith("DAdapt")])
+        what = f"names that begin with dadapt are looked up in a list, and {optimizer.type} is not in it"
+        yield error(
+            "optimizer_type",
+            what,
+            "measured: ValueError (train_util.py:5032)",
+            toml_line("optimizer_type", (near or ["DAdaptAdam"])[0]),
+        )

@@ -1,0 +1,69 @@
+"""Reading other people's Python source as data: nothing of theirs is imported or run."""
+
+import ast
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hina_kohya.kohya.errors import UserError
+
+UNKNOWN = object()
+
+
+@lru_cache(maxsize=64)
+def tree(path: Path) -> ast.Module:
+    """Raises UserError for a file that is not there or is not Python."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a newer Python warns about escapes in their strings
+            return ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def functions(path: Path) -> dict[str, ast.FunctionDef]:
+    return {each.name: each for each in tree(path).body if isinstance(each, ast.FunctionDef)}
+
+
+def value(node: ast.expr | None) -> Any:
+    """What is written out; None for nothing, UNKNOWN for what only running would tell."""
+    if node is None:
+        return None
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return UNKNOWN
+
+
+def constant(path: Path, name: str) -> ast.expr | None:
+    """The expression that a module assigns to a name."""
+    for node in tree(path).body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if any(isinstance(each, ast.Name) and each.id == name for each in targets):
+            return node.value  # type: ignore[union-attr]
+    return None
+
+
+def keys(table: ast.expr | None) -> list[str]:
+    """The keys of a dict that is written out, whatever its values are."""
+    found = table.keys if isinstance(table, ast.Dict) else []
+    return [each.value for each in found if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+
+
+@lru_cache(maxsize=64)
+def imports(path: Path, module: str) -> dict[str, str]:
+    """Names that a module imports, anywhere in it, with the dotted path each stands for."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            for each in node.names:
+                first = each.name.partition(".")[0]
+                found[each.asname or first] = each.name if each.asname else first
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            package = ".".join([*above, *filter(None, [node.module])])
+            found |= {each.asname or each.name: f"{package}.{each.name}" for each in node.names}
+    return found

@@ -1,0 +1,141 @@
+"""`hina-kohya check`: exit codes, what is printed, and that the words after -- are sd-scripts'."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hina_kohya.cli.check import main
+from hina_kohya.kohya.checking import report
+from hina_kohya.kohya.errors import UserError
+
+GOOD = """
+pretrained_model_name_or_path = "model.safetensors"
+train_data_dir = "data"
+output_dir = "output"
+network_module = "hina_kohya.lycoris"
+network_dim = 4
+network_args = ["algo=lokr", "preset=attn-mlp"]
+optimizer_type = "HinaAdamW"
+learning_rate = 1e-4
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("SD_SCRIPTS_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "10_cats").mkdir(parents=True)
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "good.toml").write_text(GOOD)
+    return tmp_path
+
+
+def printed(capsys, *words):
+    code = main(list(words))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_good_file_says_what_to_type_next(capsys):
+    code, out, err = printed(capsys, "good")
+    assert (code, err) == (0, "")
+    assert "good.toml for train_network.py (since nothing says otherwise" in out
+    assert "no findings" in out
+    assert out.endswith("next: accelerate launch train_network.py --config_file good.toml\n")
+
+
+def test_an_error_gives_one_block_and_exit_code_1(capsys, folder):
+    (folder / "bad.toml").write_text(GOOD + "lerning_rate = 1e-3\n")
+    code, out, _ = printed(capsys, "bad.toml")
+    assert code == 1
+    assert "error: lerning_rate: sd-scripts does not know it, and ignores it\n  because  " in out
+    assert "\n  write    learning_rate = 0.001\n" in out
+    assert out.endswith("1 error\nnext: correct the file, and check again\n")
+
+
+def test_a_warning_is_no_failure(capsys, folder):
+    (folder / "odd.toml").write_text(GOOD.replace("network_dim = 4\n", ""))
+    code, out, _ = printed(capsys, "odd.toml")
+    assert code == 0
+    assert "warning: network_dim: without it the rank is 4" in out
+    assert "1 warning\n" in out
+
+
+def test_what_cannot_be_read_is_exit_code_2(capsys, folder):
+    (folder / "broken.toml").write_text("seed = .5")
+    for words in (
+        ["gone.toml"],
+        ["broken.toml"],
+        ["good.toml", "--script", "x.py"],
+        ["good.toml", "--sd-scripts", "."],
+    ):
+        code, out, err = printed(capsys, *words)
+        assert (code, out) == (2, "")
+        assert err.startswith("hina-kohya check: error: ")
+        assert "Traceback" not in err
+
+
+def test_words_after_two_dashes_are_those_of_sd_scripts(capsys):
+    code, out, _ = printed(capsys, "good.toml", "--script", "sdxl_train_network", "--", "--v2", "--output_dir", "other")
+    assert code == 1
+    assert "error: v2: it means SD 2.x" in out
+
+
+def test_placeholders_are_named_and_no_mistake(capsys, folder):
+    (folder / "form.toml").write_text(GOOD.replace('"model.safetensors"', '"<your model>"'))
+    code, out, _ = printed(capsys, "form.toml")
+    assert code == 0
+    assert out.endswith("no findings\nnext: fill in pretrained_model_name_or_path\n")
+
+
+def test_short_names_are_found_where_the_launcher_starts_the_run(capsys, folder):
+    (folder / "short.toml").write_text(GOOD.replace("hina_kohya.lycoris", "lycoris.kohya"))
+    assert printed(capsys, "short.toml")[0] == 1
+    code, out, _ = printed(capsys, "short.toml", "--launched")
+    assert code == 0
+    assert "next: hina-kohya launch train_network.py --config_file short.toml" in out
+
+
+def test_a_file_of_datasets_is_checked_as_one(capsys, folder):
+    (folder / "dataset.toml").write_text('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "data"\n')
+    code, out, _ = printed(capsys, "dataset.toml")
+    assert (code, out.splitlines()[0]) == (0, "dataset.toml: a file for dataset_config")
+
+
+def test_the_groups_that_will_result(capsys):
+    code, out, _ = printed(capsys, "good.toml", "--arch", "sd15")
+    assert code == 0
+    assert "lokr_w1" in out
+    assert "textencoder" in out
+    assert "optimizer state" in out
+
+
+def test_a_network_that_cannot_be_made_is_an_error(capsys, monkeypatch):
+    def refuse(_):
+        raise UserError("lycoris.kohya refuses these arguments")
+
+    monkeypatch.setattr(report, "forecast_table", refuse)
+    code, out, _ = printed(capsys, "good.toml", "--arch", "sd15")
+    assert code == 1
+    assert "error: the network or its optimizer cannot be made: lycoris.kohya refuses" in out
+
+
+def test_a_network_that_only_a_checkout_has_is_no_mistake(capsys, folder):
+    text = GOOD.replace("hina_kohya.lycoris", "networks.dylora").replace('"HinaAdamW"', '"AdamW"')
+    (folder / "dylora.toml").write_text("".join(line for line in text.splitlines(True) if "network_args" not in line))
+    code, out, _ = printed(capsys, "dylora.toml", "--arch", "sd15")
+    assert code == 0
+    assert "no forecast: networks.dylora cannot be forecast" in out
+
+
+def test_help_shows_an_example():
+    run = subprocess.run(
+        [sys.executable, "-c", "from hina_kohya.cli.check import main; main(['--help'])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "hina-kohya check my_lokr.toml -- --learning_rate 1e-4" in run.stdout
+    for option in ("--script", "--sd-scripts", "--arch", "--launched"):
+        assert option in run.stdout

@@ -1,0 +1,220 @@
+"""The facts behind the check: what is shipped against a checkout, against argparse itself, and against LyCORIS."""
+
+import ast
+import inspect
+import json
+import os
+import subprocess
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from hina_kohya.kohya import targets
+from hina_kohya.kohya.checking import schema, sizes, source_options
+from hina_kohya.kohya.checking.rules.lycoris import PRESETS, READERS
+from hina_kohya.kohya.checking.schema import Schema
+from hina_kohya.kohya.errors import UserError
+
+HOME = os.environ.get("SD_SCRIPTS_HOME", "")
+HARNESS = Path(os.environ.get("HINA_HARNESS", Path(__file__).parents[3] / "shared" / "harness"))
+PYTHON = Path.home() / ".cache/hina-harness/venv/bin/python"
+ACTIONS = """
+import sys, json, importlib, argparse
+sys.path.insert(0, sys.argv[1])
+found = {}
+for script in sys.argv[2:]:
+    actions = importlib.import_module(script[:-3]).setup_parser()._actions
+    found[script] = {
+        each.dest: [each.option_strings, getattr(each.type, "__name__", None), each.nargs, each.choices, each.default,
+                    type(each).__name__]
+        for each in actions if not isinstance(each, argparse._HelpAction)
+    }
+print(json.dumps(found))
+"""
+CHECKOUT = {
+    "train_network.py": """
+from library import train_util
+from library.more import add_more_arguments
+def setup_parser():
+    parser = argparse.ArgumentParser()
+    train_util.add_arguments(parser, True)
+    add_more_arguments(parser)
+    parser.add_argument("--rank", type=int, default=0, choices=[0, 1])
+    return parser
+""",
+    "sdxl_train_network.py": """
+import train_network
+def setup_parser():
+    parser = train_network.setup_parser()
+    parser.add_argument("--only-xl", action="store_true", help="told " + "twice")
+    return parser
+""",
+    "library/train_util.py": """
+def add_arguments(parser: argparse.ArgumentParser, wanted: bool, unwanted: bool = False):
+    def convert(value):
+        return value
+    parser.add_argument("--words", "-w", type=str, default=None, nargs="*")
+    parser.add_argument("--off", action="store_false")
+    parser.add_argument("--computed", default=compute())
+    if wanted:
+        parser.add_argument("--wanted", type=float, default=1e-4)
+    for name in ("--first", "--second"):
+        parser.add_argument(name, type=int)
+    if unwanted:
+        parser.add_argument("--unwanted", type=float)
+""",
+    "library/more.py": """
+from . import train_util
+def add_more_arguments(parser):
+    parser.add_argument("--lr_warmup_steps", type=int_or_float, default=0)
+""",
+    "library/config_util.py": """
+class ConfigSanitizer:
+    ONE_SCHEMA = {"flip": bool, "rate": Any(float, int), Required("image_dir"): str}
+""",
+    "networks/mine.py": """
+def create_network(multiplier, network_dim, **kwargs):
+    parse(kwargs)
+    return kwargs.get("conv_dim", None) or kwargs["unit"]
+def parse(words):
+    return words.get("ratio")
+""",
+}
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    for name, text in CHECKOUT.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_options_are_read_off_the_source_of_the_parser(checkout):
+    common = source_options.options_of(checkout, "train_network.py")
+    assert common == {
+        "words": {"type": "str", "list": True, "flags": ["--words", "-w"]},
+        "off": {"type": "flag", "default": True},
+        "computed": {"type": "str"},
+        "wanted": {"type": "float", "default": 1e-4},
+        "first": {"type": "int"},
+        "second": {"type": "int"},
+        "lr_warmup_steps": {"type": "steps", "default": 0},
+        "rank": {"type": "int", "choices": [0, 1], "default": 0},
+    }
+    assert source_options.options_of_trainers(checkout)["sdxl_train_network.py"] == {
+        "only_xl": {"type": "flag", "flags": ["--only-xl"]}
+    }
+
+
+def test_an_option_that_only_running_would_tell_is_refused(checkout):
+    text = CHECKOUT["sdxl_train_network.py"].replace('"--only-xl"', "name()")
+    (checkout / "sdxl_train_network.py").write_text(text)
+    with pytest.raises(UserError, match=r"cannot be read: parser.add_argument\(name\(\)"):
+        source_options.options_of(checkout, "sdxl_train_network.py")
+
+
+def test_a_checkout_counts_instead_of_what_is_shipped(checkout):
+    told = Schema(checkout)
+    assert told.trainers == ["sdxl_train_network.py", "train_network.py"]
+    assert set(told.options("sdxl_train_network.py")) == {
+        *source_options.options_of(checkout, "train_network.py"),
+        "only_xl",
+    }
+    network = told.network("networks.mine")
+    assert network is not None
+    assert (network.reads, network.taken) == (("conv_dim", "ratio", "unit"), ("multiplier", "network_dim"))
+    assert told.network("networks.lora") is None
+    assert told.datasets == {"one_schema": {"flip": "bool", "rate": "float|int", "image_dir": "str!"}}
+    with pytest.raises(UserError, match="there is no trainer flux_train_network.py; known: sdxl"):
+        told.options("flux_train_network.py")
+
+
+def test_the_command_line_is_parsed_as_by_argparse(checkout):
+    parser = schema.parser(Schema(checkout).options("sdxl_train_network.py"))
+    words = ["--words", "a", "b", "--wanted", "3", "--lr_warmup_steps", "10%", "--off", "--only-xl"]
+    assert vars(parser.parse_args(words)) == {
+        "words": ["a", "b"], "wanted": 3.0, "lr_warmup_steps": 0.1, "off": False, "only_xl": True,
+    }  # fmt: skip
+    assert vars(parser.parse_args(["--rank", "1"])) == {"rank": 1}
+    with pytest.raises(UserError, match="invalid choice"):
+        parser.parse_args(["--rank", "2"])
+
+
+def test_what_is_shipped_is_whole():
+    shipped = Schema()
+    assert len(shipped.trainers) == 7
+    assert all(len(shipped.options(script)) > 190 for script in shipped.trainers)
+    assert {"networks.lora", "networks.lora_flux", "networks.lokr", "networks.loha"} <= set(shipped.networks)
+    assert shipped.origin.startswith("sd-scripts 48d368fa")
+
+
+@pytest.mark.skipif(not (HOME and PYTHON.exists()), reason="needs sd-scripts and the harness")
+def test_the_source_says_what_the_real_parser_says():
+    told = Schema(Path(HOME))
+    run = subprocess.run(
+        [PYTHON, "-c", ACTIONS, HOME, *told.trainers],
+        env={**os.environ, "PYTHONPATH": str(HARNESS / "stubs")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    types = {"int_or_float": "steps", "Path": "str", None: "str"}
+    for script, actions in json.loads(run.stdout.splitlines()[-1]).items():
+        options = told.options(script)
+        assert set(options) == set(actions)
+        for name, (flags, kind, nargs, choices, default, action) in actions.items():
+            option = options[name]
+            assert option.type == ("flag" if "Store" in action and action != "_StoreAction" else types.get(kind, kind))
+            assert (option.list, list(option.choices), option.unset) == (nargs == "*", choices or [], default)
+            assert list(option.flags or [f"--{name}"]) == flags
+
+
+@pytest.mark.skipif(not HOME, reason="needs sd-scripts")
+def test_what_is_shipped_is_what_its_commit_says():
+    told, shipped = Schema(Path(HOME)), Schema()
+    if targets.commit(Path(HOME)) != json.loads(schema.SHIPPED.read_text())["commits"][0]:
+        pytest.skip("another commit")
+    assert {script: told.options(script) for script in told.trainers} == {
+        script: shipped.options(script) for script in shipped.trainers
+    }
+    assert told.datasets == shipped.datasets
+    assert told.network("networks.lora_flux") == shipped.network("networks.lora_flux")
+
+
+def test_lycoris_has_the_algorithms_and_presets_that_the_rules_name():
+    from lycoris.config import PRESET
+    from lycoris.wrapper import network_module_dict
+
+    facts = Schema().network("lycoris.kohya")
+    assert facts is not None
+    assert facts.algorithms == tuple(network_module_dict)
+    assert {name: bool(preset.get("enable_conv")) for name, preset in PRESET.items()} == PRESETS
+    assert set(READERS) <= set(facts.reads)
+
+
+def test_lycoris_reads_arguments_for_the_algorithms_that_the_table_names():
+    """An algorithm whose module does not even look at an argument in its constructor cannot act on it."""
+    from lycoris.wrapper import network_module_dict
+
+    inner = {"dora_wd": "weight_decompose", "wd_on_output": "wd_on_out"}
+    for argument, readers in READERS.items():
+        for algorithm, module in network_module_dict.items():
+            name = inner.get(argument, argument)
+            constructor = inspect.unwrap(module.__init__)
+            looks = name in inspect.signature(constructor).parameters and _uses(constructor, name)
+            assert looks == (algorithm in readers), (argument, algorithm)
+
+
+def _uses(function, name):
+    body = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0].body
+    return any(isinstance(node, ast.Name) and node.id == name for each in body for node in ast.walk(each))
+
+
+@pytest.mark.parametrize("factor", [-1, 2, 4, 8, 16, 32])
+def test_lokr_splits_as_lycoris_does(factor):
+    from lycoris.functional import factorization
+
+    for width in (320, 640, 768, 1280, 1536, 2048, 2304, 3072, 3584, 127, 250):
+        assert sizes.split(width, factor) == factorization(width, factor)
