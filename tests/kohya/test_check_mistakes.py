@@ -82,6 +82,8 @@ MISTAKES = {
     "fused_backward_pass = true": "fused_backward_pass fused_backward_pass",
     "use_8bit_adam = true": "old_optimizer_flag use_8bit_adam",
     "cache_latents = true\nrandom_crop = true": "augmented_latents cache_latents",
+    'enable_bucket = true\nresolution = "64"': "bucket_range min_bucket_reso",
+    'enable_bucket = true\nresolution = "1024,768"\nmax_bucket_reso = 768': "bucket_range max_bucket_reso",
     "adaptive_noise_scale = 0.1": "adaptive_noise adaptive_noise_scale",
     'log_with = "tensorboard"': "log_without_folder logging_dir",
     "dim_from_weights = true": "dim_from_nothing dim_from_weights",

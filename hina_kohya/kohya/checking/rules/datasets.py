@@ -31,6 +31,22 @@ def dataset_ignores(context: Context) -> Iterator[Finding]:
 
 
 @rule
+def bucket_range(context: Context) -> Iterator[Finding]:
+    """Without dataset_config, whose own resolution and buckets win."""
+    sides = [int(side) for side in str(context.args["resolution"] or "").split(",") if side.strip().isdecimal()]
+    if not sides or not context.on("enable_bucket") or context.args["dataset_config"]:
+        return
+    least, most = context.args["min_bucket_reso"], context.args["max_bucket_reso"]
+    evidence = "measured: assertion while the images are read (train_util.py:767)"
+    if isinstance(least, int) and least > min(sides):
+        what = f"{least} is larger than the resolution, {min(sides)}"
+        yield error("min_bucket_reso", what, evidence, f"min_bucket_reso = {min(sides)}")
+    if isinstance(most, int) and most < max(sides):
+        what = f"{most} is smaller than the resolution, {max(sides)}"
+        yield error("max_bucket_reso", what, evidence, f"max_bucket_reso = {max(sides)}")
+
+
+@rule
 def dataset_unreadable(context: Context) -> Iterator[Finding]:
     file = _file(context)
     if file is None:
