@@ -1,0 +1,49 @@
+"""`trainer`: the double of sd-scripts, and the real thing where there is one, with the same words for both."""
+
+import pytest
+
+
+class Trainer:
+    """`train` makes a folder of its own for every run and expects success, unless `rc` says otherwise."""
+
+    def __init__(self, subject, request, folder):
+        self.subject, self.request, self.folder, self.count = subject, request, folder, 0
+        self.name, self.home, self.ask = subject.name, subject.home, subject.ask
+
+    def train(self, rc=0, here=True, **fields):
+        self.count += 1
+        out = self.folder / f"run{self.count}"
+        out.mkdir()
+        report = self.subject.train(out, self.request(**fields), here)
+        assert report.rc == rc, report.log[-3000:]
+        return report
+
+    def needs(self, *files):
+        for file in files:
+            if not (self.home / file).exists():
+                pytest.skip(f"this checkout has no {file}")
+
+
+@pytest.fixture(scope="session")
+def _runs():
+    from tests.kohya import runs  # imports torch and LyCORIS, which not every test here needs
+
+    return runs
+
+
+@pytest.fixture(scope="session")
+def _subjects(_runs, tmp_path_factory):
+    runs = _runs
+    subjects = {"double": runs.Double()}
+    if runs.real_checkout() is not None:
+        subjects["sd-scripts"] = runs.Real(tmp_path_factory.mktemp("harness"))
+    yield subjects
+    if "sd-scripts" in subjects:
+        subjects["sd-scripts"].close()
+
+
+@pytest.fixture(params=["double", "sd-scripts"])
+def trainer(request, _runs, _subjects, tmp_path):
+    if request.param not in _subjects:
+        pytest.skip("needs SD_SCRIPTS_HOME and the harness")
+    return Trainer(_subjects[request.param], _runs.Request, tmp_path)

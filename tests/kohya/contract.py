@@ -1,0 +1,197 @@
+"""Questions about single functions of sd-scripts, asked of the double and of a checkout in the same words.
+
+Each function imports from whatever checkout is first on sys.path and returns something that JSON can carry. `serve`
+answers questions by line, so that one process of the harness's Python serves all tests.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import types
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from tests.kohya.double import tiny_models
+
+MARK = "ANSWER "
+ADAFACTOR = "transformers.optimization"
+
+
+class Recorder(torch.optim.SGD):
+    """Takes any argument and counts calls of `train`."""
+
+    def __init__(self, params, lr, **options):
+        super().__init__(params, lr=1.0 if lr is None else lr)
+        self.options, self.trained = options, 0
+
+    def train(self):
+        self.trained += 1
+
+    def eval(self):
+        self.trained = -100
+
+
+class RecorderScheduleFree(Recorder):
+    pass
+
+
+class Recorder8bit(Recorder):
+    pass
+
+
+class NotAnOptimizer:
+    def __init__(self, params, lr):
+        self.param_groups = [{"params": list(params), "lr": lr}]
+
+
+def make_recorder(params, lr, **options):
+    return Recorder(params, lr, **options)
+
+
+@contextlib.contextmanager
+def packages(present=(), absent=()):
+    """Optional libraries as if installed (any attribute of theirs is `Recorder`) or not."""
+    names = (*present, *absent, *(f"{name}.experimental" for name in present))
+    before = {name: sys.modules.get(name) for name in names}
+    for name in names:
+        sys.modules[name] = None
+    for name in present:
+        module = types.ModuleType(name)
+        module.__getattr__ = lambda attribute: Recorder
+        module.optim, module.experimental = types.SimpleNamespace(AdamW8bit=Recorder), module
+        sys.modules[name] = sys.modules[f"{name}.experimental"] = module
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+
+
+def settings(**given):
+    return Namespace(**{
+        "optimizer_type": "", "optimizer_args": None, "learning_rate": 1e-3, "unet_lr": None, "text_encoder_lr": None,
+        "use_8bit_adam": False, "use_lion_optimizer": False, "fused_backward_pass": False, "max_grad_norm": 1.0,
+        "gradient_accumulation_steps": 1, "max_train_steps": 10, "network_train_unet_only": False,
+        "lr_scheduler": "constant", "lr_scheduler_type": "", "lr_scheduler_args": None, "lr_warmup_steps": 0,
+        "lr_decay_steps": 0, "lr_scheduler_num_cycles": 1, "lr_scheduler_power": 1, "lr_scheduler_timescale": None,
+        "lr_scheduler_min_lr_ratio": None, **given,
+    })  # fmt: skip
+
+
+def optimizer(optimizer_type, optimizer_args=None, groups=True, present=(), absent=(), **given):
+    """What get_optimizer makes of it."""
+    from library import train_util
+
+    args = settings(optimizer_type=optimizer_type, optimizer_args=optimizer_args, **given)
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    params = [{"params": {"a": weight}.values(), "lr": 0.5}] if groups else []
+    with packages(present, absent):
+        name, text, made = train_util.get_optimizer(args, params)
+    return {
+        "name": name, "args": text, "class": f"{type(made).__module__}.{type(made).__name__}",
+        "options": {key: repr(value) for key, value in getattr(made, "options", {}).items()},
+        "defaults": {key: repr(value) for key, value in getattr(made, "defaults", {}).items()},
+        "lr": made.param_groups[0]["lr"], "trained": getattr(made, "trained", None),
+        "learning_rate": args.learning_rate, "lr_scheduler": args.lr_scheduler,
+    }  # fmt: skip
+
+
+def rates(optimizer_type="AdamW", steps=5, processes=1, present=(), **given):
+    """The learning rate before each step, and what training and evaluation mode call."""
+    from library import train_util
+
+    args = settings(optimizer_type=optimizer_type, **given)
+    with packages(present):
+        made = train_util.get_optimizer(args, [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1.0}])[2]
+    train, evaluate = train_util.get_optimizer_train_eval_fn(made, args)
+    scheduler = train_util.get_scheduler_fix(args, made, processes)
+    found = []
+    for _ in range(steps):
+        found.append(scheduler.get_last_lr()[0])
+        made.step()
+        scheduler.step()
+    train()
+    evaluate()
+    return {"rates": found, "trained": getattr(made, "trained", None), "scheduler": type(scheduler).__name__}
+
+
+def config(folder, toml, *words, file="config"):
+    """The arguments that result from a TOML file and a command line."""
+    import train_network
+    from library import train_util
+
+    Path(folder, "config.toml").write_text(toml, encoding="utf-8")
+    argv, sys.argv = sys.argv, ["train_network.py", "--config_file", str(Path(folder, file)), *words]
+    try:
+        parser = train_network.setup_parser()
+        args = train_util.read_config_from_file(parser.parse_args(), parser)
+    finally:
+        sys.argv = argv
+    return {key: value for key, value in vars(args).items() if isinstance(value, str | int | float | list)}
+
+
+def groups(module, kind="sd", rates=(None, None, 1e-3), **kwargs):
+    """The groups that a network hands to the optimizer, and their descriptions."""
+    torch.manual_seed(0)
+    encoders, unet = tiny_models.build("sd" if kind == "sdxl" else kind)
+    if kind == "sdxl":
+        encoders.append(tiny_models.CLIPTextModel())
+    text_encoder = encoders if len(encoders) > 1 else encoders[0]
+    created = importlib.import_module(module).create_network(1.0, 4, 1, None, text_encoder, unet, **kwargs)
+    created.apply_to(text_encoder, unet, True, True)
+    several = hasattr(created, "prepare_optimizer_params_with_multiple_te_lrs")
+    prepare = created.prepare_optimizer_params_with_multiple_te_lrs if several else created.prepare_optimizer_params
+    made = prepare(*rates)
+    found, descriptions = made if isinstance(made, tuple) else (made, None)
+    return {
+        "several": several,
+        "descriptions": descriptions,
+        "groups": [
+            {
+                "keys": sorted(group),
+                "lr": group.get("lr"),
+                "names": list(group["params"].mapping) if hasattr(group["params"], "mapping") else None,
+                "count": len(group["params"]),
+            }
+            for group in found
+        ],
+        "saved": sorted(created.state_dict()),
+    }
+
+
+def logs(lrs, descriptions, optimizer_type="AdamW", d=None, unet_only=False):
+    """What generate_step_logs writes for these rates of the optimizer's groups."""
+    import train_network
+
+    group = {} if d is None else {"d": d}
+    scheduled = types.SimpleNamespace(param_groups=[{"lr": lr, **group} for lr in lrs])
+    scheduler = types.SimpleNamespace(get_last_lr=lambda: lrs, optimizers=[scheduled])
+    args = settings(optimizer_type=optimizer_type, network_train_unet_only=unet_only)
+    trainer = train_network.NetworkTrainer()
+    return trainer.generate_step_logs(args, 1.0, 1.0, scheduler, descriptions, scheduled)
+
+
+QUESTIONS = {function.__name__: function for function in (optimizer, rates, config, groups, logs)}
+
+
+def answer(line):
+    """One question as JSON [name, arguments, keywords] to its answer as JSON; an exception is an answer, too."""
+    name, args, kwargs = json.loads(line)
+    try:
+        return json.dumps(QUESTIONS[name](*args, **kwargs))
+    except (Exception, SystemExit) as error:
+        return json.dumps({"error": type(error).__name__, "message": str(error)})
+
+
+def serve():
+    """Answers until there are no more questions; on a copy of stdin, since `exit()` in sd-scripts closes that."""
+    with open(os.dup(0), encoding="utf-8") as questions:
+        for line in questions:
+            print(MARK + answer(line), flush=True)

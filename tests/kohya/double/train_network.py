@@ -1,0 +1,262 @@
+"""Double of sd-scripts' train_network.py, written from SD_SCRIPTS.md: the order of events that a plugin meets."""
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import sys
+import time
+
+import tiny_models
+import torch
+from accelerate.utils import set_seed
+from library import train_util
+
+logger = logging.getLogger(__name__)
+
+
+class NetworkTrainer:
+    kind = "sd"
+
+    def load_target_model(self, args):
+        encoders, unet = tiny_models.build(self.kind)
+        return (encoders if len(encoders) > 1 else encoders[0]), unet
+
+    def is_train_text_encoder(self, args):
+        return not args.network_train_unet_only
+
+    def post_process_network(self, args, accelerator, network, text_encoders, unet):
+        pass
+
+    def all_reduce_network(self, accelerator, network):
+        for param in network.parameters():
+            if param.grad is not None:
+                param.grad = accelerator.reduce(param.grad, reduction="mean")
+
+    def generate_step_logs(self, args, current_loss, avr_loss, lr_scheduler, lr_descriptions, optimizer=None):
+        """Every rate twice: by description, and as `lr/group{i}` (the first as `lr/textencoder`)."""
+        logs = {"loss/current": current_loss, "loss/average": avr_loss}
+        rates = lr_scheduler.get_last_lr()
+        first = 0 if args.network_train_unet_only else 1
+        kind = args.optimizer_type.lower()
+        adaptive = kind.startswith("dadapt") or kind == "prodigy"
+        plus = kind.endswith("prodigyplusschedulefree") and optimizer is not None
+        for i, rate in enumerate(rates):
+            names = [f"group{i}"] if i >= first else []
+            if lr_descriptions is not None:
+                names.insert(0, lr_descriptions[i])
+            else:
+                names.insert(0, f"group{i + first}" if len(rates) > 2 else "unet")
+            for name in names:
+                logs[f"lr/{name}"] = float(rate)
+                if adaptive:
+                    group = lr_scheduler.optimizers[-1].param_groups[i]
+                    logs[f"lr/d*lr/{name}"] = group["d"] * group["lr"]
+            if plus:
+                group = optimizer.param_groups[i]
+                logs[f"lr/d*lr/group{i}" if i >= first else "lr/d*lr"] = group["d"] * group["lr"]
+        if first:
+            logs["lr/textencoder"] = float(rates[0])
+        return logs
+
+    def create_network(self, args, text_encoder, unet):
+        sys.path.append(os.path.dirname(__file__))
+        module = importlib.import_module(args.network_module)
+        net_kwargs = dict(word.split("=", 1) for word in args.network_args or [])
+        if args.dim_from_weights:
+            return module.create_network_from_weights(1, args.network_weights, None, text_encoder, unet, **net_kwargs)[
+                0
+            ]
+        net_kwargs.setdefault("dropout", args.network_dropout)
+        place = (None, text_encoder, unet)
+        dim, alpha, drop = args.network_dim, args.network_alpha, args.network_dropout
+        return module.create_network(1.0, dim, alpha, *place, neuron_dropout=drop, **net_kwargs)
+
+    def optimizer_params(self, args, network):
+        """(groups, descriptions or None). A TypeError from anywhere within is taken for an older signature."""
+        several = hasattr(network, "prepare_optimizer_params_with_multiple_te_lrs")
+        rate = args.text_encoder_lr
+        if not several and isinstance(rate, list):
+            rate = rate[0] if rate else None
+        try:
+            if several:
+                prepare = network.prepare_optimizer_params_with_multiple_te_lrs
+            else:
+                prepare = network.prepare_optimizer_params
+            results = prepare(rate, args.unet_lr, args.learning_rate)
+            return results[:2] if type(results) is tuple else (results, None)
+        except TypeError:
+            return network.prepare_optimizer_params(rate, args.unet_lr), None
+
+    def applied_network(self, args, accelerator, text_encoder, unet):
+        network = self.create_network(args, text_encoder, unet)
+        if network is None:
+            return None
+        if hasattr(network, "prepare_network"):
+            network.prepare_network(args)
+        if args.scale_weight_norms and not hasattr(network, "apply_max_norm_regularization"):
+            logger.warning("the network knows no scale_weight_norms")
+            args.scale_weight_norms = None
+        self.post_process_network(args, accelerator, network, text_encoder, unet)
+        train_unet = not args.network_train_text_encoder_only
+        network.apply_to(text_encoder, unet, self.is_train_text_encoder(args), train_unet)
+        if args.network_weights is not None:
+            logger.info("loaded %s: %s", args.network_weights, network.load_weights(args.network_weights))
+        return network
+
+    def train(self, args):
+        train_util.setup_logging(reset=True)
+        set_seed(args.seed)
+        accelerator = train_util.prepare_accelerator(args)
+        models = text_encoder, unet = self.load_target_model(args)
+        network = self.applied_network(args, accelerator, text_encoder, unet)
+        if network is None:
+            return
+        params, lr_descriptions = self.optimizer_params(args, network)
+        name, described, optimizer = train_util.get_optimizer(args, params)
+        modes = train_util.get_optimizer_train_eval_fn(optimizer, args)
+        loader = torch.utils.data.DataLoader(tiny_models.random_data(), shuffle=True)
+        lr_scheduler = train_util.get_scheduler_fix(args, optimizer, accelerator.num_processes)
+        if args.full_bf16:
+            assert args.mixed_precision == "bf16", "full_bf16 needs mixed_precision bf16"
+            network.to(torch.bfloat16)
+        network, *prepared = accelerator.prepare(network, optimizer, lr_scheduler, loader)
+        bare = accelerator.unwrap_model(network)
+        bare.prepare_grad_etc(text_encoder, unet)
+        progress = {"step": 0}
+        progress["step"] = self.resumed_step(args, accelerator, progress)
+        accelerator.init_trackers("network_train")
+        self.between_steps(modes)
+        self.loop(args, accelerator, network, models, prepared, modes, lr_descriptions, progress)
+        accelerator.end_training()
+        modes[1]()
+        if accelerator.is_main_process:
+            if args.save_state:
+                train_util.save_state_on_train_end(args, accelerator)
+            metadata = self.metadata(args, f"{name}({described})" if described else name, progress["step"])
+            bare.save_weights(os.path.join(args.output_dir, f"{args.output_name}.safetensors"), torch.float32, metadata)
+
+    def between_steps(self, modes):
+        """Sampling and saving would be here, in evaluation mode."""
+        train, evaluate = modes
+        evaluate()
+        train()
+
+    def loop(self, args, accelerator, network, models, prepared, modes, lr_descriptions, progress):
+        optimizer, lr_scheduler, loader = prepared
+        bare = accelerator.unwrap_model(network)
+        losses = []
+        while progress["step"] < args.max_train_steps:
+            bare.on_epoch_start(*models)
+            for batch in loader:
+                with accelerator.accumulate(network):
+                    if hasattr(bare, "on_step_start"):
+                        bare.on_step_start(*models)
+                    loss = self.loss(accelerator, batch, *models)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        self.all_reduce_network(accelerator, network)
+                        if args.max_grad_norm:
+                            accelerator.clip_grad_norm_(bare.get_trainable_params(), args.max_grad_norm)
+                    optimizer.step()
+                    lr_scheduler.step()
+                    optimizer.zero_grad(set_to_none=True)
+                if args.scale_weight_norms:
+                    bare.apply_max_norm_regularization(args.scale_weight_norms, accelerator.device)
+                if accelerator.sync_gradients:
+                    progress["step"] += 1
+                    self.between_steps(modes)
+                losses.append(loss.item())
+                if accelerator.trackers:
+                    average = sum(losses) / len(losses)
+                    logs = self.generate_step_logs(args, losses[-1], average, lr_scheduler, lr_descriptions, optimizer)
+                    accelerator.log(logs, step=progress["step"])
+                if progress["step"] >= args.max_train_steps:
+                    break
+
+    def loss(self, accelerator, batch, text_encoder, unet):
+        latents, tokens = batch
+        encoders = text_encoder if isinstance(text_encoder, list) else [text_encoder]
+        noise, time = torch.randn_like(latents), torch.rand(len(latents))
+        with accelerator.autocast():
+            text = sum(encoder(tokens) for encoder in encoders)
+            predicted = unet(latents + time[:, None, None, None] * noise, text, time)
+        return torch.nn.functional.mse_loss(predicted.float(), noise)
+
+    def resumed_step(self, args, accelerator, progress):
+        """0, or the saved step with --skip_until_initial_step. Without it that many more steps are run."""
+        found = {"step": 0}
+
+        def save(models, weights, folder):
+            with open(os.path.join(folder, "train_state.json"), "w", encoding="utf-8") as file:
+                json.dump({"current_epoch": 1, "current_step": progress["step"]}, file)
+
+        def load(models, folder):
+            with open(os.path.join(folder, "train_state.json"), encoding="utf-8") as file:
+                found["step"] = json.load(file)["current_step"]
+
+        accelerator.register_save_state_pre_hook(save)
+        accelerator.register_load_state_pre_hook(load)
+        train_util.resume_from_local_or_hf_if_specified(accelerator, args)
+        if found["step"]:
+            assert args.max_train_steps > found["step"], "max_train_steps must be more than the saved step"
+        return found["step"] if args.skip_until_initial_step else 0
+
+    def metadata(self, args, optimizer, steps):
+        values = {
+            "ss_optimizer": optimizer,
+            "ss_network_module": args.network_module,
+            "ss_network_dim": args.network_dim,
+            "ss_network_alpha": args.network_alpha,
+            "ss_learning_rate": args.learning_rate,
+            "ss_unet_lr": args.unet_lr,
+            "ss_steps": steps,
+            "ss_training_finished_at": time.time(),
+        }
+        if args.network_args:
+            kwargs = dict(word.split("=", 1) for word in args.network_args)
+            values["ss_network_args"] = json.dumps({**kwargs, "dropout": kwargs.get("dropout", args.network_dropout)})
+        return {key: str(value) for key, value in values.items()}
+
+
+FLAGS = """full_bf16 save_state skip_until_initial_step dim_from_weights network_train_unet_only
+    network_train_text_encoder_only use_8bit_adam use_lion_optimizer fused_backward_pass"""
+TEXTS = """config_file output_dir logging_dir resume network_module network_weights"""
+NUMBERS = """unet_lr network_dropout scale_weight_norms"""
+
+
+def int_or_float(text):
+    return float(text) if "." in text else int(text)
+
+
+def setup_parser():
+    parser = argparse.ArgumentParser()
+    for kind, names in ((str, TEXTS), (float, NUMBERS)):
+        for name in names.split():
+            parser.add_argument(f"--{name}", type=kind)
+    for name in FLAGS.split():
+        parser.add_argument(f"--{name}", action="store_true")
+    for name in ("optimizer_args", "network_args"):
+        parser.add_argument(f"--{name}", nargs="*")
+    parser.add_argument("--text_encoder_lr", type=float, nargs="*")
+    parser.add_argument("--output_name", default="lora")
+    parser.add_argument("--optimizer_type", default="")
+    parser.add_argument("--learning_rate", type=float, default=2e-6)
+    parser.add_argument("--max_grad_norm", type=float, default=1.0)
+    parser.add_argument("--lr_scheduler", default="constant")
+    parser.add_argument("--lr_warmup_steps", type=int_or_float, default=0)
+    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    parser.add_argument("--max_train_steps", type=int, default=1600)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--network_dim", type=int)
+    parser.add_argument("--network_alpha", type=float, default=1)
+    return parser
+
+
+if __name__ == "__main__":
+    parser = setup_parser()
+    args = parser.parse_args()
+    train_util.verify_command_line_training_args(args)
+    NetworkTrainer().train(train_util.read_config_from_file(args, parser))

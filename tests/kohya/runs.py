@@ -1,0 +1,209 @@
+"""Trainings and questions in the same words for the double and for a real checkout of sd-scripts.
+
+The double runs within this process, unless the launch is the subject. The real thing runs through the harness of this
+project's developers (HINA_HARNESS, default ../shared/harness) where SD_SCRIPTS_HOME names a checkout.
+"""
+
+import dataclasses as dc
+import functools
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.kohya import contract
+from tests.kohya.inside import DOUBLE, HARMLESS, checkout, single_spaces, train_here
+
+ROOT = Path(__file__).parents[2]
+HARNESS = Path(os.environ.get("HINA_HARNESS", ROOT.parent / "shared" / "harness"))
+VENV = Path(os.environ.get("HARNESS_DIR", Path.home() / ".cache" / "hina-harness")) / "venv"
+LAUNCH = "hina_kohya.launch"
+ACCELERATE = (
+    "--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1"
+)
+LAUNCHERS = {
+    "python": "",
+    "accelerate": f"-m accelerate.commands.launch {ACCELERATE}",
+    "torchrun": "-m torch.distributed.run --standalone --nproc_per_node 2",
+    "hina-kohya": f"-m hina_kohya.cli launch {ACCELERATE}",
+}
+
+
+def real_checkout():
+    """The checkout that tests may use; None where it or the harness is missing."""
+    home = os.environ.get("SD_SCRIPTS_HOME")
+    return Path(home) if home and (HARNESS / "run_tiny.py").exists() and VENV.exists() else None
+
+
+@dc.dataclass
+class Report:
+    """What a training left behind. `log` has single spaces, since sd-scripts' own breaks lines at the window."""
+
+    rc: int
+    log: str
+    out: Path
+
+    @property
+    def weights(self):
+        return self.out / "lora.safetensors"
+
+    @functools.cached_property
+    def meta(self):
+        with self.weights.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return json.loads(file.read(size)).get("__metadata__", {})
+
+    @functools.cached_property
+    def tensors(self):
+        from safetensors.torch import load_file
+
+        return load_file(self.weights)
+
+    @property
+    def bits(self):
+        """Bytes of every saved tensor."""
+        return {name: tensor.numpy().tobytes() for name, tensor in self.tensors.items()}
+
+    @functools.cached_property
+    def scalars(self):
+        """{tag: values by step} from TensorBoard's files."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        found = {}
+        for folder in {file.parent for file in (self.out / "tb").rglob("events.out.tfevents.*")}:
+            events = EventAccumulator(str(folder)).Reload()
+            found.update({tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]})
+        return found
+
+    @property
+    def losses(self):
+        return self.scalars["loss/current"]
+
+    @property
+    def groups(self):
+        """What `tests.kohya.group_probe.AdamW` was given."""
+        return json.loads((self.out / "groups.json").read_text())
+
+    @property
+    def events(self):
+        """What `tests.kohya.order_probe` wrote down."""
+        return (self.out / "events.txt").read_text(encoding="utf-8").splitlines()
+
+
+@dc.dataclass
+class Request:
+    """A training; the fields are those of the command line, `plugins` are folders that a package was installed in."""
+
+    network: str = "lycoris.kohya"
+    network_args: tuple[str, ...] = ()
+    optimizer: str = "AdamW"
+    optimizer_args: tuple[str, ...] = ()
+    steps: int = 4
+    lr: str = "1e-3"
+    extra: tuple[str, ...] = ()
+    hooks: bool = False
+    launch: str = "python"  # or another of LAUNCHERS
+    script: str = "train_network.py"
+    plugins: tuple[Path, ...] = ()
+
+    def words(self):
+        """network_args and optimizer_args as lists, with the preset that works on SD1.x in every LyCORIS."""
+        network = list(self.network_args)
+        lycoris = self.network.endswith(("lycoris.kohya", "hina_kohya.lycoris")) or "inner=lycoris.kohya" in network
+        if lycoris and not any(word.startswith("preset=") for word in network):
+            network.append("preset=attn-mlp")
+        return network, list(self.optimizer_args)
+
+
+class Double:
+    name, home = "double", DOUBLE
+
+    def train(self, out, request, here=True):
+        network, optimizer = request.words()
+        words = ["--output_dir", out, "--logging_dir", out / "tb", "--max_train_steps", request.steps]
+        words += ["--learning_rate", request.lr, "--network_module", request.network, "--network_dim", 4]
+        words += ["--optimizer_type", request.optimizer, "--seed", 42]
+        words += ["--network_args", *network] if network else []
+        words += ["--optimizer_args", *optimizer] if optimizer else []
+        words = [str(word) for word in (*words, *request.extra)]
+        run = train_here if here and request.launch == "python" else _apart
+        return Report(*run(request, words, {**HARMLESS, "PROBE_FOLDER": str(out)}), out)
+
+    def ask(self, question, *args, **kwargs):
+        with checkout(DOUBLE):
+            return json.loads(contract.answer(json.dumps([question, args, kwargs])))
+
+
+class Real:
+    name, home = "sd-scripts", real_checkout()
+
+    def __init__(self, folder):
+        """`folder` gets this package's entry points, as if pip had installed it into the harness."""
+        self.worker = None
+        self.installed = folder / "installed"
+        metadata = importlib.metadata.distribution("hina-kohya")
+        found = next(file for file in metadata.files or () if file.name == "entry_points.txt").locate()
+        shutil.copytree(Path(found).parent, self.installed / Path(found).parent.name)
+
+    def train(self, out, request, here=True):
+        network, optimizer = request.words()
+        paths = os.pathsep.join(map(str, (ROOT, self.installed, *request.plugins)))
+        command = [sys.executable, HARNESS / "run_tiny.py", "--out", out, "--pythonpath", paths, "--timeout", 400]
+        command += ["--steps", request.steps, "--lr", request.lr]
+        if request.launch == "hina-kohya":
+            command += ["--python", self._hina_kohya()]
+        else:
+            command += ["--launcher", request.launch]
+        command += ["--num-processes", 2 if request.launch == "torchrun" else 1, "--network_module", request.network]
+        command += ["--launch-module", LAUNCH] if request.hooks else []
+        command += ["--optimizer_type", request.optimizer, "--env", f"PROBE_FOLDER={out}"]
+        command += ["--network_args", *network] if network else []
+        command += ["--optimizer_args", *optimizer] if optimizer else []
+        command += ["--save_state"] if "--save_state" in request.extra else []
+        extra = [word for word in request.extra if word != "--save_state"]
+        command += ["--", *extra] if extra else []
+        run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+        report = json.loads(run.stdout)
+        return Report(report["rc"], single_spaces(Path(report["log"]).read_text(errors="replace")), out)
+
+    def _hina_kohya(self):
+        """In the place of the harness's Python: starts scripts by `hina-kohya launch`; leaves `-c` to Python."""
+        script, python = self.installed.parent / "hina-kohya-launch", VENV / "bin" / "python"
+        script.write_text(
+            f'#!/bin/sh\n[ "$1" = -c ] && exec {python} "$@"\nexec {python} {LAUNCHERS["hina-kohya"]} "$@"\n'
+        )
+        script.chmod(0o755)
+        return script
+
+    def ask(self, question, *args, **kwargs):
+        if self.worker is None:
+            paths = os.pathsep.join(map(str, (self.home, HARNESS / "stubs", ROOT)))
+            self.worker = subprocess.Popen(
+                [VENV / "bin" / "python", "-c", "from tests.kohya import contract; contract.serve()"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                env={**os.environ, **HARMLESS, "PYTHONPATH": paths},
+            )  # fmt: skip
+        self.worker.stdin.write(json.dumps([question, args, kwargs]) + "\n")
+        self.worker.stdin.flush()
+        line = next(line for line in self.worker.stdout if line.startswith(contract.MARK))
+        return json.loads(line.removeprefix(contract.MARK))
+
+    def close(self):
+        if self.worker is not None:
+            self.worker.stdin.close()
+            self.worker.wait()
+
+
+def _apart(request, words, environment):
+    """The same in a process of its own, through a launcher: (exit status, log)."""
+    command = [sys.executable, *LAUNCHERS[request.launch].split(), *(["-m", LAUNCH] if request.hooks else [])]
+    paths = os.pathsep.join(map(str, (ROOT, *request.plugins)))
+    run = subprocess.run(
+        [*command, str(DOUBLE / request.script), *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300,
+        env={**os.environ, **environment, "PYTHONPATH": paths},
+    )  # fmt: skip
+    return run.returncode, single_spaces(run.stdout)

@@ -1,0 +1,266 @@
+"""configs/training: read as sd-scripts reads them, accepted by what they configure, and run where sd-scripts is."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import toml
+import torch
+from torch import nn
+
+from hina_kohya.kohya import arguments, hooks, names, registration
+from hina_kohya.kohya.options import take
+from tests.kohya import runs
+
+FOLDER = runs.ROOT / "configs" / "training"
+SCRIPTS = {
+    "sd15": "train_network", "sdxl": "sdxl_train_network", "sd35": "sd3_train_network",
+    "flux1": "flux_train_network", "lumina2": "lumina_train_network", "anima": "anima_train_network",
+}  # fmt: skip
+ALGORITHMS = ("lora", "lokr", "loha", "dora")
+CONFIGS = [f"{model}_{algorithm}" for model in SCRIPTS for algorithm in ALGORITHMS]
+LYCORIS = [name for name in CONFIGS if not name.endswith("_lora")]
+PATHS = {
+    "pretrained_model_name_or_path", "dataset_config", "clip_l", "clip_g", "t5xxl", "ae", "gemma2", "qwen3", "vae",
+}  # fmt: skip
+# What LyCORIS looks for in each model, and the width of the layers there.
+BLOCKS = {
+    "sd15": ("Transformer2DModel", 640), "sdxl": ("Transformer2DModel", 1280), "sd35": ("SingleDiTBlock", 1536),
+    "flux1": ("DoubleStreamBlock", 3072), "lumina2": ("JointTransformerBlock", 2304), "anima": ("Block", 2048),
+}  # fmt: skip
+
+
+def read(name):
+    """One level of sections flattened, as sd-scripts does; there, the later of two equal keys wins without a word."""
+    sections = toml.load(FOLDER / f"{name}.toml").values()
+    flat = {key: value for section in sections for key, value in section.items()}
+    assert len(flat) == sum(map(len, sections))
+    return flat
+
+
+def model_of(name):
+    return name.partition("_")[0]
+
+
+def network_arguments(config):
+    return dict(word.split("=", 1) for word in config.get("network_args", []))
+
+
+def is_placeholder(value):
+    return isinstance(value, str) and value.startswith("<") and value.endswith(">")
+
+
+def test_every_model_has_every_algorithm():
+    found = {path.stem for path in FOLDER.glob("*.toml")} - {"dataset", "digits_lokr"}
+    assert found == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_starts_with_the_command_that_runs_it(name):
+    line = (FOLDER / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0]
+    script = SCRIPTS[model_of(name)]
+    assert line == f"# accelerate launch --num_cpu_threads_per_process 1 {script}.py --config_file {name}.toml"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_only_paths_are_left_to_fill_in(name):
+    config = read(name)
+    assert {key for key, value in config.items() if is_placeholder(value)} == PATHS & set(config)
+    filled = {key: value for key, value in config.items() if key not in PATHS}
+    assert "<" not in json.dumps(filled)
+    assert config["output_dir"] == f"output/{name}"
+    assert config["output_name"] == name
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_optimizer_accepts_its_arguments(name):
+    config = read(name)
+    cls = names.resolve(config["optimizer_type"])
+    optimizer = registration.build(cls, config["optimizer_args"], [nn.Parameter(torch.zeros(2, 2))], 1.0)[2]
+    assert optimizer.settings.preset is not None
+    assert not optimizer.conflicts
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_without_hooks_the_arguments_read_the_same(name):
+    words = read(name)["optimizer_args"]
+    theirs = {key: ast.literal_eval(value) for key, value in (word.split("=") for word in words)}
+    assert theirs == arguments.parse(words)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nothing_is_decided_twice(name):
+    config = read(name)
+    network = network_arguments(config)
+    options, _ = take(network)
+    settings = registration.build(
+        names.resolve(config["optimizer_type"]), config["optimizer_args"], [nn.Parameter(torch.zeros(2, 2))], 1.0
+    )[2].settings
+    assert not options.splits_lr  # LoRA+ is the optimizer's
+    assert options.splits_decay is not settings.use_spd  # weight decay by role, or SPD, which displaces it
+    assert not (config.get("fp8_base") and "dora_wd" in network)
+    if "bypass_mode" in network and network["algo"] == "lokr":
+        assert config["network_alpha"] == config["network_dim"]  # LyCORIS < 4.0 forgets alpha / dim there
+
+
+@pytest.fixture
+def lycoris():
+    """hina_kohya.lycoris; afterwards no hook, and LyCORIS' targets as after its import."""
+    from lycoris.config import PRESET
+    from lycoris.kohya import LycorisNetworkKohya
+
+    yield hooks.network_module("lycoris.kohya")
+    hooks.uninstall()
+    LycorisNetworkKohya.apply_preset(PRESET["full"])
+
+
+def adapted(module, name, config, dtype=torch.float32):
+    """A block of the model with one layer, and a new network on it."""
+    kind, width = BLOCKS[model_of(name)]
+    torch.manual_seed(0)
+    block = type(kind, (nn.Sequential,), {})(nn.Linear(width, width)).to(dtype)
+    unet, text_encoders = nn.Sequential(block), [nn.Identity()]
+    given = {"algo": "lora", "preset": "attn-mlp", **network_arguments(config), "dropout": None}
+    network = module.create_network(
+        1.0, config["network_dim"], config["network_alpha"], None, text_encoders, unet, neuron_dropout=None, **given
+    )
+    network.apply_to(text_encoders, unet, False, True)
+    return unet, network
+
+
+def descent(unet, optimizer):
+    """By how much one step lowers a linear loss."""
+    torch.manual_seed(1)
+    width = unet[0][0].in_features
+    inputs, slope = torch.randn(16, width), torch.randn(16, width)
+    losses = []
+    for _ in range(2):
+        losses.append((unet(inputs) * slope).sum())
+        losses[-1].backward()
+        optimizer.step()
+    return losses[0].item() - losses[1].item()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_first_step_is_of_a_usual_size(name, lycoris):
+    """The measure behind the learning rates: twice that of LoRA of rank 16, alpha 16, with AdamW at 1e-4."""
+    usual = {"network_dim": 16, "network_alpha": 16.0}
+    unet, network = adapted(lycoris, name, usual)
+    reference = descent(unet, torch.optim.AdamW(network.parameters(), lr=1e-4))
+
+    config = read(name)
+    unet, network = adapted(lycoris, name, config)
+    assert len(network.unet_loras) == 1
+    groups, _ = network.prepare_optimizer_params(None, None, config["learning_rate"])
+    cls = names.resolve(config["optimizer_type"])
+    optimizer = registration.build(cls, config["optimizer_args"], groups, config["learning_rate"])[2]
+    assert 1.8 < descent(unet, optimizer) / reference < 2.5
+
+
+@pytest.mark.parametrize("name", [name for name in LYCORIS if read(name).get("fp8_base")])
+def test_fp8_weights_can_be_adapted(name, lycoris):
+    unet, network = adapted(lycoris, name, read(name), torch.float8_e4m3fn)
+    with torch.autocast("cpu", torch.bfloat16):
+        unet(torch.randn(2, BLOCKS[model_of(name)][1])).sum().backward()
+    assert any(param.grad is not None and param.grad.any() for param in network.parameters())
+
+
+needs_sd_scripts = pytest.mark.skipif(runs.real_checkout() is None, reason="needs SD_SCRIPTS_HOME and the harness")
+
+# Within sd-scripts: its parsers, its configuration file reader, its data sets and its own checks.
+READER = """
+import importlib, json, sys
+script, dataset, *paths = sys.argv[1:]
+module = importlib.import_module(script)
+from library import config_util, strategy_base, train_util
+kinds = (thing for name, thing in vars(module).items() if name.endswith("NetworkTrainer"))
+kind = next(thing for thing in kinds if thing.__module__ == script)
+trainer, parser = kind(), module.setup_parser()
+options = {action.dest: action for action in parser._actions}
+for path in paths:
+    sys.argv[1:] = ["--config_file", path]
+    args = parser.parse_args()
+    train_util.verify_command_line_training_args(args)
+    args = train_util.read_config_from_file(args, parser)
+    given = {key: value for key, value in vars(args).items() if value != parser.get_default(key)}
+    del given["config_file"]
+    unknown = sorted(set(given) - set(options))
+    words = []
+    for key, value in given.items():
+        value = [] if value is True else value if isinstance(value, list) else [value]
+        words += ["--" + key, *map(str, value)]
+    typed = {} if unknown else vars(parser.parse_args(words))
+    differing = {key: [repr(value), repr(typed[key])] for key, value in given.items() if not unknown
+                 and (typed[key], type(typed[key])) != (value, type(value)) and key != "dataset_config"}
+    train_util.verify_training_args(args)
+    train_util.prepare_dataset_args(args, True)
+    strategy_base.LatentsCachingStrategy._strategy = None
+    strategy_base.LatentsCachingStrategy.set_strategy(trainer.get_latents_caching_strategy(args))
+    generator = config_util.BlueprintGenerator(config_util.ConfigSanitizer(True, True, args.masked_loss, True))
+    blueprint = generator.generate(config_util.load_user_config(dataset), args)
+    data, _ = config_util.generate_dataset_group_by_blueprint(blueprint.dataset_group)
+    trainer.assert_extra_args(args, data, None)
+    first = data.datasets[0]
+    print("READ", json.dumps({"unknown": unknown, "differing": differing, "batch": first.batch_size,
+        "size": [first.width, first.height], "largest": first.max_bucket_reso, "images": first.num_train_images}))
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """configs/training/dataset.toml, filled in."""
+    images = next(path for path in (runs.VENV.parent / "assets" / "data").iterdir() if path.is_dir())
+    content = toml.load(FOLDER / "dataset.toml")
+    assert is_placeholder(content["datasets"][0]["subsets"][0]["image_dir"])
+    content["datasets"][0]["subsets"][0]["image_dir"] = str(images)
+    path = tmp_path_factory.mktemp("dataset") / "dataset.toml"
+    path.write_text(toml.dumps(content), encoding="utf-8")
+    return path
+
+
+@needs_sd_scripts
+@pytest.mark.parametrize("model", SCRIPTS)
+def test_sd_scripts_reads_them(model, dataset):
+    chosen = [name for name in CONFIGS if model_of(name) == model]
+    files = [FOLDER / f"{name}.toml" for name in chosen]
+    paths = os.pathsep.join(map(str, (runs.real_checkout(), runs.HARNESS / "stubs")))
+    run = subprocess.run(
+        [runs.VENV / "bin" / "python", "-c", READER, SCRIPTS[model], dataset, *files],
+        capture_output=True, text=True, check=False, env={**os.environ, **runs.HARMLESS, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    lines = [json.loads(line.removeprefix("READ ")) for line in run.stdout.splitlines() if line.startswith("READ ")]
+    for name, found in zip(chosen, lines, strict=True):
+        config = read(name)
+        assert (found["unknown"], found["differing"]) == ([], {})
+        assert found["size"] == [int(each) for each in config["resolution"].split(",")]
+        assert (found["batch"], found["largest"]) == (config["train_batch_size"], config.get("max_bucket_reso", 1024))
+        assert found["images"] == 80  # 8, 10 times
+
+
+@needs_sd_scripts
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_sd15_trains(algorithm, dataset, tmp_path):
+    name = f"sd15_{algorithm}"
+    paths = os.pathsep.join(map(str, (runs.ROOT, runs.Real(tmp_path).installed)))
+    command = [sys.executable, runs.HARNESS / "run_tiny.py", "--out", tmp_path, "--steps", 3, "--pythonpath", paths]
+    command += ["--config_file", FOLDER / f"{name}.toml", "--", "--dataset_config", dataset, "--lr_warmup_steps", 1]
+    command += ["--mixed_precision", "bf16", "--min_bucket_reso", 64, "--max_data_loader_n_workers", 1]
+    run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    result = json.loads(run.stdout)
+    assert result["rc"] == 0, result.get("tail")
+    report = runs.Report(0, re.sub(r"\s+", " ", (tmp_path / "log.txt").read_text(errors="replace")), tmp_path)
+    assert len(report.losses) == 3
+    assert report.meta["ss_optimizer"].startswith("hina_kohya.optim.hina_adamw.HinaAdamW(preset=")
+    kind = {"lokr": r"lokr \d+ modules, \d+ Kronecker pairs", "loha": r"loha \d+ modules"}.get(
+        algorithm, r"lora \d+ modules"
+    )
+    assert re.search(kind, report.log)
+    assert "0 regular, 0 unnamed" in report.log
+    rates = {tag for tag in report.scalars if tag.startswith("lr/") and "group" not in tag}
+    still = {"lr/textencoder no decay", "lr/unet no decay"} if algorithm == "dora" else set()
+    assert rates == {"lr/textencoder", "lr/unet"} | still
