@@ -40,7 +40,8 @@ def build(cls: Any, words: Any, params: Any, lr: float) -> Built:
         unknown = [name for name in options if name not in accepted]
         # A class that takes **kwargs names the culprit itself.
         hint = f"; {did_you_mean(unknown[0], accepted)}" if unknown and "mean" not in str(error) else ""
-        raise UserError(f"optimizer_type {cls.__name__} refused its arguments: {error}{hint}") from error
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "its parameters"
+        raise UserError(f"optimizer_type {cls.__name__} refused {given}: {error}{hint}") from error
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer_type {cls.__name__} is not a torch.optim.Optimizer but {type(optimizer).__name__}")
     described = ",".join(f"{name}={value}" for name, value in options.items())

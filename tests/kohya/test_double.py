@@ -98,7 +98,8 @@ def test_train_is_called_once(trainer):
 
 def test_only_names_that_end_in_schedulefree_change_their_mode(trainer):
     made = trainer.ask("rates", f"{HERE}.RecorderScheduleFree", present=["schedulefree"], lr_scheduler="cosine")
-    assert made == {"rates": [1.0] * 5, "trained": -100, "scheduler": "DummyScheduler"}
+    assert (made["rates"], made["trained"]) == ([1.0] * 5, -100)
+    assert made["scheduler"] != "LambdaLR"
     made = trainer.ask("rates", f"{HERE}.Recorder")
     assert (made["trained"], made["scheduler"]) == (1, "LambdaLR")
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
 
 import tiny_models
 import torch
@@ -30,13 +31,13 @@ class NetworkTrainer:
         pass
 
     def all_reduce_network(self, accelerator, network):
-        for param in network.parameters():
-            if param.grad is not None:
-                param.grad = accelerator.reduce(param.grad, reduction="mean")
+        """Gradients become new tensors, parameter by parameter, since no forward goes through the wrapped network."""
+        for trained in (each for each in network.parameters() if each.grad is not None):
+            trained.grad = accelerator.reduce(trained.grad, "mean")
 
     def generate_step_logs(self, args, current_loss, avr_loss, lr_scheduler, lr_descriptions, optimizer=None):
         """Every rate twice: by description, and as `lr/group{i}` (the first as `lr/textencoder`)."""
-        logs = {"loss/current": current_loss, "loss/average": avr_loss}
+        logs = dict(zip(("loss/current", "loss/average"), (current_loss, avr_loss), strict=True))
         rates = lr_scheduler.get_last_lr()
         first = 0 if args.network_train_unet_only else 1
         kind = args.optimizer_type.lower()
@@ -61,7 +62,7 @@ class NetworkTrainer:
         return logs
 
     def create_network(self, args, text_encoder, unet):
-        sys.path.append(os.path.dirname(__file__))
+        sys.path.append(str(Path(__file__).parent))
         module = importlib.import_module(args.network_module)
         net_kwargs = dict(word.split("=", 1) for word in args.network_args or [])
         if args.dim_from_weights:
@@ -95,9 +96,8 @@ class NetworkTrainer:
             return None
         if hasattr(network, "prepare_network"):
             network.prepare_network(args)
-        if args.scale_weight_norms and not hasattr(network, "apply_max_norm_regularization"):
-            logger.warning("the network knows no scale_weight_norms")
-            args.scale_weight_norms = None
+        if not hasattr(network, "apply_max_norm_regularization"):
+            args.scale_weight_norms = None  # ignored, with a warning there
         self.post_process_network(args, accelerator, network, text_encoder, unet)
         train_unet = not args.network_train_text_encoder_only
         network.apply_to(text_encoder, unet, self.is_train_text_encoder(args), train_unet)

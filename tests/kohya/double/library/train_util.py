@@ -120,32 +120,35 @@ def _adafactor_rate(args, params, options):
 
 
 def get_optimizer_train_eval_fn(optimizer, args):
-    if is_schedulefree_optimizer(optimizer, args):
-        return optimizer.train, optimizer.eval
-    return lambda: None, lambda: None
+    changes_mode = is_schedulefree_optimizer(optimizer, args)
+    return (optimizer.train, optimizer.eval) if changes_mode else (_nothing, _nothing)
+
+
+def _nothing():
+    pass
 
 
 def is_schedulefree_optimizer(optimizer, args):
     return args.optimizer_type.lower().endswith("schedulefree")
 
 
-class DummyScheduler:
+class NoSchedule:
     """For schedule-free optimizers; accelerate leaves it alone, as it is no scheduler of torch's."""
 
     def __init__(self, optimizer):
-        self.optimizer = optimizer
+        self.raw = optimizer  # its groups are replaced when accelerate loads its state
 
     def step(self):
-        pass
+        """There is none to take."""
 
     def get_last_lr(self):
-        return [group["lr"] for group in self.optimizer.param_groups]
+        return [each["lr"] for each in self.raw.param_groups]
 
 
 def get_scheduler_fix(args, optimizer, num_processes):
     """constant, constant_with_warmup, linear, cosine and Adafactor's own."""
     if is_schedulefree_optimizer(optimizer, args):
-        return DummyScheduler(optimizer)
+        return NoSchedule(optimizer)
     name, total = args.lr_scheduler, args.max_train_steps * num_processes
     warmup = args.lr_warmup_steps or 0
     warmup = int(warmup * total) if isinstance(warmup, float) else warmup
@@ -182,7 +185,7 @@ def read_config_from_file(args, parser):
     for key, value in toml.load(path).items():
         flat.update(value if isinstance(value, dict) else {key: value})
     args = parser.parse_args(namespace=argparse.Namespace(**flat))
-    args.config_file = os.path.splitext(args.config_file)[0]
+    args.config_file = args.config_file.removesuffix(".toml")
     return args
 
 
