@@ -82,7 +82,8 @@ def regroup(
         for part in sorted(parts):
             settings = _settings(group, part, options, default_lr, members[parts[part][0]].name or "")
             done.append(_renamed(settings, [pairs[index - start] for index in parts[part]]))
-            said.append(label + " plus" * part.plus + " no decay" * part.still)
+            suffix = " plus" * part.plus + " no decay" * part.still
+            said.append(f"{label.rstrip()}{suffix}" if suffix else label)  # FLUX: "textencoder 1 "
         start += len(pairs)
     return done, said
 

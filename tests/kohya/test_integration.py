@@ -1,9 +1,13 @@
 """This package in a whole training of sd-scripts: the double always, the real thing where there is a checkout."""
 
 import re
+import shutil
 from unittest import mock
 
 import pytest
+
+from hina_kohya.kohya import patching
+from hina_kohya.kohya.targets import SD_SCRIPTS
 
 LOKR = ("algo=lokr", "factor=4")
 PROBE = "tests.kohya.group_probe.AdamW"
@@ -37,7 +41,6 @@ WAYS = {
     "hina_kohya.network": {"network": "hina_kohya.network", "network_args": ("inner=lycoris.kohya", *LOKR)},
     "accelerate launch -m hina_kohya.launch": {"network_args": LOKR, "hooks": True, "launch": "accelerate"},
     "hina-kohya launch": {"network_args": LOKR, "launch": "hina-kohya"},
-    # the patched checkout: here
 }
 
 
@@ -48,6 +51,19 @@ def test_short_name(trainer, way):
     assert report.meta["ss_network_module"] == WAYS[way].get("network", "lycoris.kohya")
     assert len(report.losses) == 3
     lokr_pairs(report)
+
+
+def test_short_name_in_a_patched_checkout(trainer, tmp_path, monkeypatch):
+    copy = shutil.copytree(trainer.home, tmp_path / "checkout", ignore=shutil.ignore_patterns(".git"))
+    monkeypatch.setenv("SD_SCRIPTS_HOME", str(copy))
+    monkeypatch.setattr("tests.kohya.runs.DOUBLE", copy)
+    patching.apply(patching.inspect(SD_SCRIPTS, copy))
+    report = trainer.train(optimizer="HinaAdamW", network_args=LOKR, steps=3, here=False)
+    assert report.meta["ss_network_module"] == "lycoris.kohya"
+    lokr_pairs(report)
+    patching.revert(patching.inspect(SD_SCRIPTS, copy))
+    report = trainer.train(optimizer="HinaAdamW", network_args=LOKR, steps=3, here=False, rc=1)
+    assert "has no attribute 'HinaAdamW'" in report.log
 
 
 @pytest.mark.parametrize("network", ["lora", "lora_fa", "oft", "dylora"])
