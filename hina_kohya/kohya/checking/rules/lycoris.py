@@ -17,6 +17,7 @@ PRESETS = {
     "full": True, "full-lin": False, "attn-mlp": False, "attn-only": False, "unet-only": True,
     "unet-transformer-only": False, "unet-convblock-only": True, "ia3": False,
 }  # fmt: skip
+_TWICE = "duplicated lora name: lora_unet_time_embedding_linear_1"
 _TWICE_ON_SD1 = ("full", "full-lin", "unet-only")
 _PRODUCTS = ("lora", "locon", "loha", "lokr", "glora")
 _DECOMPOSED = ("lora", "locon", "loha", "lokr")
@@ -59,19 +60,34 @@ def preset_unknown(context: Context) -> Iterator[Finding]:
 def preset_fails_on_sd1(context: Context) -> Iterator[Finding]:
     """LyCORIS 4 wraps the time embedding of SD 1.x and 2.x twice: by the class of the module, and by its name."""
     preset = context.network.arguments.get("preset", "full")
+    if preset in _TWICE_ON_SD1 and not context.on("dim_from_weights") and (version := _fails_on_sd1(context)):
+        default = "" if "preset" in context.network.arguments else " (the default)"
+        yield (error if context.trainer.certain else warning)(
+            OPTION,
+            f"preset={preset}{default} stops on SD 1.x and 2.x: {_TWICE}",
+            f"measured with LyCORIS 4.0.0 to 4.1.3 (3.x and SDXL are fine); installed: {version}",
+            _changed(context, "preset", "attn-mlp"),
+        )
+
+
+@rule
+def dim_from_weights_fails_on_sd1(context: Context) -> Iterator[Finding]:
+    """It makes the network with LyCORIS's default preset, whatever is given."""
+    if context.on("dim_from_weights") and (version := _fails_on_sd1(context)):
+        yield (error if context.trainer.certain else warning)(
+            "dim_from_weights",
+            f"it stops on SD 1.x and 2.x: {_TWICE}",
+            f"measured with LyCORIS 4.1.3; installed: {version}",
+            "dim_from_weights = false",
+        )
+
+
+def _fails_on_sd1(context: Context) -> str | None:
+    """The installed version of LyCORIS, if it is one that does, and the model may be one."""
     target = targets.find_lycoris() if context.network.is_lycoris else None
-    if target is None or context.trainer.script != TRAINER or preset not in _TWICE_ON_SD1:
-        return
-    if int((target.version or "0").partition(".")[0]) < 4:
-        return
-    say = error if context.trainer.certain else warning
-    default = "" if "preset" in context.network.arguments else " (the default)"
-    yield say(
-        OPTION,
-        f"preset={preset}{default} stops on SD 1.x and 2.x: duplicated lora name: lora_unet_time_embedding_linear_1",
-        f"measured with LyCORIS 4.0.0 to 4.1.3 (3.x and SDXL are fine); installed: {target.version}",
-        _changed(context, "preset", "attn-mlp"),
-    )
+    if target is None or context.trainer.script != TRAINER or int((target.version or "0").partition(".")[0]) < 4:
+        return None
+    return target.version
 
 
 @rule
