@@ -28,7 +28,8 @@ class Slab:
 
     def write(self, rows: Rows, x: Tensor, seed: Tensor | None) -> None:
         for name, part in self.codec.encode(x, self.slot, seed).items():
-            self.parts[name][rows] = part
+            kept = self.parts[name]
+            kept[rows] = part.to(kept.dtype)  # rows given by index are not cast by themselves
 
     def views(self, row: int, shape: torch.Size) -> dict[str, Tensor]:
         """What ``optimizer.state[p]`` shows of one row: views, so that nothing is stored twice."""

@@ -178,3 +178,15 @@ def test_cast_and_new_group_in_the_middle_keep_state():
     optimizer.step()
     assert torch.equal(optimizer.state[params[name]]["adam.exp_avg"], before)
     assert optimizer.state[params[name]]["step"] == 3
+
+
+def test_a_bf16_anchor_where_a_neighbour_has_no_gradient():
+    """SPD anchors a whole weight in the weight's own dtype; a bucket whose rows are not all stepped writes by index."""
+    params = [torch.nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16)) for _ in range(3)]
+    names = [f"lora_unet_{i}.weight" for i in range(3)]
+    optimizer = HinaAdamW(list(zip(names, params, strict=True)), lr=1e-2, use_spd=True)
+    for step in range(3):
+        for i, param in enumerate(params):
+            param.grad = None if (i + step) % 3 == 1 else torch.ones_like(param)
+        optimizer.step()
+    assert all(torch.isfinite(param).all() and (param != 1).any() for param in params)
