@@ -25,6 +25,7 @@ mixed_precision = "bf16"
 """
 LYCORIS = 'network_module = "lycoris.kohya"\n'
 LOKR = LYCORIS + 'network_args = ["algo=lokr", "preset=attn-mlp"]\n'
+DIM_FROM_WEIGHTS = "dim_from_weights = true\nnetwork_weights = 'model.safetensors'"
 HINA = LOKR.replace("lycoris.kohya", "hina_kohya.lycoris") + 'optimizer_type = "HinaAdamW"\n'
 UNET_ONLY = "network_train_unet_only = true\n"
 
@@ -148,8 +149,7 @@ MISTAKES = {
     LYCORIS + 'network_args = ["algo=lokrr", "preset=attn-mlp"]': "algorithm_unknown network_args",
     LYCORIS + 'network_args = ["algo=lokr", "preset=atn-mlp"]': "preset_unknown network_args",
     LYCORIS + 'network_args = ["algo=lokr"]': "preset_fails_on_sd1 network_args",
-    LOKR
-    + "dim_from_weights = true\nnetwork_weights = 'model.safetensors'": "dim_from_weights_fails_on_sd1 dim_from_weights",
+    LOKR + DIM_FROM_WEIGHTS: "dim_from_weights_fails_on_sd1 dim_from_weights",
     LYCORIS
     + 'network_args = ["algo=loha", "preset=attn-mlp", "factor=8"]': "argument_of_another_algorithm network_args",
     LYCORIS + 'network_args = ["algo=lora", "preset=attn-mlp", "dora_wd=0"]': "switch_stays_on network_args",
