@@ -1,0 +1,50 @@
+import dataclasses as dc
+import math
+
+from hina_kohya.core.bucket import matrix_shape
+from hina_kohya.core.hyper import hyper
+from hina_kohya.core.registry import register
+from hina_kohya.core.roles import Kind, Member
+from hina_kohya.core.signal import Signal
+from hina_kohya.core.technique import Slot, Stage, State, Technique
+from hina_kohya.numerics.newton_schulz import orthogonalise
+
+
+@register
+@dc.dataclass(frozen=True)
+class Muon(Technique):
+    r"""Steps by the orthogonalised momentum: all its singular values are made about equal.
+
+    .. math:: m \leftarrow m + (1-\mu)(g - m), \quad w = g + \mu(m - g), \quad
+              u = \eta\,\rho \sqrt{\max(\text{rows}, \text{columns})}\; \mathrm{NS}(w)
+
+    NS is five rounds of a quintic Newton-Schulz iteration from w / ||w||. NS(w) has an RMS of about 1 / sqrt(max(rows,
+    columns)), so u has rho eta whatever the shape; rho = 0.2 is what Adam's has on noise, sqrt((1 - b1) / (1 + b1)).
+    So the learning rate, decay and the rules for partners (LoRA+, Kronecker) keep the meaning that they have with Adam.
+
+    Shapes: g, m, w, u [N, m, n], convolutions as [out, in * kh * kw]; Gram matrices [N, k, k], k = min(m, n).
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the scale: Liu et al., arXiv:2502.16982, section 2.2.
+    Differs: no epsilon under ||w||, so gradients of any size count; m is the average of gradients instead of their sum,
+    which NS cannot tell apart. What is no matrix (vectors, rank 1) or no linear map (scales, norms, biases, rotations)
+    is left to the chain's other MOMENT technique. The authors leave embeddings to AdamW too; they are not known here.
+    Cost: one slot; two products of the matrix with a k x k one, and 17 of k x k with k x k.
+    """
+
+    name, stage = "muon", Stage.MOMENT
+    slots = {"exp_avg": Slot.SIGNED}
+    yields_to = ("lora_rite",)
+    beta: float = hyper(0.95, "[0, 1)", doc="mu: decay of the average of gradients")
+    nesterov: bool = hyper(True, doc="let the newest gradient count more: w above, else w = m")
+    rms: float = hyper(0.2, "(0, inf)", doc="rho: RMS of the step over the learning rate")
+    rounds: int = hyper(5, "[1, 20]", doc="rounds of Newton-Schulz")
+
+    def fit(self, member: Member) -> "Muon | None":
+        linear = member.role.kind in (Kind.FACTOR, Kind.DENSE, Kind.REGULAR)
+        return self if linear and min(matrix_shape(member.shape)) > 1 else None
+
+    def apply(self, s: Signal, state: State) -> Signal:
+        m = state["exp_avg"]
+        g = s.enter(m, s.grad)
+        m = state["exp_avg"] = m.lerp(g, 1 - self.beta)
+        o = orthogonalise(g.lerp(m, self.beta) if self.nesterov else m, int(self.rounds))
+        return s.but(update=o * s.scalar(s.lr * (self.rms * math.sqrt(max(o.shape[-2:])))))
