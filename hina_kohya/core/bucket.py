@@ -64,7 +64,7 @@ class Bucket:
     def _slab(self, technique: Technique, name: str, codec: Codec) -> Slab:
         slot = technique.slots[name]
         m, n = technique.slot_shape(name, self.m, self.n, self.key.partner)
-        dtype = self.key.dtype if slot is Slot.ANCHOR else self.compute
+        dtype = {Slot.ANCHOR: self.key.dtype, Slot.CODE: torch.uint8}.get(slot, self.compute)
         like = torch.empty(0, dtype=dtype, device=self.key.device)
         slab = Slab(f"{technique.name}.{name}", slot, codec, (len(self), m, n), like)
         if slot is Slot.ANCHOR:

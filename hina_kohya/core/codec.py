@@ -11,7 +11,7 @@ from torch import Tensor
 from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.core.technique import Slot
 from hina_kohya.numerics import companding
-from hina_kohya.numerics.rounding import stochastic_round_bf16
+from hina_kohya.numerics.rounding import random_bits16, stochastic_round_bf16
 
 Parts = dict[str, Tensor]  # what is kept of N matrices: "" for the values, "scale" for what they are relative to
 
@@ -30,6 +30,10 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, x: Tensor, slot: Slot, seed: Tensor | None) -> Parts: ...
+
+    def rounds(self, slot: Slot) -> bool:
+        """Whether writing needs a seed."""
+        return False
 
 
 class Exact(Codec):
@@ -62,13 +66,17 @@ class BFloat16(Codec):
         assert seed is not None
         return {"": stochastic_round_bf16(x.to(torch.float32), seed)}
 
+    def rounds(self, slot: Slot) -> bool:
+        return True
+
 
 class EightBit(Codec):
     """One byte a value and one fp32 scale a block of at most 256 values.
 
     A matrix of k values has ceil(k / 256) equal blocks, padded by less than one value a block; so a tensor of 16
     elements is 8-bit too, and no block holds values of two matrices. The codes are those of `numerics.companding`;
-    on a GPU they are made and read by bitsandbytes' kernels with the same codes as a table.
+    on a GPU they are made and read by bitsandbytes' kernels with the same codes as a table. Factors, which are few, are
+    rounded stochastically.
     """
 
     name = "8bit"
@@ -103,11 +111,18 @@ class EightBit(Codec):
         if padding := blocks * size - x.shape[1]:
             x = torch.nn.functional.pad(x, (0, padding))
         x = x.unflatten(1, (blocks, size))
-        if x.is_cuda:
+        if self.rounds(slot):
+            assert seed is not None
+            code, scale = companding.encode_unsigned_stochastic(x, random_bits16(seed, x.shape) * 2.0**-16)
+        elif x.is_cuda:
             code, scale = _bitsandbytes_encode(x, slot)
         else:
             code, scale = (companding.encode_signed if slot is Slot.SIGNED else companding.encode_unsigned)(x)
         return {"": code, "scale": scale}
+
+    def rounds(self, slot: Slot) -> bool:
+        # A factor is a mean of many squares, so it moves by far less than a code a step: to nearest it would freeze.
+        return slot is Slot.FACTOR
 
 
 @cache

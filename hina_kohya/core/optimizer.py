@@ -166,7 +166,7 @@ class HinaOptimizer(torch.optim.Optimizer):
             states[technique][name] = slab.read(where, bucket.compute)
         shared = {c.technique.name: c.shared(bucket, where) for c in plan.couplings if c.technique in bucket.chain}
         new, states = self._run(bucket.chain, s, states, shared)
-        rounded = bucket.key.dtype == torch.bfloat16 or self._codec.name == "bf16"
+        rounded = bucket.key.dtype == torch.bfloat16 or any(slab.rounds for slab in bucket.slabs.values())
         seed = bucket.seeds(picked) if rounded else None
         for (technique, name), slab in bucket.slabs.items():
             salted = None if seed is None else seed ^ _salt(slab.key)

@@ -85,11 +85,13 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
             for picked, where in bucket.chunks(range(len(bucket))):
                 param = bucket.gather([bucket.params[row] for row in picked])
                 lr, decay, step, rank = scalars[:, where].view(4, -1, 1, 1).unbind(0)
-                ones = lr.to(param.dtype).expand_as(param)
-                s = Signal(param, param, param, param, lr, decay, step, update=ones, cofactor_rank=rank)
+                ones, none = lr.to(param.dtype).expand_as(param), torch.zeros_like(param)
+                s = Signal(param, param, none, none, lr, decay, step, update=ones, cofactor_rank=rank)
                 for technique in _step_sizes(bucket.chain):
                     shared = [c.shared(bucket, where) for c in plan.couplings if c.technique is technique]
-                    s = technique.apply(s.but(cofactors=shared[0] if shared else None), {})
+                    slabs = {name: slab for (owner, name), slab in bucket.slabs.items() if owner == technique.name}
+                    state = {name: slab.read(where, bucket.compute) for name, slab in slabs.items()}
+                    s = technique.apply(s.but(cofactors=shared[0] if shared else None), state)
                 for row, mean in zip(picked, s.update.mean(dim=(-2, -1)).tolist(), strict=True):
                     group = group_of[bucket.indices[row]]
                     weighted[group] += mean * bucket.key.shape.numel()

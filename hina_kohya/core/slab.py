@@ -18,7 +18,8 @@ class Slab:
     def __init__(self, key: str, slot: Slot, codec: Codec, shape: tuple[int, int, int], like: Tensor):
         count, self.m, self.n = shape
         self.key, self.slot = key, slot
-        self.codec = codec if slot in (Slot.SIGNED, Slot.UNSIGNED) else _EXACT
+        self.codec = codec if slot in (Slot.SIGNED, Slot.UNSIGNED, Slot.FACTOR) else _EXACT
+        self.rounds = self.codec.rounds(slot)
         self.parts = self.codec.empty(count, self.m, self.n, like, slot)
 
     def read(self, rows: Rows, dtype: torch.dtype) -> Tensor:

@@ -33,6 +33,8 @@ class Slot(IntEnum):
     UNSIGNED = 2  # [m, n], never negative, behind the codec; starts at 0
     EXACT = 3  # whatever `slot_shape` says, uncompressed; starts at 0
     ANCHOR = 4  # [m, n] in the parameter's dtype, uncompressed; starts as the parameter
+    FACTOR = 5  # whatever `slot_shape` says, never negative, behind the codec; starts at 0
+    CODE = 6  # whatever `slot_shape` says, whole numbers in [0, 255], a byte each under every codec; starts at 0
 
 
 State = dict[str, Tensor]

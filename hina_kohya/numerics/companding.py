@@ -36,6 +36,16 @@ def encode_unsigned(x: Tensor) -> tuple[Tensor, Tensor]:
     return code.to(torch.uint8), scale
 
 
+def encode_unsigned_stochastic(x: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """As `encode_unsigned`, but up or down by ``uniform`` in [0, 1) such that the decoded mean is x."""
+    scale = x.amax(dim=-1, keepdim=True)
+    x = x * _reciprocal(scale)
+    below = x.sqrt().sqrt_().mul_(UNSIGNED_STEPS).sub_(1).floor_().clamp_(0, UNSIGNED_STEPS - 2)
+    low, high = ((below + k).div_(UNSIGNED_STEPS).square_().square_() for k in (1, 2))
+    up = (x.sub_(low).div_(high.sub_(low)) > uniform).to(x.dtype)
+    return below.add_(up).to(torch.uint8), scale
+
+
 def decode_unsigned(code: Tensor, scale: Tensor) -> Tensor:
     root = code.to(scale.dtype).add_(1)
     return root.square_().square_().mul_(scale * (1 / UNSIGNED_STEPS**4))

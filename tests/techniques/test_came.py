@@ -1,0 +1,362 @@
+"""CAME as it runs in the optimizer: against its oracle, the authors' package, and what its state promises."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from hina_kohya.core import chain
+from hina_kohya.core.codec import codec
+from hina_kohya.core.optimizer import HinaOptimizer
+from hina_kohya.core.registry import build
+from hina_kohya.core.technique import Slot
+from hina_kohya.numerics import companding
+from tests.conftest import make_params, set_grads, train
+from tests.core.test_cost import Counter, small_matrices
+from tests.core.test_edges import STATES
+from tests.core.test_memory import live_bytes, lora_set
+from tests.core.test_resume import copy_of, through_file
+from tests.oracles.came import CAME
+from tests.oracles.cautious import Cautious
+from tests.oracles.tam import Torque
+from tests.techniques.test_against_oracles import DECAY, MATRICES, STEPS, close, gradients, rate
+
+SHAPES = MATRICES | {"one": (1,), "column.weight": (6, 1), "row.weight": (1, 6), "point.weight": (6, 4, 1, 1)}
+OPTIONS = {
+    "defaults": {},
+    "bias_correct_confidence": {"bias_correct_confidence": True},
+    "others": {"beta1": 0.8, "beta2": 0.9, "beta3": 0.95, "eps1": 1e-3, "eps2": 1e-2, "clip_threshold": 0.7},
+}
+states = pytest.mark.parametrize("state", STATES)
+
+
+def oracle(beta1=0.9, beta2=0.999, beta3=0.9999, eps1=1e-30, eps2=1e-16, **rest):
+    return CAME((beta1, beta2, beta3), (eps1, eps2), weight_decay=DECAY, **rest)
+
+
+def came(params, state="8bit", others=(), lr=1e-3, **options):
+    chosen = [build("came", **options), build("weight_decay"), *map(build, others)]
+    return HinaOptimizer(params.items(), chosen, lr=lr, weight_decay=0.01, state=state)
+
+
+def run_came(options, others=()):
+    chosen = [build("came", **options), build("weight_decay"), *map(build, others)]
+    params = {name: torch.nn.Parameter(torch.from_numpy(p)) for name, p in starts().items()}
+    optimizer = HinaOptimizer(params.items(), chosen, lr=1.0, weight_decay=DECAY, state="fp32", decay_roles="all")
+    for step, by_name in enumerate(gradients(SHAPES, SHAPES, STEPS)):
+        optimizer.param_groups[0]["lr"] = rate(step)
+        for name, param in params.items():
+            param.grad = torch.from_numpy(by_name[name])
+        optimizer.step()
+    return {name: param.detach().numpy() for name, param in params.items()}
+
+
+def starts():
+    generator = np.random.default_rng(1)
+    return {name: generator.normal(size=shape) * 0.5 for name, shape in SHAPES.items()}
+
+
+def against(final, make):
+    grads = gradients(SHAPES, SHAPES, STEPS)
+    for name, p in starts().items():
+        each = make()
+        for step, by_name in enumerate(grads):
+            p = each.step(p, by_name[name], rate(step))
+        close(final[name], p)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_alone(options):
+    against(run_came(options), lambda: oracle(**options))
+
+
+def test_under_cautious():
+    against(run_came({}, ["cautious"]), lambda: Cautious(CAME(), weight_decay=DECAY))
+
+
+def test_with_tam_the_residual_is_that_of_the_undamped_gradient():
+    class Damped(CAME):
+        torque = None
+
+        def direction(self, g, damping=None):
+            self.torque = self.torque or Torque()
+            return super().direction(g, self.torque)
+
+    against(run_came({}, ["tam"]), lambda: Damped(weight_decay=DECAY))
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS["others"]], ids=["defaults", "others"])
+def test_equal_to_came_pytorch_in_fp32(options):
+    """A convolution equals what the authors' code makes of it as a matrix."""
+    official_class = pytest.importorskip("came_pytorch").CAME
+    params = make_params()
+    theirs = [
+        torch.nn.Parameter(p.detach().clone().flatten(1) if p.dim() > 1 else p.detach().clone())
+        for p in params.values()
+    ]
+    b1, b2, b3, e1, e2, d = (
+        options.get(name, getattr(build("came"), name))
+        for name in ("beta1", "beta2", "beta3", "eps1", "eps2", "clip_threshold")
+    )
+    official = official_class(theirs, lr=1.0, betas=(b1, b2, b3), eps=(e1, e2), clip_threshold=d, weight_decay=DECAY)
+    chosen = [build("came", **options), build("weight_decay")]
+    mine = HinaOptimizer(params.items(), chosen, lr=1.0, weight_decay=DECAY, state="fp32", decay_roles="all")
+    for step in range(50):
+        set_grads(params, step)
+        for group in (*mine.param_groups, *official.param_groups):
+            group["lr"] = rate(step) / 10
+        for param, other in zip(params.values(), theirs, strict=True):
+            other.grad = param.grad.clone().view(other.shape)
+        mine.step()
+        official.step()
+        for param, other in zip(params.values(), theirs, strict=True):
+            torch.testing.assert_close(param.detach().view(other.shape), other.detach(), rtol=1e-6, atol=1e-6)
+
+
+CHANGES = [
+    {"beta1": 0.5}, {"beta2": 0.9}, {"beta3": 0.9}, {"eps1": 1.0}, {"eps2": 1.0}, {"clip_threshold": 0.1},
+    {"bias_correct_confidence": True}, {"dense": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CHANGES, ids=str)
+def test_every_option_changes_the_update(options):
+    results = []
+    for chosen in ({}, options):
+        params = make_params()
+        train(came(params, **chosen), params, 6)
+        results.append(params["head.weight"].detach())
+    assert not torch.equal(*results)
+
+
+def test_how_large_the_first_steps_are():
+    """Without the correction 11 lr at first and 4 at the hundredth; with it never more than 2."""
+    sizes = {}
+    for corrected in (False, True):
+        p = torch.nn.Parameter(torch.zeros(64, 64))
+        optimizer = HinaOptimizer(
+            [p], [build("came", bias_correct_confidence=corrected)], lr=1.0, weight_decay=0.0, state="fp32"
+        )
+        sizes[corrected] = []
+        for step in range(100):
+            before = p.detach().clone()
+            set_grads({"p": p}, 0 if step == 0 else step)
+            optimizer.step()
+            sizes[corrected].append((p.detach() - before).square().mean().sqrt().item())
+    assert 10 < sizes[False][0] < 12
+    assert sizes[False][99] > 2
+    assert max(sizes[True]) < 2
+
+
+def test_rows_and_columns_may_be_permuted():
+    generator = torch.Generator().manual_seed(3)
+    rows, columns = torch.randperm(7, generator=generator), torch.randperm(5, generator=generator)
+    results = []
+    for permute in (lambda x: x, lambda x: x[rows][:, columns]):
+        start = make_params(torch.float64)["head.weight"].detach()
+        params = {"head.weight": torch.nn.Parameter(permute(start).clone())}
+        optimizer = came(params, "fp32", bias_correct_confidence=True)
+        for step in range(20):
+            grad = torch.randn(7, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+            params["head.weight"].grad = permute(grad).clone()
+            optimizer.step()
+        results.append(params["head.weight"].detach())
+    torch.testing.assert_close(results[0][rows][:, columns], results[1], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@states
+def test_k_and_k_is_2k(state, dtype):
+    params = make_params(dtype)
+    optimizer = came(params, state)
+    train(optimizer, params, 4)
+    saved, resumed = through_file(optimizer.state_dict()), copy_of(params)
+    train(optimizer, params, 4, start=4)
+    second = came(resumed, state)
+    second.load_state_dict(saved)
+    train(second, resumed, 4, start=4)
+    assert all(torch.equal(params[name], resumed[name]) for name in params)
+    ours, theirs = optimizer.state_dict()["state"], second.state_dict()["state"]
+    for index, entry in ours.items():
+        for key, value in entry.items():
+            other = theirs[index][key]
+            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
+
+
+@pytest.mark.parametrize("target", STATES)
+@states
+def test_another_codec_takes_over_the_values(state, target):
+    params = make_params(shapes={"lora_unet_a.lora_up.weight": (40, 20)})
+    optimizer = came(params, state)
+    train(optimizer, params, 5)
+    second = came(copy_of(params), target)
+    second.load_state_dict(through_file(optimizer.state_dict()))
+    for name in ("second", "instability"):
+        mine, theirs = (
+            o.plan().buckets[0].slabs["came", name].read(slice(None), torch.float32) for o in (optimizer, second)
+        )
+        assert mine.shape == (1, 1, 60)
+        torch.testing.assert_close(mine, theirs, rtol=0.05, atol=0)
+
+
+def test_a_checkpoint_of_another_rank_is_refused():
+    params, wider = (make_params(shapes={"lora_unet_a.lora_up.weight": (10, rank)}) for rank in (4, 8))
+    optimizer = came(params)
+    train(optimizer, params, 1)
+    with pytest.raises(ValueError, match=r"has 80 values, the checkpoint's came.exp_avg 40"):
+        came(wider).load_state_dict(through_file(optimizer.state_dict()))
+
+
+@states
+def test_nan_in_one_matrix_does_not_reach_another(state):
+    healthy, poisoned = make_params(), make_params()
+    victims = {name for name in healthy if name.startswith("lora_unet_a.")}
+    for params, poison in ((healthy, False), (poisoned, True)):
+        optimizer = came(params, state)
+        for step in range(5):
+            set_grads(params, step)
+            if poison and step == 2:
+                for name in victims:
+                    params[name].grad.flatten()[0] = torch.nan
+            optimizer.step()
+    assert all(poisoned[name].isnan().any() for name in victims)
+    assert all(torch.equal(healthy[name], poisoned[name]) for name in healthy.keys() - victims)
+
+
+@states
+def test_odd_shapes_and_zero_gradients(state):
+    """The first gradient of lora_down is exactly 0: every factor is then the eps alone, down to 1e-33."""
+    params = make_params()
+    params |= {"empty": torch.nn.Parameter(torch.zeros(0, 3)), "zero": torch.nn.Parameter(torch.zeros(5, 5))}
+    optimizer = came(params, state)
+    for step in range(6):
+        set_grads(params, step)
+        for param in params.values():
+            if step in (0, 1, 4):
+                param.grad.zero_()
+            elif param.dim() > 1 and step == 3:
+                param.grad[:1] = 0
+        before = {name: param.detach().clone() for name, param in params.items()}
+        optimizer.step()
+        for name, param in params.items():
+            assert param.isfinite().all(), name
+            if param.numel():
+                assert (param - before[name]).square().mean().sqrt() < 2e-2, (name, step)
+
+
+def test_slots_follow_the_shape():
+    params = make_params()
+    optimizer = came(params, "fp32")
+    train(optimizer, params, 1)
+    shapes = {
+        key: tuple(v.shape)
+        for key, v in optimizer.state[params["lora_unet_c.lora_down.weight"]].items()
+        if key != "step"
+    }
+    assert shapes == {
+        "came.exp_avg": (4, 3, 3, 3),
+        "came.second": (1, 31),
+        "came.instability": (1, 31),
+    }
+    assert set(optimizer.state[params["head.bias"]]) == {"step", "came.exp_avg", "came.exp_avg_sq"}
+
+
+def test_bytes_a_parameter_at_rank_16():
+    found = {}
+    for state in STATES:
+        params = make_params(shapes=lora_set(rank=16))
+        for step in range(2):
+            set_grads(params, step)
+        before = live_bytes()
+        optimizer = came(params, state)
+        for _ in range(3):
+            optimizer.step()
+        total = sum(param.numel() for param in params.values())
+        found[state] = (live_bytes() - before) / total, optimizer.get_memory_efficiency_report()["bytes_per_parameter"]
+        del optimizer
+        gc.collect()
+    assert found["8bit"][0] <= found["8bit"][1] * 1.01 <= 1.16
+    assert found["bf16"][1] <= 2.3
+    assert found["fp32"][1] <= 4.6
+
+
+def test_operations_go_with_shapes_and_nothing_waits():
+    for state, limit in (("8bit", 2300), ("bf16", 2000), ("fp32", 700)):
+        counts = []
+        for per_shape in (10, 20):
+            params = small_matrices(per_shape)
+            optimizer = came(params, state, bias_correct_confidence=True)
+            for step in range(2):
+                set_grads(params, step)
+                with Counter() as counter:
+                    optimizer.step()
+            assert counter.synchronisations == []
+            counts.append(counter.operations)
+        assert counts[0] == counts[1] <= limit, (state, counts)
+
+
+@states
+def test_chunks_do_not_change_a_bit(state, monkeypatch):
+    results = []
+    for chunk in (1, 100, 1 << 20):
+        monkeypatch.setattr("hina_kohya.core.bucket.CPU_CHUNK", chunk)
+        params = make_params()
+        train(came(params, state), params, 3)
+        results.append(torch.cat([param.detach().flatten() for param in params.values()]))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_one_compiled_graph_for_all_matrices(monkeypatch):
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(chain.run, dynamic=True, backend=backend)
+    monkeypatch.setattr("hina_kohya.core.optimizer._compiled", lambda: compiled)
+    # two of each shape, so that no size is 1; and no size that another has by chance, which dynamo takes for a rule
+    shapes = {f"m{i}.weight": (11 + i % 4, 15 + i % 4) for i in range(8)}
+    params, plain = make_params(shapes=shapes), make_params(shapes=shapes)
+    for each, compiles in ((params, True), (plain, False)):
+        optimizer = HinaOptimizer(each.items(), [build("came")], lr=1e-3, weight_decay=0.0, compile=compiles)
+        train(optimizer, each, 3)
+    assert len(graphs) == 1
+    for a, b in zip(params.values(), plain.values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_it_yields_to_lora_rite():
+    params = make_params()
+    optimizer = came(params, others=["lora_rite"])
+    moments = {name: each[0].name for name, each in zip(params, optimizer.chains(), strict=True)}
+    assert moments["lora_unet_a.lora_up.weight"] == "lora_rite"
+    assert moments["head.weight"] == "came"
+
+
+# The 8-bit code of the factors
+
+
+def test_stochastic_code_has_the_right_mean_and_no_zero():
+    x = torch.tensor([1.0, 0.7, 0.1, 1e-2, 1e-4, 1e-6]).expand(1, 1, 6)
+    uniform = ((torch.arange(4096) + 0.5) / 4096).view(-1, 1, 1).expand(-1, 1, 6)
+    code, scale = companding.encode_unsigned_stochastic(x.expand(4096, 1, 6), uniform)
+    values = companding.decode_unsigned(code, scale)
+    torch.testing.assert_close(values.mean(0, keepdim=True), x, rtol=1e-3, atol=0)
+    assert (values[..., 0] == 1).all()
+    tiny = companding.encode_unsigned_stochastic(torch.tensor([[[1.0, 0.0]]]), torch.zeros(1, 1, 2))
+    assert (companding.decode_unsigned(*tiny) > 0).all()
+
+
+def test_an_8bit_factor_follows_slow_changes():
+    """Rounded to nearest, a value that moves by 0.1 % a step never leaves its code, one of which is 1.6 % wide."""
+    eight, target = codec("8bit"), torch.tensor([1.0, 0.05, 0.3, 0.6]).view(1, 4, 1)
+    kept = eight.encode(torch.ones(1, 4, 1), Slot.FACTOR, torch.zeros(1, 1, 1, dtype=torch.int32))
+    for step in range(2000):
+        x = eight.decode(kept, 4, 1, Slot.FACTOR)
+        kept = eight.encode(x + 2e-3 * (target - x), Slot.FACTOR, torch.full((1, 1, 1), step, dtype=torch.int32))
+    reached = eight.decode(kept, 4, 1, Slot.FACTOR)
+    torch.testing.assert_close(reached, 0.982 * target + 0.018, rtol=0.2, atol=0)
