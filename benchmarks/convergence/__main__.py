@@ -1,0 +1,141 @@
+"""Tune, train, compare. Stop it at any point; the same command goes on."""
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # the workers are the parallelism
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from benchmarks import measure
+
+from . import plots, report
+from .driver import Bar, Costs, do, workers
+from .optimizers import OPTIMIZERS
+from .plan import MODES, Plan, narrowed
+from .store import Store
+from .summary import plain, summarise
+from .workloads import WORKLOADS
+
+EXAMPLE = f"""examples:
+  python -m benchmarks.convergence --quick
+  python -m benchmarks.convergence --full --plan      how many runs, how long
+  python -m benchmarks.convergence --full             go on with it; Ctrl-C keeps what is finished
+  python -m benchmarks.convergence --full --only torch-adamw hina-default --workloads diffusion-lokr
+  python -m benchmarks.convergence --full --report    write the tables from what is there
+
+workloads: {", ".join(WORKLOADS)}
+optimizers: {", ".join(OPTIMIZERS)}
+"""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "benchmarks.convergence", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", dest="mode", action="store_const", const="quick", help="at most 5 minutes; default")
+    which.add_argument("--full", dest="mode", action="store_const", const="full", help="at most 2 hours a call")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--plan", action="store_true", help="number of runs and estimated time; trains nothing")
+    what.add_argument("--report", action="store_true", help="only write the results of the finished runs")
+    parser.add_argument("--only", nargs="+", metavar="OPTIMIZER", help="these, on both halves")
+    parser.add_argument("--workloads", nargs="+", metavar="WORKLOAD")
+    parser.add_argument("--minutes", type=float, help="start no run after so many minutes (0: no limit)")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes of one thread each")
+    parser.add_argument("--runs", type=Path, default=Path("runs/convergence"), help="where finished runs are kept")
+    parser.add_argument("--name", help="of the results; convergence_MODE by default")
+    parser.add_argument("--results", type=Path, default=measure.RESULTS)
+    parser.add_argument("--rerun-stale", action="store_true", help="make runs again that other code of ours made")
+    parser.set_defaults(mode="quick")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    options, began = parse(argv), time.perf_counter()
+    torch.set_num_threads(1)
+    try:
+        mode = narrowed(MODES[options.mode], options.workloads, options.only)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    base = options.runs / "base"
+    print("looking at workloads and base models ...", flush=True)
+    plan, store = Plan(mode, base), Store(options.runs / "runs.jsonl")
+    if options.report:
+        return write(plan, store, options, argv)
+    if options.rerun_stale:
+        store.forget(plan.stale(store))
+    minutes = mode.minutes if options.minutes is None else options.minutes
+    deadline = began + 60 * minutes - 15 if minutes else float("inf")  # 15 s for runs in hand and the report
+    with workers(options.jobs) as pool:
+        costs = Costs(plan, options.runs / "costs.jsonl", base)
+        failures = costs.measure(pool, options.jobs)
+        describe(plan, costs, store, options.jobs)
+        if options.plan:
+            return _complain(failures)
+        with Bar("convergence", costs.total() / max(1, options.jobs)) as bar:
+            complete, failures = do(
+                lambda: plan.known(store), store, base, pool, bar,
+                lambda run: costs.seconds(run) / max(1, options.jobs), options.jobs, deadline,
+            )  # fmt: skip
+    write(plan, store, options, argv)
+    if not complete:
+        print("not all runs are done; the same command goes on with them")
+    return _complain(failures)
+
+
+def _complain(failures: dict[str, str]) -> int:
+    for failure in failures.values():
+        print(f"failed: {failure}", file=sys.stderr)
+    return int(bool(failures))
+
+
+def describe(plan: Plan, costs: Costs, store: Store, jobs: int) -> None:
+    """The plan as a table."""
+    names = defaultdict(list)
+    for workload, name in plan.pairs:
+        names[workload].append(name)
+    rows = []
+    for workload, optimizers in names.items():
+        steps = [cost for name in optimizers if (cost := costs.step_ms(workload, name))]
+        rows.append(
+            {
+                "workload": workload,
+                "half": WORKLOADS[workload].half,
+                "optimizers": len(optimizers),
+                "runs": len(optimizers) * plan.runs_a_pair,
+                "budget": plan.mode.steps(workload),
+                "step": f"{min((s for s, _ in steps), default=0):.1f}-{max((s for s, _ in steps), default=0):.1f}",
+                "setup": round(costs.setup(workload, optimizers[0]), 2),
+                "minutes": round(sum(costs.pair(workload, name) for name in optimizers) / 60 / max(1, jobs), 1),
+            }
+        )
+    columns = {name: name for name in ("workload", "half", "optimizers", "runs", "budget")}
+    columns |= {"step": "ms a step", "setup": "s around a run", "minutes": f"minutes, {jobs} jobs"}
+    print(measure.table(rows, columns))
+    for name, reason in (plan.skipped | plan.unfit).items():
+        print(f"skipped: {name}: {reason}")
+    total, done = len(plan.pairs) * plan.runs_a_pair, sum(store.get(run) is not None for run in plan.known(store))
+    print(f"{total} runs, {done} of them done; all of them take about {costs.total() / 60 / max(1, jobs):.0f} minutes")
+
+
+def write(plan: Plan, store: Store, options: argparse.Namespace, argv: list[str]) -> int:
+    name = options.name or f"convergence_{plan.mode.name}"
+    summary = summarise(plan, store)
+    env = measure.environment(1, torch.device("cpu"))
+    command = shlex.join(["python", "-m", "benchmarks.convergence", *argv])
+    drawn = plots.save(summary, options.results / name)
+    text = report.markdown(summary, plan, env, command, drawn)
+    measure.write(name, {"environment": env, **plain(summary)}, text, options.results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

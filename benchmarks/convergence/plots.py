@@ -1,0 +1,96 @@
+"""Loss-versus-budget curves of every workload, and performance profiles."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from .optimizers import BASELINES
+from .summary import TAUS
+
+
+def _pyplot():
+    import matplotlib  # noqa: PLC0415 (a second of import)
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    return pyplot
+
+
+def _style(name: str, order: list[str]) -> dict[str, Any]:
+    look: dict[str, Any] = {
+        "color": _pyplot().get_cmap("tab20")(order.index(name) % 20),
+        "label": name,
+        "linewidth": 1.2,
+    }
+    return look | ({"linestyle": "--"} if name in BASELINES else {})
+
+
+def save(summary: dict[str, Any], stem: Path) -> list[str]:
+    """Writes STEM_curves.png and STEM_profiles.png; the names of those that there was something for."""
+    order = list(summary["mode"]["optimizers"])
+    names = []
+    for kind, draw in (("curves", _curves), ("profiles", _profiles)):
+        figure = draw(summary, order)
+        if figure is not None:
+            file = stem.with_name(f"{stem.name}_{kind}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = file.with_name(f".{file.name}")
+            figure.savefig(unfinished, dpi=110, format="png")
+            unfinished.replace(file)
+            _pyplot().close(figure)
+            names.append(file.name)
+    return names
+
+
+def _curves(summary: dict[str, Any], order: list[str]):
+    workloads = {name: row for name, row in summary["workloads"].items() if any(each.mean for each in row.values())}
+    if not workloads:
+        return None
+    columns = min(2, len(workloads))
+    rows = math.ceil(len(workloads) / columns)
+    figure, axes = _pyplot().subplots(rows, columns, figsize=(7 * columns, 4.2 * rows), squeeze=False)
+    for axis in axes.flat[len(workloads) :]:
+        axis.set_visible(False)
+    for axis, (workload, results) in zip(axes.flat, workloads.items(), strict=False):
+        for name, each in results.items():
+            if not each.mean:
+                continue
+            steps = list(each.losses)
+            style = _style(name, order)
+            axis.plot(steps, [loss for _, loss in each.mean], **style)
+            low, high = ([pick(each.losses[n]) for n in steps] for pick in (min, max))
+            axis.fill_between(steps, low, high, color=style["color"], alpha=0.07, linewidth=0)
+        if (target := summary["targets"][workload]) is not None:
+            axis.axhline(target, color="black", linewidth=0.6, linestyle=":")
+        axis.set(title=workload, xscale="log", xlabel="steps, each with its whole schedule", ylabel="held-out loss")
+        axis.set_xticks(steps := sorted({n for each in results.values() for n in each.losses}), map(str, steps))
+        axis.minorticks_off()
+    _legend(figure, axes)
+    return figure
+
+
+def _profiles(summary: dict[str, Any], order: list[str]):
+    kinds = ("steps", "optimizer time")
+    if not any(summary["profiles"][half]["steps"] for half in (1, 2)):
+        return None
+    figure, axes = _pyplot().subplots(2, 2, figsize=(14, 8), squeeze=False, sharey=True)
+    for row, half in zip(axes, (1, 2), strict=True):
+        for axis, kind in zip(row, kinds, strict=True):
+            for name, share in summary["profiles"][half][kind].items():
+                axis.plot(TAUS, share, drawstyle="steps-post", **_style(name, order))
+            axis.set(title=f"half {half}: {kind} to target", xlabel="times the least", ylabel="share of workloads")
+            axis.set_ylim(0, 1.03)
+    _legend(figure, axes)
+    return figure
+
+
+def _legend(figure, axes) -> None:
+    found = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    columns = 6
+    figure.legend(found.values(), found.keys(), loc="lower center", ncols=columns, fontsize=8, frameon=False)
+    space = 0.25 * math.ceil(len(found) / columns) + 0.1
+    figure.tight_layout(rect=(0, space / figure.get_figheight(), 1, 1))

@@ -1,0 +1,99 @@
+"""One run: what it is, what decides it, and doing it."""
+
+import dataclasses as dc
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .optimizers import OPTIMIZERS, code
+from .task import Named
+from .workloads import WORKLOADS
+
+PROTOCOL = 1  # raise it when the schedule, the clipping or the meaning of a field changes
+CLIP, WARMUP = 1.0, 0.05
+
+
+@dc.dataclass(frozen=True)
+class Run:
+    """Everything the outcome depends on, besides the code."""
+
+    workload: str
+    optimizer: str
+    lr: float
+    steps: int
+    seed: int
+    identity: str  # of workload and optimizer
+
+    @property
+    def key(self) -> str:
+        return json.dumps([PROTOCOL, *dc.astuple(self)])
+
+
+def schedule(step: int, steps: int) -> float:
+    """A linear warm-up, then a cosine to zero over the whole budget."""
+    warm = max(3, math.ceil(WARMUP * steps))
+    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def execute(run: Run, folder: Path) -> dict[str, Any]:
+    """Trains and returns the finished record. A run that diverges has no loss."""
+    entry = OPTIMIZERS[run.optimizer]
+    began = time.process_time()
+    torch.manual_seed(run.seed)
+    task = WORKLOADS[run.workload].task(folder, run.seed)
+    params = [param for _, param in task.named]
+    shown = Matrices(task.named) if entry.matrices else None
+    optimizer = entry.build(shown.named if shown else task.named, run.lr)
+    _mode(optimizer, "train")
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, run.steps))
+    torch.manual_seed(run.seed)  # for optimizers that draw from the global generator
+    loop = time.process_time()
+    stepping, done, training = 0.0, 0, math.nan
+    for step in range(run.steps):
+        training = task.backward(step)
+        if not math.isfinite(training):
+            break
+        torch.nn.utils.clip_grad_norm_(params, CLIP)
+        if shown:
+            shown.show_gradients()
+        start = time.process_time()
+        optimizer.step()
+        stepping += time.process_time() - start
+        scheduler.step()
+        done += 1
+    spent = time.process_time() - loop
+    _mode(optimizer, "eval")
+    loss = task.held_out() if done == run.steps else math.nan
+    return {
+        **dc.asdict(run),
+        "loss": loss if math.isfinite(loss) else None,
+        "training_loss": training if math.isfinite(training) else None,
+        "step_ms": 1e3 * spent / max(1, done),
+        "optimizer_ms": 1e3 * stepping / max(1, done),
+        "seconds": time.process_time() - began,
+        "code": code() if entry.ours else "",
+        "protocol": PROTOCOL,
+    }
+
+
+class Matrices:
+    """1x1 convolutions as matrices that share their memory, for optimizers that cannot do more."""
+
+    def __init__(self, named: Named):
+        self._params = [param for _, param in named]
+        self.named = [(name, p.detach().flatten(1).requires_grad_()) for name, p in named]
+
+    def show_gradients(self) -> None:
+        for param, (_, matrix) in zip(self._params, self.named, strict=True):
+            matrix.grad = None if param.grad is None else param.grad.flatten(1)
+
+
+def _mode(optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Schedule-free optimizers keep two sets of weights: one to train, one to look at."""
+    switch = getattr(optimizer, name, None)
+    if callable(switch):
+        switch()
