@@ -24,22 +24,28 @@ ALL = {
     "dynamic_weight_decay": True,
     "use_cautious_weight_decay": True,
 }
+PROFILES = ("memory_optimized", "balanced", "quality_optimized")
 TECHNIQUES = [
     *ALL,
     "use_grams",
     "use_adopt_stability",
+    "use_muon",
     "use_spd",
     "use_lora_rite",
 ]
 
 
-def _hina(state: str, **arguments: Any) -> Build:
+def _ours(cls: str, **arguments: Any) -> Build:
     def build(named: Named) -> torch.optim.Optimizer:
-        from hina_kohya.optim.hina_adamw import HinaAdamW  # noqa: PLC0415
+        import hina_kohya  # noqa: PLC0415
 
-        return HinaAdamW(named, lr=LR, weight_decay=DECAY, state=state, **arguments)
+        return getattr(hina_kohya, cls)(named, lr=LR, weight_decay=DECAY, **arguments)
 
     return build
+
+
+def _hina(state: str, **arguments: Any) -> Build:
+    return _ours("HinaAdamW", state=state, **arguments)
 
 
 def _torch(**arguments: Any) -> Build:
@@ -74,7 +80,15 @@ CANDIDATES: dict[str, Build] = {
     **{f"hina-off-{state}": _hina(state, **_OFF) for state in ("fp32", "bf16", "8bit")},
     **{f"hina-default-{state}": _hina(state) for state in ("fp32", "bf16", "8bit")},
     **{f"hina-all-{state}": _hina(state, **ALL) for state in ("fp32", "bf16", "8bit")},
+    "adaptive-default-8bit": _ours("AdaptiveHinaAdamW"),
+    "adaptive-on-8bit": _ours("AdaptiveHinaAdamW", use_dynamic_adaptation=True),
+    "camp-default-fp32": _ours("AutomagicCameAMP"),
+    "camp8bit-default": _ours("AutomagicCameAMP8bit"),
+    **{f"camp8bit-{profile}": _ours("AutomagicCameAMP8bit", profile=profile) for profile in PROFILES},
+    "coptim-default-fp32": _ours("COptim"),
+    "coptim8bit-default": _ours("COptim8bit"),
+    "coptim8bit-came": _ours("COptim8bit", came=True),
     **{f"hina-{flag.removeprefix('use_')}-fp32": _hina("fp32", **{**_OFF, flag: True}) for flag in TECHNIQUES},
 }
 YARDSTICKS = {"to_bnb": "bnb-adamw8bit", "to_adv": "adv-adamw", "to_foreach": "torch-foreach"}
-MAIN = [n for n in CANDIDATES if not n.startswith("hina") or n.split("-")[1] in ("off", "default", "all")]
+MAIN = [name for name in CANDIDATES if name.split("-")[0] != "hina" or name.split("-")[1] in ("off", "default", "all")]

@@ -4,15 +4,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hina_kohya.optim.adaptive_hina_adamw import AdaptiveHinaAdamW
+    from hina_kohya.optim.automagic_cameamp import AutomagicCameAMP, AutomagicCameAMP8bit
+    from hina_kohya.optim.coptim import COptim, COptim8bit
     from hina_kohya.optim.hina_adamw import HinaAdamW
 
 __version__ = "0.1.0"
 
-__all__ = ["HinaAdamW", "__version__"]
+__all__ = [
+    "AdaptiveHinaAdamW",
+    "AutomagicCameAMP",
+    "AutomagicCameAMP8bit",
+    "COptim",
+    "COptim8bit",
+    "HinaAdamW",
+    "__version__",
+]
 
-_MODULES: dict[str, str] = {"HinaAdamW": "hina_kohya.optim.hina_adamw"}
+_MODULES: dict[str, str] = {
+    "HinaAdamW": "hina_kohya.optim.hina_adamw",
+    "AdaptiveHinaAdamW": "hina_kohya.optim.adaptive_hina_adamw",
+    "AutomagicCameAMP": "hina_kohya.optim.automagic_cameamp",
+    "AutomagicCameAMP8bit": "hina_kohya.optim.automagic_cameamp",
+    "COptim": "hina_kohya.optim.coptim",
+    "COptim8bit": "hina_kohya.optim.coptim",
+}
 # Names that the original documents and old configurations use.
-_ALIASES: dict[str, str] = dict.fromkeys(("HinaAdamWOptimizer", "HinaAdamWOptimizer8bit", "CustomAdamW"), "HinaAdamW")
+_ALIASES: dict[str, str] = {
+    **dict.fromkeys(("HinaAdamWOptimizer", "HinaAdamWOptimizer8bit", "CustomAdamW"), "HinaAdamW"),
+    **dict.fromkeys(("HinaAdaptiveAdamW", "HinaAdaptiveAdamW8bit"), "AdaptiveHinaAdamW"),
+    **dict.fromkeys(("Automagic_CameAMP", "Automagic_CameAMP_Improved"), "AutomagicCameAMP"),
+    **dict.fromkeys(
+        ("Automagic_CameAMP8bit", "Automagic_CameAMP_8Bit", "Automagic_CameAMP_Improved_8Bit"), "AutomagicCameAMP8bit"
+    ),
+    "Automagic_CameAMP_COptim": "COptim",
+    "Automagic_CameAMP_COptim8bit": "COptim8bit",
+}
 
 
 def __getattr__(name: str):

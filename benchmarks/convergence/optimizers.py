@@ -89,7 +89,7 @@ BASELINES: dict[str, Entry] = {
     "torch-adamw": Entry("torch.optim:AdamW", _WD),
     # Its default leaves tensors below 4,096 elements, all of them here, in fp32: it would be torch-adamw.
     "bnb-adamw8bit": Entry("bitsandbytes.optim:AdamW8bit", {**_WD, "min_8bit_size": 1}, needs="bitsandbytes"),
-    "came": Entry("came_pytorch:CAME", _WD, 0.5, needs="came-pytorch"),
+    "came": Entry("came_pytorch:CAME", _WD, 0.08, needs="came-pytorch"),
     "adv-adamw": Entry("adv_optm:AdamW_adv", _WD, needs="adv_optm"),
     "adv-adopt": Entry("adv_optm:Adopt_adv", _WD, needs="adv_optm"),
     "adv-prodigy": Entry("adv_optm:Prodigy_adv", _WD, own_lr=True, needs="adv_optm"),

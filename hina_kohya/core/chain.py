@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from hina_kohya.core.signal import Enter, Signal
+from hina_kohya.core.signal import Enter, Leave, Signal
 from hina_kohya.core.technique import Stage, State, Technique
 
 Chain = tuple[Technique, ...]
@@ -25,29 +25,42 @@ def ordered(techniques: Iterable[Technique]) -> Chain:
 
 
 def run(
-    chain: Chain, s: Signal, states: Mapping[str, State], shared: Mapping[str, Tensor] = _NONE
+    chain: Chain,
+    s: Signal,
+    states: Mapping[str, State],
+    shared: Mapping[str, Tensor] = _NONE,
+    pooled: Mapping[str, Tensor] = _NONE,
 ) -> tuple[Tensor, dict[str, State]]:
     """One step of N matrices: the new parameters [N, m, n] and the new state by technique and slot.
 
-    ``shared`` holds, by technique, what the partners published. Nothing that is passed in is written to.
+    ``shared`` holds, by technique, what the partners published, ``pooled`` what its `pool` gave. Nothing that is
+    passed in is written to.
     """
     states = {technique.name: dict(states.get(technique.name, {})) for technique in chain}
     subtracted = False
     for technique in chain:
         state = states[technique.name]
         if technique.stage is Stage.TORQUE:
-            s = s.but(enter=_through(technique, s, state))
+            s = s.but(enter=_entering(technique, s, state), leave=_leaving(technique, s, state))
             continue
         if technique.stage is Stage.PARAMETER and not subtracted:
             s, subtracted = s.but(param=s.param - s.update), True
-        s = technique.apply(s.but(cofactors=shared.get(technique.name)), state)
+        name = technique.name
+        s = technique.apply(s.but(cofactors=shared.get(name), pooled=pooled.get(name)), state)
         if technique.stage is Stage.MOMENT:
             s = s.but(direction=s.update)
     return (s.param if subtracted else s.param - s.update), states
 
 
-def _through(technique: Technique, s: Signal, state: State) -> Enter:
+def _entering(technique: Technique, s: Signal, state: State) -> Enter:
     def enter(momentum: Tensor, incoming: Tensor) -> Tensor:
         return technique.enter(s, momentum, s.enter(momentum, incoming), state)
 
     return enter
+
+
+def _leaving(technique: Technique, s: Signal, state: State) -> Leave:
+    def leave(momentum: Tensor, incoming: Tensor, weight: Tensor | float) -> Tensor:
+        return technique.leave(s, s.leave(momentum, incoming, weight), incoming, weight, state)
+
+    return leave

@@ -6,19 +6,20 @@ A checkpoint is torch's: ``state`` by parameter index and ``param_groups``. A pa
 
 import dataclasses as dc
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from hina_kohya.core import registry
+from hina_kohya.core.bucket import matrix_shape
 from hina_kohya.core.roles import Member
-from hina_kohya.core.technique import Slot
+from hina_kohya.core.technique import Technique
 
 logger = logging.getLogger("hina_kohya")
 
 _NOT_SETTINGS = ("params", "param_names")
-_ELEMENTWISE = (Slot.SIGNED, Slot.UNSIGNED, Slot.ANCHOR)
 
 
 @dc.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Fitting:
 
     state: dict[Tensor, dict[str, Any]]
     param_groups: list[dict[str, Any]]
+    places: list[int]  # of this run's parameters among the checkpoint's
 
 
 def fit(
@@ -41,20 +43,24 @@ def fit(
         )
     ids = _ids(saved_groups, groups)
     params = [param for group in groups for param in group["params"]]
-    state: dict[Tensor, dict[str, Any]] = {}
-    for param, member, saved_id in zip(params, members, ids, strict=True):
-        if entry := saved["state"].get(saved_id):
-            _check(entry, param, member)
-            state[param] = dict(entry)
     iterator = iter(ids)
     fitted_groups = []
+    chains: list[dict[str, Technique]] = []
     for mine, theirs in zip(groups, saved_groups, strict=True):
         settings = {key: value for key, value in theirs.items() if key not in _NOT_SETTINGS}
         current = {key: value for key, value in mine.items() if key not in _NOT_SETTINGS}
         _tell(settings, current, keep_settings)
         chosen = {**settings, **current} if keep_settings else {**current, **settings}
         fitted_groups.append({**chosen, "params": [next(iterator) for _ in mine["params"]]})
-    return Fitting(state, fitted_groups)
+        chain = {name: registry.build(name, **options) for name, options in chosen["techniques"].items()}
+        chains.extend(chain for _ in mine["params"])
+    state: dict[Tensor, dict[str, Any]] = {}
+    for param, member, saved_id, chain in zip(params, members, ids, chains, strict=True):
+        if entry := saved["state"].get(saved_id):
+            _check(entry, param, member, None if member.partner is None else params[member.partner], chain)
+            state[param] = dict(entry)
+    place = {saved_id: k for k, saved_id in enumerate(i for group in saved_groups for i in group["params"])}
+    return Fitting(state, fitted_groups, [place[saved_id] for saved_id in ids])
 
 
 def _ids(saved_groups: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -77,26 +83,31 @@ def _ids(saved_groups: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str
     return [saved_id for group in saved_groups for saved_id in group["params"]]
 
 
-def _check(entry: Mapping[str, Any], param: Tensor, member: Member) -> None:
+def _check(
+    entry: Mapping[str, Any], param: Tensor, member: Member, partner: Tensor | None, chain: Mapping[str, Technique]
+) -> None:
+    """Raises where the state is not ours, or not of the size that the technique keeps of this parameter."""
     name = member.name or f"of shape {tuple(param.shape)}"
     for key, value in entry.items():
-        technique = key.split(".")[0]
+        owner, _, slot = key.partition(".")
         if key == "step":
             continue
-        if "." not in key or technique not in registry.techniques():
+        if not slot or owner not in registry.techniques():
             raise ValueError(
                 f"parameter {name}: the checkpoint's state {key!r} is not one of this package's; "
                 "it was saved by another optimizer"
             )
-        slot = key.split(".")[1]
-        elementwise = registry.technique(technique).slots.get(slot)
-        if isinstance(value, Tensor) and key.count(".") == 1 and elementwise in _ELEMENTWISE:
-            padding = value.shape[-2] if value.dim() == 2 and value.element_size() == 1 else 0
-            if not param.numel() <= value.numel() <= param.numel() + padding:
-                raise ValueError(
-                    f"parameter {name} has {param.numel()} values, the checkpoint's {key} {value.numel()}; "
-                    "it was saved with another rank or factor"
-                )
+        technique = chain[owner].fit(member) if owner in chain else None
+        if technique is None or slot not in technique.kept() or not isinstance(value, Tensor):
+            continue
+        beside = None if partner is None else matrix_shape(partner.shape)
+        size = math.prod(technique.slot_shape(slot, *matrix_shape(param.shape), beside))
+        padding = value.shape[-2] if value.dim() == 2 and value.element_size() == 1 else 0
+        if not size <= value.numel() <= size + padding:
+            raise ValueError(
+                f"parameter {name} has {size} values, the checkpoint's {key} {value.numel()}; "
+                "it was saved with another rank, factor or option"
+            )
 
 
 def _tell(saved: Mapping[str, Any], current: Mapping[str, Any], keep: bool) -> None:

@@ -37,7 +37,7 @@ def check_value(name: str, value: Any, default: Any, interval: Interval | None) 
         if not isinstance(value, bool):
             raise ValueError(f"{name} = {value!r} is not a yes or no; write {name}=True or {name}=False")
         return
-    if interval is None:
+    if interval is None or (value is None and default is None):
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         hint = " (a trailing comma makes a tuple)" if isinstance(value, tuple) else ""

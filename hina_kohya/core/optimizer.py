@@ -20,6 +20,7 @@ from hina_kohya.core.hyper import Interval, check_value
 from hina_kohya.core.members import checked_roles, members_of, splits_lr
 from hina_kohya.core.names import named
 from hina_kohya.core.plan import Plan, fitted
+from hina_kohya.core.pooling import Ties, ties_of
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.slab import Rows
 from hina_kohya.core.technique import Technique
@@ -97,8 +98,15 @@ class HinaOptimizer(torch.optim.Optimizer):
     def members(self) -> list[roles.Member]:
         """Every parameter with its name, role and partners, in the order of the param groups."""
         if self._members is None:
-            self._members = members_of(self.param_groups, self._decay_roles)
+            self._members = self._resolved()
         return self._members
+
+    def _resolved(self) -> list[roles.Member]:
+        return members_of(self.param_groups, self._decay_roles)
+
+    def ties(self) -> Ties:
+        """For each parameter, those that share its pooled numbers."""
+        return ties_of(self.members)
 
     def params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
@@ -124,7 +132,8 @@ class HinaOptimizer(torch.optim.Optimizer):
         if self._plan is None or not self._plan.fits():
             if self._plan is not None:
                 self._plan.count_steps(self.state)
-            self._plan = Plan(self.params(), self.members, self.chains(), self._codec)
+            groups = self.group_of().tolist()
+            self._plan = Plan(self.params(), self.members, self.chains(), self._codec, groups, self.ties())
             self._plan.adopt(self.state)
             self._plan.show(self.state)
         return self._plan
@@ -137,6 +146,7 @@ class HinaOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._before_step()
         plan = self.plan()
         if not self._announced:
             self._announced = True
@@ -144,17 +154,18 @@ class HinaOptimizer(torch.optim.Optimizer):
         active = [(bucket, rows) for bucket in plan.buckets if (rows := bucket.active_rows())]
         for bucket, rows in active:  # before any parameter moves
             self._refuse_sparse(bucket, rows)
-        for coupling in plan.couplings:
-            coupling.publish()
+        plan.publish()
         group_of = self.group_of()
         for bucket, rows in active:
             bucket.steps[rows] += 1
             scalars = self.scalars(bucket, group_of)
             for picked, where in bucket.chunks(rows):
                 self._step_chunk(plan, bucket, picked, where, scalars)
-        for coupling in plan.couplings:
-            coupling.forget()
+        plan.forget()
         return loss
+
+    def _before_step(self) -> None:
+        """For subclasses: gradients are there, nothing has moved."""
 
     def _step_chunk(self, plan: Plan, bucket: Bucket, picked: Sequence[int], where: Rows, scalars: Tensor) -> None:
         param = bucket.gather([bucket.params[row] for row in picked])
@@ -164,8 +175,7 @@ class HinaOptimizer(torch.optim.Optimizer):
         states = defaultdict(dict)
         for (technique, name), slab in bucket.slabs.items():
             states[technique][name] = slab.read(where, bucket.compute)
-        shared = {c.technique.name: c.shared(bucket, where) for c in plan.couplings if c.technique in bucket.chain}
-        new, states = self._run(bucket.chain, s, states, shared)
+        new, states = self._run(bucket.chain, s, states, *plan.shared(bucket, where))
         rounded = bucket.key.dtype == torch.bfloat16 or any(slab.rounds for slab in bucket.slabs.values())
         seed = bucket.seeds(picked) if rounded else None
         for (technique, name), slab in bucket.slabs.items():
@@ -205,10 +215,12 @@ class HinaOptimizer(torch.optim.Optimizer):
         ValueError, before anything changes, where groups, names, shapes or kinds of state do not fit.
         """
         loaded: dict[Tensor, dict[str, Any]] = {}
+        places: list[int] = []
 
         def take_state(_optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
             fitting = checkpoint.fit(adapted, self.param_groups, self.members, keep_settings=self._override)
             loaded.update(fitting.state)
+            places.extend(fitting.places)
             return {**adapted, "state": {}, "param_groups": fitting.param_groups}
 
         # torch's loader does hooks and groups; it must not see the state, which it would cast to the parameter's dtype.
@@ -219,6 +231,10 @@ class HinaOptimizer(torch.optim.Optimizer):
             handle.remove()
         self._plan = self._members = None
         self.state = defaultdict(dict, loaded)
+        self._after_load(state_dict, places)
+
+    def _after_load(self, saved: Mapping[str, Any], places: Sequence[int]) -> None:
+        """For subclasses that save more; ``places`` are this run's parameters among the checkpoint's."""
 
     def __getstate__(self) -> dict[str, Any]:
         if self._plan is not None:

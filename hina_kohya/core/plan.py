@@ -12,9 +12,10 @@ from hina_kohya.core.bucket import Bucket, Key
 from hina_kohya.core.chain import Chain, ordered
 from hina_kohya.core.codec import Codec
 from hina_kohya.core.coupling import Coupling
+from hina_kohya.core.pooling import Pooling, Ties
 from hina_kohya.core.roles import Member
-from hina_kohya.core.slab import saved_parts
-from hina_kohya.core.technique import Technique
+from hina_kohya.core.slab import Rows, saved_parts
+from hina_kohya.core.technique import Stage, Technique
 
 
 def fitted(techniques: Iterable[Technique], member: Member) -> Chain:
@@ -37,9 +38,20 @@ def keep_freed_memory() -> None:
 
 
 class Plan:
-    """Buckets and couplings for the parameters as they are now; built again when they are moved, cast or added."""
+    """Buckets, couplings and pools for the parameters as they are now; built again when they are moved, cast or added.
 
-    def __init__(self, params: Sequence[Tensor], members: Sequence[Member], chains: Sequence[Chain], codec: Codec):
+    ``groups`` says which param group a parameter is in, ``ties`` which others share its pooled number.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        members: Sequence[Member],
+        chains: Sequence[Chain],
+        codec: Codec,
+        groups: Sequence[int],
+        ties: Ties,
+    ):
         keep_freed_memory()
         by_key: dict[Key, list[int]] = defaultdict(list)
         for index, (param, member, chain) in enumerate(zip(params, members, chains, strict=True)):
@@ -52,6 +64,8 @@ class Plan:
         ]
         coupled = {technique for bucket in self.buckets for technique in bucket.chain if technique.couples}
         self.couplings = [Coupling(technique, self.buckets, members) for technique in coupled]
+        pooled = {technique for bucket in self.buckets for technique in bucket.chain if technique.pools}
+        self.poolings = [Pooling(technique, self.buckets, groups, ties) for technique in pooled]
 
     def fits(self) -> bool:
         return all(bucket.fits() for bucket in self.buckets)
@@ -61,7 +75,7 @@ class Plan:
         for bucket in self.buckets:
             for row, param in enumerate(bucket.params):
                 if known := state.get(param):
-                    bucket.steps[row] = int(known.get("step", 0))
+                    bucket.steps[row] = 0 if _moment_is_new(bucket.chain, known) else int(known.get("step", 0))
                     for slab in bucket.slabs.values():
                         if saved := saved_parts(known, slab.key):
                             slab.adopt(row, saved)
@@ -76,6 +90,22 @@ class Plan:
                 state[param].clear()
                 state[param].update(entry)
 
+    def publish(self) -> None:
+        """Reads parameters and state as they are before the step, for those that look at others."""
+        for each in (*self.couplings, *self.poolings):
+            each.publish()
+
+    def shared(self, bucket: Bucket, rows: Rows) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """By technique, what the partners of these rows published, and what was pooled for them."""
+        couplings = {c.technique.name: c.shared(bucket, rows) for c in self.couplings if c.technique in bucket.chain}
+        return couplings, {
+            p.technique.name: p.pooled(bucket, rows) for p in self.poolings if p.technique in bucket.chain
+        }
+
+    def forget(self) -> None:
+        for each in (*self.couplings, *self.poolings):
+            each.forget()
+
     def count_steps(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
         """Brings the step counters, which live in one array a bucket, up to date under their parameters."""
         for bucket in self.buckets:
@@ -86,4 +116,10 @@ class Plan:
         """Everything allocated for state: slabs, index tables and step counters."""
         slabs = sum(slab.nbytes() for bucket in self.buckets for slab in bucket.slabs.values())
         arrays = sum(bucket.steps.nbytes + bucket.decays.nbytes + bucket.ranks.nbytes for bucket in self.buckets)
-        return slabs + arrays + sum(coupling.nbytes() for coupling in self.couplings)
+        return slabs + arrays + sum(each.nbytes() for each in (*self.couplings, *self.poolings))
+
+
+def _moment_is_new(chain: Chain, known: Mapping[str, Any]) -> bool:
+    """Whether the averages start from nothing, so that their bias corrections have to start with them."""
+    moment = next(technique for technique in chain if technique.stage is Stage.MOMENT)
+    return bool(moment.kept()) and not any(f"{moment.name}.{slot}" in known for slot in moment.kept())

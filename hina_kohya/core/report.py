@@ -78,8 +78,7 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
     group_of = optimizer.group_of()
     weighted, counts = [0.0] * len(optimizer.param_groups), [0] * len(optimizer.param_groups)
     with torch.no_grad():
-        for coupling in plan.couplings:
-            coupling.publish()
+        plan.publish()
         for bucket in plan.buckets:
             scalars = optimizer.scalars(bucket, group_of)
             for picked, where in bucket.chunks(range(len(bucket))):
@@ -87,17 +86,17 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
                 lr, decay, step, rank = scalars[:, where].view(4, -1, 1, 1).unbind(0)
                 ones, none = lr.to(param.dtype).expand_as(param), torch.zeros_like(param)
                 s = Signal(param, param, none, none, lr, decay, step, update=ones, cofactor_rank=rank)
+                shared, pooled = plan.shared(bucket, where)
                 for technique in _step_sizes(bucket.chain):
-                    shared = [c.shared(bucket, where) for c in plan.couplings if c.technique is technique]
                     slabs = {name: slab for (owner, name), slab in bucket.slabs.items() if owner == technique.name}
                     state = {name: slab.read(where, bucket.compute) for name, slab in slabs.items()}
-                    s = technique.apply(s.but(cofactors=shared[0] if shared else None), state)
+                    name = technique.name
+                    s = technique.apply(s.but(cofactors=shared.get(name), pooled=pooled.get(name)), state)
                 for row, mean in zip(picked, s.update.mean(dim=(-2, -1)).tolist(), strict=True):
                     group = group_of[bucket.indices[row]]
                     weighted[group] += mean * bucket.key.shape.numel()
                     counts[group] += bucket.key.shape.numel()
-        for coupling in plan.couplings:
-            coupling.forget()
+        plan.forget()
     return [total / max(count, 1) for total, count in zip(weighted, counts, strict=True)]
 
 

@@ -4,13 +4,19 @@ import dataclasses as dc
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Enter = Callable[[Tensor, Tensor], Tensor]
+Leave = Callable[[Tensor, Tensor, Tensor | float], Tensor]
 
 
 def _unchanged(_momentum: Tensor, incoming: Tensor) -> Tensor:
     return incoming
+
+
+def _itself(momentum: Tensor, _incoming: Tensor, _weight: Tensor | float) -> Tensor:
+    return momentum
 
 
 @dc.dataclass(frozen=True)
@@ -31,8 +37,10 @@ class Signal:
     update: Tensor = None  # type: ignore[assignment]  # what will be subtracted, learning rate included; from MOMENT on
     direction: Tensor = None  # type: ignore[assignment]  # the update before masks, for techniques that ask for its sign
     cofactors: Tensor | None = None  # [N, K, ...] what the running technique's `publish` gave for the K partners
+    pooled: Tensor | None = None  # float64 [N, 1, 1]: what the running technique's `pool` gave for each matrix
     cofactor_rank: Tensor | None = None  # [N, 1, 1] inner rank of the product the matrix is part of
     enter: Enter = _unchanged  # (momentum, incoming) -> what is averaged into the momentum; set by stage TORQUE
+    leave: Leave = _itself  # (momentum, what entered, weight) -> what the update is made of; set by stage TORQUE
 
     def but(self, **changes: Any) -> "Signal":
         """A copy with these fields changed. `dataclasses.replace` would be a fifth of a step's Python time."""
@@ -43,3 +51,16 @@ class Signal:
     def scalar(self, value: Tensor) -> Tensor:
         """A float64 [N, 1, 1] tensor in the compute dtype."""
         return value.to(self.before.dtype)
+
+
+@dc.dataclass(frozen=True)
+class Pool:
+    """One number of every matrix, by param group, for a technique that compares them."""
+
+    values: Tensor  # float64 [G, M]
+    there: Tensor  # bool [G, M]: false where a group has fewer than M matrices
+    ties: Tensor  # [G, M, K] each matrix itself and its ties, as places in the flattened table; G * M is nobody
+
+    def tied(self, x: Tensor) -> Tensor:
+        """[G, M, K] of ``x`` [G, M]; 0 for nobody."""
+        return torch.cat([x.flatten(), x.new_zeros(1)])[self.ties]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Tensor
 
 from hina_kohya.core.hyper import check
-from hina_kohya.core.signal import Signal
+from hina_kohya.core.signal import Pool, Signal
 
 if TYPE_CHECKING:
     from hina_kohya.core.roles import Member
@@ -18,7 +18,7 @@ class Stage(IntEnum):
     """Where in the step a technique acts. The order is the order of the step; a chain has exactly one MOMENT."""
 
     GRADIENT = 1  # raw gradient -> gradient
-    TORQUE = 2  # filters what enters the momentum, where the momentum is known
+    TORQUE = 2  # changes what enters the momentum, or what leaves it, where the momentum is known
     MOMENT = 3  # gradient -> update
     UPDATE = 4  # update -> update
     STEP_SIZE = 5  # scales update or decay
@@ -49,11 +49,15 @@ class Technique:
     slots: ClassVar[Mapping[str, Slot]] = {}
     min_numel: ClassVar[int] = 1  # smaller tensors are left alone
     couples: ClassVar[Literal["", "partner", "cofactors"]] = ""  # whose `publish` becomes `Signal.cofactors`
+    pools: ClassVar[str] = ""  # its EXACT slot of one number a matrix that `pool` sees of all matrices together
     partner_shaped: ClassVar[bool] = False  # its state depends on the partner's shape
     splits_lr: ClassVar[bool] = False  # left out where the param groups already give partners different lrs
     yields_to: ClassVar[tuple[str, ...]] = ()  # techniques that displace it where they fit the same parameter
 
     def __post_init__(self):
+        for field in dc.fields(self):  # JSON, TOML and command lines know no tuples, and a list has no hash
+            if isinstance(value := getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(value))
         check(self, prefix=f"{self.name}.")
 
     def fit(self, member: "Member") -> "Technique | None":
@@ -78,10 +82,21 @@ class Technique:
         """What the matrices [N, m, n] tell their partners at the start of a step, [N, ...]; None: nothing."""
         return None
 
+    def pool(self, pool: Pool) -> Tensor:
+        """What each matrix gets, [G, M], from the numbers of all before the step; becomes `Signal.pooled`."""
+        raise TypeError(f"{self.name} pools nothing")
+
     def enter(self, s: Signal, momentum: Tensor, incoming: Tensor, state: State) -> Tensor:
         """Stage TORQUE: what becomes of ``incoming`` before it is averaged into ``momentum``."""
-        raise TypeError(f"{self.name} is no TORQUE technique")
+        return incoming
+
+    def leave(self, s: Signal, momentum: Tensor, incoming: Tensor, weight: Tensor | float, state: State) -> Tensor:
+        """Stage TORQUE: what the update is made of instead of ``momentum``, which ``incoming`` has entered by now.
+
+        ``weight``, a number or float64 [N, 1, 1]: the MOMENT technique takes momentum / weight for the average.
+        """
+        return momentum
 
     def apply(self, s: Signal, state: State) -> Signal:
         """One step. Reads slots from ``state`` and puts their successors there; the tensors are never written into."""
-        raise TypeError(f"{self.name} is a TORQUE technique: it acts through `enter`")
+        raise TypeError(f"{self.name} is a TORQUE technique: it acts through `enter` and `leave`")

@@ -16,8 +16,9 @@ def folder() -> Path:
 
 
 def names(optimizer: str) -> list[str]:
-    """Presets made for one optimizer class."""
-    return sorted(path.stem for path in folder().glob("*.toml") if toml.load(path).get("optimizer") == optimizer)
+    """Presets made for one optimizer class, or for the one it is the 8-bit form of."""
+    made_for = optimizer.removesuffix("8bit")
+    return sorted(path.stem for path in folder().glob("*.toml") if toml.load(path).get("optimizer") == made_for)
 
 
 def load(preset: str | None, optimizer: str) -> dict[str, Any]:
@@ -28,6 +29,6 @@ def load(preset: str | None, optimizer: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no preset {preset!r}; {did_you_mean(preset, names(optimizer))}")
     content = toml.load(path)
-    if content.get("optimizer") != optimizer:
+    if content.get("optimizer") != optimizer.removesuffix("8bit"):
         raise ValueError(f"preset {preset!r} is for {content.get('optimizer')}, not for {optimizer}")
     return dict(content.get("arguments", {}))

@@ -1,49 +1,13 @@
-"""What the optimizers of this family accept, said once: defaults, bounds, meaning, and the technique each one sets."""
+"""What the optimizers of this family accept: defaults, bounds and meaning. `resolving` turns it into a chain."""
 
 import dataclasses as dc
-import logging
-from collections.abc import Mapping
+import math
 from typing import Any
 
 from hina_kohya.core import registry
-from hina_kohya.core.hyper import check, did_you_mean, hyper
-from hina_kohya.core.technique import Stage, Technique
+from hina_kohya.core.hyper import check, hyper
 
-logger = logging.getLogger("hina_kohya")
-
-# flag -> the technique it turns on
-FLAGS = {
-    "use_agr": "agr",
-    "use_orthogonal_grad": "orthograd",
-    "use_tam": "tam",
-    "use_adopt_stability": "adopt",
-    "use_lora_rite": "lora_rite",
-    "use_cautious": "cautious",
-    "use_grams": "grams",
-    "use_alora": "lora_plus",
-    "use_allora_rows": "allora_rows",
-    "use_kronecker_rms": "kronecker_rms",
-    "dynamic_weight_decay": "dynamic_weight_decay",
-    "use_cautious_weight_decay": "cautious_weight_decay",
-    "use_spd": "spd",
-}
-# argument -> the technique's option it sets
-OPTIONS = {
-    "spd_lambda": "spd.lam",
-    "tam_beta": "tam.beta",
-    "alora_ratio": "lora_plus.ratio",
-    "wd_transition_steps": "dynamic_weight_decay.transition_steps",
-    "wd_decay_factor": "dynamic_weight_decay.decay_factor",
-    "wd_min_ratio": "dynamic_weight_decay.min_ratio",
-}
-# winner -> losers, where both fit every parameter; `Technique.yields_to` carries it out
-EXCLUSIVE = {
-    "cautious": ("grams",),
-    "adatam": ("adopt",),
-    "spd": ("weight_decay", "cautious_weight_decay", "dynamic_weight_decay"),
-}
-# Of the bitsandbytes-based classes these names come from; nothing here corresponds to them.
-WITHOUT_EFFECT = ("amsgrad", "optim_bits", "args", "min_8bit_size", "percentile_clipping", "block_wise", "is_paged")
+LEVELS = 253  # of the learning-rate mask, which keeps a level in a byte
 
 
 @dc.dataclass(frozen=True)
@@ -51,8 +15,8 @@ class Settings:
     """Arguments that every optimizer of the family accepts."""
 
     lr: float = hyper(1e-3, "[0, inf)", doc="learning rate")
-    betas: tuple[float, float] = hyper((0.9, 0.999), doc="decay of the averages of gradient and squared gradient")
-    eps: float = hyper(1e-8, "(0, inf)", doc="added to the root of the second moment")
+    betas: tuple[float, ...] = hyper((0.9, 0.999), doc="decay of the averages of gradient and squared gradient")
+    eps: float | tuple[float, ...] = hyper(1e-8, "(0, inf)", doc="added to the root of the second moment")
     weight_decay: float = hyper(1e-2, "[0, inf)", doc="decoupled weight decay, for roles that decay")
     state: str = hyper("8bit", doc='how moments are kept: "8bit", "bf16" or "fp32"')
     decay_roles: tuple[str, ...] = hyper((), doc='roles that decay besides the factors, or "all"')
@@ -61,12 +25,17 @@ class Settings:
     use_cautious: bool = hyper(True, doc="drop update entries that disagree with the gradient")
     use_orthogonal_grad: bool = hyper(False, doc="OrthoGrad: remove the gradient's part along the parameter")
     use_adopt_stability: bool = hyper(False, doc="ADOPT instead of Adam")
+    use_muon: bool = hyper(False, doc="Muon for matrices: steps by the orthogonalised momentum")
     use_grams: bool = hyper(False, doc="magnitude of the update, sign of the gradient")
     use_agr: bool = hyper(False, doc="adaptive gradient regularization")
     use_tam: bool = hyper(False, doc="torque-aware momentum")
     tam_beta: float = hyper(0.9, "[0, 1)", doc="decay of TAM's average of cosines")
     tam_paper_form: bool = hyper(False, doc="AdaTAM as in the paper: steps are 10 to 45 times larger at the same lr")
     use_lora_rite: bool = hyper(False, doc="LoRA-RITE for pairs, instead of Adam")
+    use_alora: bool = hyper(False, doc="LoRA+: a larger learning rate for the factor that starts at zero")
+    alora_ratio: float = hyper(16.0, "(0, inf)", doc="its learning rate over its partner's")
+    use_allora_rows: bool = hyper(False, doc="ALLoRA: smaller steps for rows of B A that are already large")
+    use_kronecker_rms: bool = hyper(False, doc="LoKr: divide each factor's step by the size of the others")
     use_cautious_weight_decay: bool = hyper(False, doc="decay only what the update does not move away from zero")
     dynamic_weight_decay: bool = hyper(False, doc="let weight decay fade")
     wd_transition_steps: float = hyper(1000, "(0, inf)", doc="steps, or fraction of the run, before it fades")
@@ -78,100 +47,57 @@ class Settings:
 
     def __post_init__(self):
         check(self)
-        beta1, beta2 = self._pair("betas", self.betas)
-        registry.build("adam", beta1=beta1, beta2=beta2)
+        registry.build("adam", **self.moment_options("adam", ("betas", "eps")))
 
-    @staticmethod
-    def _pair(name: str, value: Any) -> tuple[float, float]:
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise ValueError(f"{name} = {value!r} must be two numbers, such as (0.9, 0.999)")
-        return value[0], value[1]
+    def moment_options(self, technique: str, given: Any) -> dict[str, Any]:
+        """Betas and epsilon of a MOMENT technique: Adam's are ours, any other has its paper's unless ``given``."""
+        options: dict[str, Any] = {}
+        if technique == "muon":  # its momentum is not Adam's: `muon.beta`
+            return options
+        if "betas" in given or technique == "adam":
+            beta1, beta2 = numbers("betas", self.betas, (0.9, 0.999))
+            options.update(beta1=beta1, beta2=beta2)
+        if "eps" in given or technique == "adam":
+            options.update(eps=self.eps)
+        return options
+
+    def technique_options(self) -> dict[str, dict[str, Any]]:
+        """Options that no single argument says, by technique."""
+        return {}
+
+
+def numbers(name: str, value: Any, default: tuple[float, ...]) -> tuple[float, ...]:
+    """``value`` as a tuple as long as ``default``; lists are forgiven, since TOML knows no tuples."""
+    if not isinstance(value, (tuple, list)) or len(value) != len(default):
+        count = {2: "two", 3: "three"}[len(default)]
+        raise ValueError(f"{name} = {value!r} must be {count} numbers, such as {default}")
+    return tuple(value)
 
 
 @dc.dataclass(frozen=True)
-class Resolved:
-    """Settings after presets, conflicts and dotted options: the chain and what was decided on the way."""
+class MaskSettings(Settings):
+    """Arguments of the automagic mask, which are learning rates: the mask itself is relative to the group's."""
 
-    settings: Settings
-    techniques: list[Technique]
-    conflicts: list[str]
+    use_lr_mask: bool = hyper(False, doc="automagic: raise an element's lr while its gradient keeps its sign")
+    min_lr: float | None = hyper(None, "(0, inf)", doc="least lr the mask gives where the group has lr; None: lr / 10")
+    max_lr: float | None = hyper(None, "(0, inf)", doc="largest lr it gives there; None: 10 lr")
+    lr_bump: float | None = hyper(
+        None, "(0, inf)", doc=f"(max_lr - min_lr) / lr_bump steps, at most {LEVELS}, cross the range; None: 5 % a step"
+    )
+    warmup_steps: float = hyper(math.inf, "(0, inf]", doc="the mask moves during so many steps, then stays")
 
-
-def resolve(cls: type[Settings], given: Mapping[str, Any], preset: Mapping[str, Any]) -> Resolved:
-    """Turns arguments into a chain. Raises ValueError or TypeError for what is unknown or out of bounds."""
-    given = _modern(given)
-    known = {field.name for field in dc.fields(cls)}
-    arguments = {**preset, **given}
-    dotted = {name: value for name, value in arguments.items() if "." in name}
-    plain = {name: value for name, value in arguments.items() if "." not in name}
-    for name in plain:
-        if name not in known:
-            raise TypeError(f"unknown argument {name!r}; {did_you_mean(name, known)}")
-    settings = cls(**plain)
-    conflicts: list[str] = []
-    on = _wanted(settings, plain, conflicts)
-    options = _options(settings, plain, on)
-    idle = [name for name in given if name in OPTIONS and OPTIONS[name].split(".")[0] not in on]
-    if idle:
-        logger.warning("without effect, since the technique is off: %s", ", ".join(idle))
-    for name, value in dotted.items():
-        technique, _, option = name.partition(".")
-        registry.technique(technique)
-        if technique not in on:
-            flag = next((flag for flag, name in FLAGS.items() if name == technique), None)
-            hint = f"add {flag}=True" if flag and flag in known else "this optimizer does not use it"
-            raise ValueError(f"{name} was given, but {technique} is off; {hint}")
-        options[technique][option] = value
-    return Resolved(settings, [registry.build(name, **options[name]) for name in on], conflicts)
-
-
-def _modern(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Old configs: bits become `state`; the rest of what has no meaning here is dropped, and said once."""
-    given = dict(given)
-    dropped = [name for name in WITHOUT_EFFECT if name in given]
-    bits = given.get("optim_bits")
-    for name in dropped:
-        del given[name]
-    if bits == 32:
-        given.setdefault("state", "fp32")
-        dropped.remove("optim_bits")
-    if dropped:
-        logger.warning("accepted for old configs, without effect: %s", ", ".join(dropped))
-    return given
-
-
-def _wanted(settings: Settings, given: Mapping[str, Any], conflicts: list[str]) -> list[str]:
-    """Names of the techniques that are on, after conflicts: what was asked for beats a default, then `EXCLUSIVE`."""
-    on = {name for flag, name in FLAGS.items() if getattr(settings, flag, False)}
-    asked = {name for flag, name in FLAGS.items() if given.get(flag)}
-    if settings.tam_paper_form and "tam" in on:
-        on = on - {"tam"} | {"adatam"}
-    on |= {"weight_decay"} if {"adopt", "adatam"} & on else {"weight_decay", "adam"}
-    asked |= {"weight_decay"} if given.get("weight_decay") else set()
-    for winner, losers in EXCLUSIVE.items():
-        for loser in losers:
-            if winner in on and loser in on:
-                kept, dropped = (loser, winner) if loser in asked and winner not in asked else (winner, loser)
-                on.discard(dropped)
-                if dropped in asked:
-                    conflicts.append(f"{dropped} is off: {kept} excludes it")
-    if conflicts:
-        logger.warning("settings that exclude each other: %s", "; ".join(conflicts))
-    order = list(registry.techniques())
-    return sorted(on, key=order.index)
-
-
-def _options(settings: Settings, given: Mapping[str, Any], on: list[str]) -> dict[str, dict[str, Any]]:
-    options: dict[str, dict[str, Any]] = {name: {} for name in on}
-    for argument, target in OPTIONS.items():
-        technique, option = target.split(".")
-        if technique in on and hasattr(settings, argument):
-            options[technique][option] = getattr(settings, argument)
-    for name in on:
-        if registry.technique(name).stage is Stage.MOMENT:
-            # Each MOMENT technique has its paper's betas and epsilon unless the user asks for others.
-            if "betas" in given or name == "adam":
-                options[name].update(beta1=settings.betas[0], beta2=settings.betas[1])
-            if "eps" in given or name == "adam":
-                options[name].update(eps=settings.eps)
-    return options
+    def technique_options(self) -> dict[str, dict[str, Any]]:
+        given = {name: getattr(self, name) for name in ("min_lr", "max_lr", "lr_bump")}
+        if not self.use_lr_mask or all(value is None for value in given.values()):
+            return super().technique_options()
+        low, high = (self.min_lr or self.lr / 10), (self.max_lr or self.lr * 10)
+        if not 0 < low <= self.lr <= high:
+            raise ValueError(
+                f"the mask's range min_lr = {low:g} to max_lr = {high:g} must contain lr = {self.lr:g}; "
+                "leave min_lr and max_lr out for a tenth and ten times of lr"
+            )
+        mask: dict[str, Any] = {"low": low / self.lr, "high": high / self.lr}
+        if self.lr_bump is not None and low < high:
+            steps = min(LEVELS, max(1.0, (high - low) / self.lr_bump))
+            mask["bump"] = math.expm1(math.log(high / low) / steps)
+        return {**super().technique_options(), "automagic_mask": mask}

@@ -29,8 +29,10 @@ class Adam(Technique):
 
     def apply(self, s: Signal, state: State) -> Signal:
         m, v = state["exp_avg"], state["exp_avg_sq"]
-        m = state["exp_avg"] = m.lerp(s.enter(m, s.grad), 1 - self.beta1)
+        g = s.enter(m, s.grad)
+        m = state["exp_avg"] = m.lerp(g, 1 - self.beta1)
         v = state["exp_avg_sq"] = (v * self.beta2).addcmul_(s.grad, s.grad, value=1 - self.beta2)
         correction1, correction2 = 1 - self.beta1**s.step, 1 - self.beta2**s.step  # [N, 1, 1]
         denominator = v.sqrt().div_(s.scalar(correction2.sqrt())).add_(self.eps)
+        m = s.leave(m, g, correction1)
         return s.but(update=(m * s.scalar(s.lr / correction1)).div_(denominator))

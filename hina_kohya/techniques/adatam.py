@@ -33,6 +33,8 @@ class AdaTam(Technique):
     def apply(self, s: Signal, state: State) -> Signal:
         m, v = state["exp_avg"], state["exp_avg_sq"]
         torque = state["torque"] = state["torque"].lerp(mat_cosine(m, s.grad), 1 - self.gamma)
-        m = state["exp_avg"] = m * self.beta1 + s.grad * ((1 + torque) / 2 + self.eps)
+        g = s.grad * ((1 + torque) / 2 + self.eps)
+        m = state["exp_avg"] = m * self.beta1 + g
         v = state["exp_avg_sq"] = (v * self.beta2).addcmul_(s.grad, s.grad, value=1 - self.beta2)
+        m = s.leave(m, g, 1 / (1 - self.beta1))
         return s.but(update=(m * s.scalar(s.lr)).div_(v.sqrt().add_(self.eps)))

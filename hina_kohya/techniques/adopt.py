@@ -36,7 +36,8 @@ class Adopt(Technique):
         first = s.step == 1  # [N, 1, 1]
         clip = s.scalar((s.step - 1) ** 0.25)  # 0 at the first call, so n, m and u stay 0 there
         n = (s.grad / v.sqrt().clamp_(min=self.eps)).clamp_(-clip, clip)
-        m = state["exp_avg"] = m.lerp(s.enter(m, n), 1 - self.beta1)
+        n = s.enter(m, n)
+        m = state["exp_avg"] = m.lerp(n, 1 - self.beta1)
         keep = (s.step > 1) * torch.full_like(s.step, self.beta2)
         state["exp_avg_sq"] = (v * s.scalar(keep)).addcmul_(s.grad * s.scalar(1 - keep), s.grad)
-        return s.but(update=m * s.scalar(s.lr), decay=s.decay.masked_fill(first, 0.0))
+        return s.but(update=s.leave(m, n, 1.0) * s.scalar(s.lr), decay=s.decay.masked_fill(first, 0.0))

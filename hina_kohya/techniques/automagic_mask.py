@@ -1,6 +1,7 @@
 import dataclasses as dc
 import math
 
+import torch
 from torch import Tensor
 
 from hina_kohya.core.hyper import hyper
@@ -20,7 +21,7 @@ class AutomagicMask(Technique):
               k \leftarrow \operatorname{clip}(k + a), \quad u \leftarrow (1 + \text{bump})^k\, u
 
     with t' the last step at which the element's gradient was not 0; before that there is no a, and k = 0. The power
-    stays in [low, high]. `per_row`: one k a row, moved by the sign of the row's mean a.
+    stays in [low, high]. `per_row`: one k a row, moved by the sign of the row's mean a. After `until` steps all k stay.
 
     Shapes: g, u, a [N, m, n]; k [N, m, n], or [N, m, 1].
     Source: `lr_mask` of Automagic, ostris/ai-toolkit, toolkit/optimizers/automagic.py (no paper).
@@ -35,6 +36,7 @@ class AutomagicMask(Technique):
     bump: float = hyper(0.05, "(0, inf)", doc="relative change of the learning rate a step")
     low: float = hyper(0.1, "(0, 1]", doc="least multiplier of the learning rate")
     high: float = hyper(10.0, "[1, inf)", doc="largest multiplier of the learning rate")
+    until: float = hyper(math.inf, "(0, inf]", doc="the multipliers move in a parameter's first so many steps only")
     per_row: bool = hyper(False, doc="one multiplier a row instead of one an element")
 
     def __post_init__(self):
@@ -65,5 +67,8 @@ class AutomagicMask(Technique):
         if self.per_row:
             agree, any_yet = row_mean(agree).sign_(), row_mean(any_yet).sign_()
         moved = (state["level"] + agree).clamp_(1, top)
-        level = state["level"] = (any_yet * self.start).lerp(moved, state["level"].clamp(max=1))
+        level = (any_yet * self.start).lerp(moved, state["level"].clamp(max=1))
+        if self.until < math.inf:
+            level = torch.where(s.step <= self.until, level, state["level"])
+        state["level"] = level
         return s.but(update=s.update * self.multiplier(level))

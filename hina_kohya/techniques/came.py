@@ -17,19 +17,16 @@ from hina_kohya.numerics.reduce import mat_rms
 class Came(Technique):
     r"""Steps by the average of normalised gradients, less where that average has been a poor forecast.
 
-    .. math:: V = \operatorname{fac}_{\beta_2}(g^2 + \epsilon_1), \quad
-              u = g / \sqrt V, \; u \leftarrow u / \max(1, \operatorname{RMS}(u) / d), \quad
-              m \leftarrow m + (1-\beta_1)(u - m), \quad
+    .. math:: V = \operatorname{fac}_{\beta_2}(g^2 + \epsilon_1), \quad u = g / \sqrt V, \quad
+              u \leftarrow u / \max(1, \operatorname{RMS}(u) / d), \quad m \leftarrow m + (1-\beta_1)(u - m), \quad
               S = \operatorname{fac}_{\beta_3}((u - m)^2 + \epsilon_2), \quad u = \eta\, m / \sqrt S
 
-    where fac averages the row means R and the column means C over time and stands for R C / mean(R). Vectors keep a
-    dense V and have no S.
+    where fac is R C / mean(R), with row means R and column means C averaged over time. Vectors: dense V, no S.
 
     Shapes: g, m, u [N, m, n]; R and C together [N, 1, m + n]; the RMS per matrix.
     Source: Luo et al., arXiv:2307.02047, Algorithm 2, in the form of the authors' code (eps2 added to the residual).
-    Differs: a convolution is one matrix [out, in kh kw] (the authors factor each kh x kw plane: up to 5 times the
-    parameter in state). With `bias_correct_confidence` S is divided by 1 - beta3^t: without it the first step is 11
-    times the learning rate, the hundredth 4 times.
+    Differs: a convolution is one matrix [out, in kh kw] (theirs: each kh x kw plane, up to 5 times the parameter in
+    state). With `bias_correct_confidence` S is divided by 1 - beta3^t, else step 1 is of 11 lr, step 100 of 4 lr.
     Cost: one slot and 2 (m + n) numbers a matrix; seven reductions.
     """
 
@@ -37,6 +34,8 @@ class Came(Technique):
     slots = {"exp_avg": Slot.SIGNED, "exp_avg_sq": Slot.UNSIGNED, "second": Slot.FACTOR, "instability": Slot.FACTOR}
     yields_to = ("lora_rite", "muon")
     beta1: float = hyper(0.9, "[0, 1)", doc="decay of the average of normalised gradients")
+    beta1_decay: float = hyper(1.0, "(0, 1]", doc="factor on beta1 a step: Kingma & Ba, arXiv:1412.6980, section 4")
+    beta1_floor: float = hyper(0.4, "[0, 1)", doc="what that leaves of it at least")
     beta2: float = hyper(0.999, "[0, 1)", doc="decay of the average of squared gradients")
     beta3: float = hyper(0.9999, "[0, 1)", doc="decay of the average of squared residuals")
     eps1: float = hyper(1e-30, "(0, inf)", doc="added to the squared gradient")
@@ -49,8 +48,8 @@ class Came(Technique):
         return self if len(member.shape) > 1 else dc.replace(self, dense=True)
 
     def kept(self) -> Mapping[str, Slot]:
-        unused = ("second", "instability") if self.dense else ("exp_avg_sq",)
-        return {name: slot for name, slot in self.slots.items() if name not in unused}
+        used = ("exp_avg", "exp_avg_sq") if self.dense else ("exp_avg", "second", "instability")
+        return {name: self.slots[name] for name in used}
 
     def slot_shape(self, name: str, m: int, n: int, partner: tuple[int, int] | None) -> tuple[int, int]:
         return (1, m + n) if self.slots[name] is Slot.FACTOR else (m, n)
@@ -65,14 +64,16 @@ class Came(Technique):
             row, column = inverse_root(v, rows)  # [N, m, 1], [N, 1, n]
             u = (s.grad * row).mul_(column)
         u = u / (mat_rms(u) / self.clip_threshold).clamp_(min=1)
-        m = state["exp_avg"] = state["exp_avg"].lerp(s.enter(state["exp_avg"], u), 1 - self.beta1)
+        g, beta1 = s.enter(state["exp_avg"], u), self.beta1
+        if self.beta1_decay < 1:
+            beta1 = s.scalar((self.beta1_decay ** (s.step - 1) * beta1).clamp_(min=min(beta1, self.beta1_floor)))
+        m = state["exp_avg"] = state["exp_avg"].lerp(g, 1 - beta1)
         if self.dense:
-            return s.but(update=m * s.scalar(s.lr))
-        residual = means((u - m).square_())
-        instability = state["instability"] = _average(state["instability"], residual, self.beta3, self.eps2)
-        row, column = inverse_root(instability, rows)
+            return s.but(update=s.leave(m, g, 1.0) * s.scalar(s.lr))
+        wobble = state["instability"] = _average(state["instability"], means((u - m).square_()), self.beta3, self.eps2)
+        row, column = inverse_root(wobble, rows)
         lr = s.lr * (1 - self.beta3**s.step).sqrt() if self.bias_correct_confidence else s.lr  # [N, 1, 1]
-        return s.but(update=(m * (row * s.scalar(lr))).mul_(column))
+        return s.but(update=(s.leave(m, g, 1.0) * (row * s.scalar(lr))).mul_(column))
 
 
 def _average(old: Tensor, new: Tensor, beta: float, eps: float) -> Tensor:

@@ -46,5 +46,7 @@ class Muon(Technique):
         m = state["exp_avg"]
         g = s.enter(m, s.grad)
         m = state["exp_avg"] = m.lerp(g, 1 - self.beta)
-        o = orthogonalise(g.lerp(m, self.beta) if self.nesterov else m, int(self.rounds))
+        w = g.lerp(m, self.beta) if self.nesterov else m
+        w = s.leave(w, g, 1 - self.beta ** (s.step + self.nesterov))
+        o = orthogonalise(w, int(self.rounds))
         return s.but(update=o * s.scalar(s.lr * (self.rms * math.sqrt(max(o.shape[-2:])))))

@@ -183,6 +183,26 @@ def test_what_does_not_fit_is_refused_before_anything_changes():
         HinaAdamW(params.values()).load_state_dict(adamw.state_dict())
 
 
+@pytest.mark.parametrize("state", STATES)
+def test_state_of_another_size_than_the_parameter(state):
+    """LoRA-RITE keeps an average in the basis of the partner, whose other side may be smaller than the rank."""
+    shapes = {"lora_unet_a.lora_down.weight": (8, 12), "lora_unet_a.lora_up.weight": (3, 8)}
+    params = make_params(shapes=shapes)
+    optimizer = HinaAdamW(params.items(), lr=1e-3, state=state, use_lora_rite=True)
+    train(optimizer, params, 2)
+    saved, resumed = through_file(optimizer.state_dict()), copy_of(params)
+    train(optimizer, params, 2, start=2)
+    second = HinaAdamW(resumed.items(), lr=1e-3, state=state, use_lora_rite=True)
+    second.load_state_dict(saved)
+    assert second.plan().buckets[0].slabs["lora_rite", "exp_avg"].m == 12
+    assert second.plan().buckets[0].slabs["lora_rite", "exp_avg"].n == 3
+    train(second, resumed, 2, start=2)
+    assert all(torch.equal(params[name], resumed[name]) for name in params)
+    wider = make_params(shapes={"lora_unet_a.lora_down.weight": (8, 12), "lora_unet_a.lora_up.weight": (5, 8)})
+    with pytest.raises(ValueError, match=r"lora_down.weight has 60 values, the checkpoint's lora_rite.exp_avg 36"):
+        HinaAdamW(wider.items(), lr=1e-3, state=state, use_lora_rite=True).load_state_dict(saved)
+
+
 def _shapes():
     return {name: tuple(param.shape) for name, param in make_params().items()}
 

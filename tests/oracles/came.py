@@ -11,6 +11,8 @@ Source: Luo et al., arXiv:2307.02047, Algorithm 2, and the authors' CAME.py, whi
 adds ``eps2`` to the residual, keeps a dense V for vectors and divides their m by nothing.
 A convolution is the matrix [out, in * kh * kw]; the authors' code factors each [kh, kw] plane instead.
 ``bias_correct_confidence``: S / (1 - b3^t).
+``beta1_decay``, ``beta1_floor``: b1 at step t is max(b1 lambda^(t-1), floor), the first factor from Kingma & Ba,
+arXiv:1412.6980, section 4; a floor above b1 does nothing.
 """
 
 import numpy as np
@@ -28,7 +30,10 @@ class CAME:
         clip_threshold=1.0,
         weight_decay=0.0,
         bias_correct_confidence=False,
+        beta1_decay=1.0,
+        beta1_floor=0.4,
     ):
+        self.beta1_decay, self.beta1_floor = beta1_decay, beta1_floor
         self.betas, self.eps, self.clip_threshold = betas, eps, clip_threshold
         self.weight_decay, self.bias_correct_confidence = weight_decay, bias_correct_confidence
         self.m = self.v = self.r = self.c = self.r_res = self.c_res = 0.0
@@ -61,6 +66,7 @@ class CAME:
     def _average(self, u, damping):
         """Clips u and moves m; returns the clipped u."""
         b1 = self.betas[0]
+        b1 = max(b1 * self.beta1_decay**self.t, min(self.beta1_floor, b1))
         self.t += 1
         u = u / max(1.0, np.sqrt((u**2).mean()) / self.clip_threshold)
         d = 1.0 if damping is None else damping(self.m, u)

@@ -37,7 +37,9 @@ def gradients(shape, seed):
 
 @rows
 @pytest.mark.parametrize("moment", ["adam", "came"])
-@pytest.mark.parametrize("limits", [{}, {"bump": 0.5, "low": 0.3, "high": 4.0}], ids=["defaults", "narrow"])
+@pytest.mark.parametrize(
+    "limits", [{}, {"bump": 0.5, "low": 0.3, "high": 4.0}, {"until": 20}], ids=["defaults", "narrow", "until"]
+)
 def test_against_the_oracle(limits, moment, per_row):
     options = {"per_row": per_row, **limits}
     initial = start(MATRICES)
@@ -78,7 +80,7 @@ def test_it_rises_falls_and_stays_within_its_bounds(per_row):
     assert (seen[59][0, 2] == 1).all()  # no gradient, no opinion
 
 
-CHANGES = [{"bump": 0.5}, {"low": 0.9}, {"high": 1.1}, {"per_row": True}]
+CHANGES = [{"bump": 0.5}, {"low": 0.9}, {"high": 1.1}, {"per_row": True}, {"until": 4}]
 
 
 @pytest.mark.parametrize("options", [None, *CHANGES], ids=str)
@@ -95,6 +97,34 @@ def test_every_option_changes_the_update(options):
         train(optimizer, params, 12)
         results.append(params["head.weight"].detach())
     assert not torch.equal(*results)
+
+
+@rows
+def test_levels_freeze_after_each_parameters_own_steps(per_row):
+    """One that misses gradients freezes later; forever costs no operation."""
+    params, levels = {name: torch.nn.Parameter(torch.zeros(4, 5)) for name in "ab"}, []
+    optimizer = masked(params, "8bit", until=6, per_row=per_row)
+    for step in range(14):
+        for param in params.values():
+            param.grad = torch.ones(4, 5)
+        if step % 2:
+            params["b"].grad = None
+        optimizer.step()
+        levels.append([optimizer.state[p]["automagic_mask.level"].flatten()[0].item() for p in params.values()])
+    begin = build("automagic_mask").start
+    assert [level - begin for level, _ in levels] == [0, 1, 2, 3, 4, *[5] * 9]
+    assert [level - begin for _, level in levels] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5]
+    counts = []
+    for until in ({}, {"until": torch.inf}, {"until": 6}):
+        small = small_matrices(4)
+        optimizer = masked(small, **until, per_row=per_row)
+        for step in range(2):
+            set_grads(small, step)
+            with Counter() as counter:
+                optimizer.step()
+        assert counter.synchronisations == []
+        counts.append(counter.operations)
+    assert counts[0] == counts[1] < counts[2]
 
 
 def test_too_many_levels_are_refused():
@@ -125,13 +155,14 @@ def test_rows_and_columns_may_be_permuted(per_row):
 @rows
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @states
-def test_k_and_k_is_2k(state, dtype, per_row):
+@pytest.mark.parametrize("until", [torch.inf, 5])
+def test_k_and_k_is_2k(until, state, dtype, per_row):
     params = make_params(dtype)
-    optimizer = masked(params, state, "came", per_row=per_row)
+    optimizer = masked(params, state, "came", per_row=per_row, until=until)
     train(optimizer, params, 4)
     saved, resumed = through_file(optimizer.state_dict()), copy_of(params)
     train(optimizer, params, 4, start=4)
-    second = masked(resumed, state, "came", per_row=per_row)
+    second = masked(resumed, state, "came", per_row=per_row, until=until)
     second.load_state_dict(saved)
     train(second, resumed, 4, start=4)
     assert all(torch.equal(params[name], resumed[name]) for name in params)

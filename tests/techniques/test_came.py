@@ -26,6 +26,9 @@ SHAPES = MATRICES | {"one": (1,), "column.weight": (6, 1), "row.weight": (1, 6),
 OPTIONS = {
     "defaults": {},
     "bias_correct_confidence": {"bias_correct_confidence": True},
+    "beta1_decay": {"beta1_decay": 0.95},
+    "beta1_decay of little": {"beta1": 0.3, "beta1_decay": 0.95},
+    "beta1_decay to a floor": {"beta1_decay": 0.5, "beta1_floor": 0.85},
     "others": {"beta1": 0.8, "beta2": 0.9, "beta3": 0.95, "eps1": 1e-3, "eps2": 1e-2, "clip_threshold": 0.7},
 }
 states = pytest.mark.parametrize("state", STATES)
@@ -116,7 +119,7 @@ def test_equal_to_came_pytorch_in_fp32(options):
 
 CHANGES = [
     {"beta1": 0.5}, {"beta2": 0.9}, {"beta3": 0.9}, {"eps1": 1.0}, {"eps2": 1.0}, {"clip_threshold": 0.1},
-    {"bias_correct_confidence": True}, {"dense": True},
+    {"bias_correct_confidence": True}, {"dense": True}, {"beta1_decay": 0.9},
 ]  # fmt: skip
 
 
@@ -128,6 +131,28 @@ def test_every_option_changes_the_update(options):
         train(came(params, **chosen), params, 6)
         results.append(params["head.weight"].detach())
     assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize(("start", "beta1", "decay", "floor"), [(0.9, 0.4, 1e-6, 0.4), (0.9, 0.7, 1e-6, 0.7)])
+def test_beta1_falls_to_its_floor_and_no_decay_is_no_floor(start, beta1, decay, floor):
+    """After the first step, whose average is of nothing, a fast decay is the same as the floor itself."""
+    results = []
+    for chosen in ({"beta1": start, "beta1_decay": decay, "beta1_floor": floor}, {"beta1": beta1}, {"beta1": start}):
+        params = make_params()
+        zero = {name: torch.zeros_like(param) for name, param in params.items()}
+        optimizer = came(params, "fp32", lr=0.0, **chosen)
+        for name, param in params.items():
+            param.grad = zero[name]
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = 1e-3
+        train(optimizer, params, 4, start=1)
+        results.append(params["head.weight"].detach())
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(results[0], results[2], rtol=1e-3)
+    plain, floored = make_params(), make_params()
+    train(came(plain, "fp32", beta1=0.3), plain, 4)
+    train(came(floored, "fp32", beta1=0.3, beta1_floor=0.8), floored, 4)
+    assert all(torch.equal(plain[name], floored[name]) for name in plain)
 
 
 def test_how_large_the_first_steps_are():

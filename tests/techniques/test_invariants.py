@@ -213,11 +213,12 @@ def test_allora_factor_is_eta_where_b_is_zero():
 def test_inputs_are_never_written_to(name):
     """Purity, and that a matrix's result does not depend on its neighbours."""
     technique = build(name, **({"side": "B"} if name == "lora_rite" else {}))
-    shared = {"allora_rows": (5, 5), "kronecker_rms": (1, 1), "lora_rite": (9, 5)}.get(name)
+    shared = {"allora_rows": (5, 5), "kronecker_rms": (1, 1), "lora_rite": (9, 5), "rank_penalty": (5, 5)}.get(name)
     generator = torch.Generator().manual_seed(9)
     s = signal(
         dtype=torch.float32,
         cofactor_rank=torch.ones(4, 1, 1, dtype=torch.float64),
+        pooled=torch.ones(4, 1, 1, dtype=torch.float64),
         cofactors=None if shared is None else torch.randn(4, 1, *shared, generator=generator),
     )
     state = {

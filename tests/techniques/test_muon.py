@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
-from hina_kohya.core.registry import build, technique
+from hina_kohya.core.registry import build
 from tests.conftest import SHAPES as EVERY_SHAPE
 from tests.conftest import make_params, set_grads, train
 from tests.core.test_cost import Counter
@@ -20,15 +20,6 @@ SHAPES = {
     "lora_unet_c.lora_down.weight": (4, 3, 3, 3),
     "head.weight": (7, 5),
 }
-
-
-@pytest.fixture(autouse=True)
-def _fallback(monkeypatch):
-    """Adam and its kin leave to Muon what fits it."""
-    for name in ("adam", "adopt", "adatam"):
-        cls = technique(name)
-        if "muon" not in cls.yields_to:
-            monkeypatch.setattr(cls, "yields_to", (*cls.yields_to, "muon"))
 
 
 def rate(step):

@@ -1,0 +1,385 @@
+"""Every optimizer of the family: what it equals when bare, that each flag acts, that it resumes, and what it costs."""
+
+import inspect
+import io
+import json
+
+import pytest
+import torch
+
+import hina_kohya
+from hina_kohya.optim import presets
+from hina_kohya.optim.automagic_cameamp import PROFILES
+from hina_kohya.optim.resolving import FLAGS, OPTIONS
+from tests.conftest import SHAPES, make_params, set_grads, train
+from tests.core.test_cost import Counter, small_matrices
+from tests.techniques.test_invariants import FLAGS as SHARED
+
+CLASSES = ["HinaAdamW", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim", "COptim8bit"]
+BARE = {"use_cautious": False, "use_alora": False, "use_lr_mask": False, "use_dynamic_adaptation": False,
+        "use_context": False, "weight_decay": 0.0}  # fmt: skip
+GUARDED = {
+    "edge_suppression": True,
+    "spatial_awareness": True,
+    "background_regularization": True,
+    "enable_dual_momentum": True,
+    "lora_rank_penalty": True,
+    "use_tam": True,
+    "use_allora_rows": True,
+    "use_lr_mask": True,
+}
+VARIANTS = {
+    "adaptive": ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "use_lr_mask": True}),
+    "camp": ("AutomagicCameAMP", {}),
+    "camp guarded": ("AutomagicCameAMP", GUARDED),
+    "camp adam grams": ("AutomagicCameAMP", {"came": False, "use_grams": True}),
+    "coptim": ("COptim", {}),
+    "coptim came": ("COptim", {"came": True, **GUARDED}),
+    "coptim muon": ("COptim", {"use_muon": True, "enable_dual_momentum": True}),
+}
+variants = pytest.mark.parametrize(("cls", "options"), VARIANTS.values(), ids=VARIANTS.keys())
+
+
+def make(cls, params, **options):
+    return getattr(hina_kohya, cls)(params.items() if isinstance(params, dict) else params, **options)
+
+
+def known(cls, options):
+    fields = getattr(hina_kohya, cls).Settings.__dataclass_fields__
+    return {name: value for name, value in options.items() if name in fields}
+
+
+def flat(params):
+    return torch.cat([param.detach().flatten() for param in params.values()])
+
+
+def trained(cls, steps=8, shapes=None, spike=True, **options):
+    """Parameters after some steps, of which the sixth has a gradient 50 times as large."""
+    params = make_params(shapes=shapes)
+    optimizer = make(cls, params, lr=1e-2, **options)
+    for step in range(steps):
+        set_grads(params, step, scale=50.0 if spike and step == 5 else 1.0)
+        optimizer.step()
+    return flat(params)
+
+
+# What each class is with its extras off
+
+
+@pytest.mark.parametrize("cls", ["HinaAdamW", "AdaptiveHinaAdamW"])
+def test_bare_it_is_torch_adamw_by_the_bit(cls):
+    mine, theirs = make_params(), make_params()
+    options = {**known(cls, BARE), "weight_decay": 0.1}
+    optimizer = make(cls, mine, lr=1e-2, state="fp32", decay_roles="all", **options)
+    reference = torch.optim.AdamW(theirs.values(), lr=1e-2, weight_decay=0.1)
+    for step in range(20):
+        for params, each in ((mine, optimizer), (theirs, reference)):
+            set_grads(params, step)
+            each.step()
+    assert torch.equal(flat(mine), flat(theirs))
+
+
+@pytest.mark.parametrize("cls", ["AutomagicCameAMP", "COptim"])
+def test_bare_with_came_it_is_came_pytorch(cls):
+    came = pytest.importorskip("came_pytorch")
+    shapes = {"head.weight": (7, 5), "body.weight": (12, 16), "bias": (9,)}
+    mine, theirs = make_params(torch.float64, shapes=shapes), make_params(torch.float64, shapes=shapes)
+    optimizer = make(cls, mine, lr=1e-3, came=True, **known(cls, BARE))
+    reference = came.CAME(list(theirs.values()), lr=1e-3, weight_decay=0.0)
+    for step in range(30):
+        for params, each in ((mine, optimizer), (theirs, reference)):
+            set_grads(params, step)
+            each.step()
+    torch.testing.assert_close(flat(mine), flat(theirs), rtol=1e-9, atol=1e-12)
+
+
+def test_without_context_coptim_is_cautious_adamw():
+    timm = pytest.importorskip("timm.optim")
+    mine, theirs = make_params(torch.float64), make_params(torch.float64)
+    optimizer = make("COptim", mine, lr=1e-2, use_context=False, use_alora=False, weight_decay=0.1, decay_roles="all")
+    reference = timm.adamw.AdamWLegacy(theirs.values(), lr=1e-2, weight_decay=0.1, caution=True)
+    for step in range(30):
+        for params, each in ((mine, optimizer), (theirs, reference)):
+            set_grads(params, step)
+            each.step()
+    torch.testing.assert_close(flat(mine), flat(theirs), rtol=1e-10, atol=1e-12)
+
+
+# Every flag
+
+PAIRS = {name: shape for name, shape in SHAPES.items() if name != "gain"}
+MASK = {"use_lr_mask": True, "min_lr": 5e-3, "max_lr": 2e-2}
+EDGE = {"edge_suppression": True, "edge_suppression.warmup": 1}
+SPACE, TIME = {"spatial_awareness": True}, {"background_regularization": True, "temporal_frequency.window": 4}
+CAME_FLAGS = [
+    {"came": False},
+    {"clip_threshold": 0.2},
+    {"beta1_decay": 0.5},
+    {"betas": (0.5, 0.99, 0.999)},
+    {"eps": (1e-3, 1e-16, 1e-8)},
+    {"eps": (1e-30, 1e-3, 1e-8)},
+    {"came": False, "eps": (1e-30, 1e-16, 1e-3)},
+    {"use_alora": True, "full_finetune": True},
+    {"use_allora_rows": True, "eta": 0.5},
+    {**EDGE},
+    {**EDGE, "edge_threshold": 0.1},
+    {**EDGE, "edge_penalty": 0.9},
+    SPACE,
+    {**SPACE, "frequency_penalty": 0.9},
+    {**SPACE, "frequency_penalty": 0.9, "detail_preservation": 0.1},
+    TIME,
+    {**TIME, "frequency_penalty": 0.9},
+    {**TIME, "frequency_penalty": 0.9, "detail_preservation": 0.1},
+    {"lora_rank_penalty": True},
+    {"lora_rank_penalty": True, "rank_penalty_strength": 0.5},
+    {"lora_rank_penalty": True, "rank_penalty_strength": 0.5, "low_rank_emphasis": 3.0},
+    {"enable_dual_momentum": True},
+    {"enable_dual_momentum": True, "long_term_beta": 0.5},
+    {"enable_dual_momentum": True, "alpha_mix_ratio": 3.0},
+    {"use_lr_mask": True, "profile": "memory_optimized"},
+    {"profile": "balanced"},
+    {"profile": "quality_optimized"},
+]
+MASK_FLAGS = [
+    {"use_lr_mask": True},
+    {"use_lr_mask": True, "min_lr": 9e-3},
+    {"use_lr_mask": True, "max_lr": 1.1e-2},
+    {**MASK, "lr_bump": 1e-4},
+    {"use_lr_mask": True, "warmup_steps": 2},
+]
+FAMILY_FLAGS = [
+    *(("AutomagicCameAMP", options) for options in CAME_FLAGS),
+    ("AutomagicCameAMP", {"use_lr_mask": False}),
+    *(("AutomagicCameAMP", options) for options in MASK_FLAGS[1:]),
+    *(("AdaptiveHinaAdamW", options) for options in MASK_FLAGS),
+    ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": False, "use_dynamic_adaptation.": True}),
+    ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "adaptation_strength": 0.3}),
+    ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "importance_decay": 0.5}),
+    ("COptim", {"use_context": False}),
+    ("COptim", {"momentum_scales": (1, 3)}),
+    ("COptim", {"context_window": 2}),
+    ("COptim", {"context_window": 2, "edge_threshold": 0.01}),
+    ("COptim", {"adaptation_rate": 0.7}),
+    ("COptim", {"enable_dual_momentum": True}),
+    *((cls, {"use_muon": True}) for cls in CLASSES),
+]
+FAMILY_FLAGS = [(cls, {k.rstrip("."): v for k, v in options.items()}) for cls, options in FAMILY_FLAGS]
+
+
+@pytest.mark.parametrize(("cls", "options"), FAMILY_FLAGS, ids=str)
+def test_every_flag_changes_the_update(cls, options):
+    """And not only because another flag of the same line does."""
+    base = {key: value for key, value in options.items() if key != list(options)[-1]}
+    if list(options) == ["use_dynamic_adaptation"]:
+        base = {"use_dynamic_adaptation": not options["use_dynamic_adaptation"]}
+    assert not torch.equal(trained(cls, **base), trained(cls, **options))
+
+
+def test_no_flag_was_forgotten():
+    """Each argument of each class is in a list of flags that are shown to act, or has no bearing on the update."""
+    shown = {name for _, options in FAMILY_FLAGS for name in options} | {name for o in SHARED for name in o}
+    silent = {"lr", "preset", "compile", "override_hyperparameters", "verbose"}
+    discovery = {"relationship_discovery_interval", "compatibility_threshold"}  # tests/optim/test_adaptive.py
+    for cls in CLASSES:
+        fields = set(getattr(hina_kohya, cls).Settings.__dataclass_fields__)
+        assert fields <= shown | silent | discovery, cls
+
+
+def test_every_flag_and_option_belongs_to_a_class():
+    fields = {name for cls in CLASSES for name in getattr(hina_kohya, cls).Settings.__dataclass_fields__}
+    assert set(FLAGS) | set(OPTIONS) <= fields
+
+
+# Reliability
+
+
+def through_file(state_dict):
+    buffer = io.BytesIO()
+    torch.save(state_dict, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@variants
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("state", ["fp32", "bf16", "8bit"])
+def test_k_and_k_is_2k(cls, options, state, dtype):
+    params = make_params(dtype)
+    optimizer = make(cls, params, lr=1e-3, state=state, **options)
+    train(optimizer, params, 3)
+    saved = through_file(optimizer.state_dict())
+    resumed = {name: torch.nn.Parameter(param.detach().clone()) for name, param in params.items()}
+    train(optimizer, params, 5, start=3)
+    second = make(cls, resumed, lr=1e-3, state=state, **options)
+    second.load_state_dict(saved)
+    train(second, resumed, 5, start=3)
+    assert torch.equal(flat(params), flat(resumed))
+    first_state, second_state = optimizer.state_dict(), second.state_dict()
+    for index, entry in first_state["state"].items():
+        for key, value in entry.items():
+            other = second_state["state"][index][key]
+            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
+
+
+@variants
+def test_nan_in_one_matrix_does_not_reach_another(cls, options):
+    """Neighbours of the bucket must not change by a bit; where the group's learning rate is shared out, stay finite."""
+    shares = options.get("use_dynamic_adaptation", False)
+    healthy, poisoned = make_params(), make_params()
+    ours = [make(cls, params, lr=1e-3, **options) for params in (healthy, poisoned)]
+    for step in range(6):
+        for number, params in enumerate((healthy, poisoned)):
+            set_grads(params, step)
+            if number and step == 2:
+                params["lora_unet_a.lora_up.weight"].grad[0, 0] = float("nan")
+            ours[number].step()
+    for name in healthy:
+        if not name.startswith("lora_unet_a"):  # its own partner may see it
+            assert poisoned[name].isfinite().all() if shares else torch.equal(healthy[name], poisoned[name]), name
+
+
+@variants
+def test_zero_gradients_and_bf16_parameters_stay_finite(cls, options):
+    for dtype in (torch.float32, torch.bfloat16):
+        params = make_params(dtype)
+        optimizer = make(cls, params, lr=1e-3, **options)
+        for step in range(5):
+            set_grads(params, step, scale=0.0 if step in (0, 3) else 1.0)
+            optimizer.step()
+        assert flat(params).isfinite().all()
+
+
+@variants
+def test_no_synchronisation_and_no_operation_more_for_more_matrices(cls, options):
+    counts = []
+    for per_shape in (10, 20):
+        params = small_matrices(per_shape)
+        optimizer = make(cls, params, lr=1e-3, **options)
+        for step in range(7):  # the looks of relationship discovery, which do synchronise, are at the first four
+            set_grads(params, step)
+            with Counter() as counter:
+                optimizer.step()
+        assert counter.synchronisations == []
+        counts.append(counter.operations)
+    assert counts[0] == counts[1]
+
+
+# Memory
+
+
+def sdxl_like(rank=16):
+    shapes = {}
+    for number, (n, m) in enumerate([(640, 640), (1280, 1280), (2048, 640), (2048, 1280), (1280, 10240), (320, 320)]):
+        shapes[f"lora_unet_m{number}.lora_down.weight"] = (rank, n)
+        shapes[f"lora_unet_m{number}.lora_up.weight"] = (m, rank)
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "limit"),
+    [
+        ("HinaAdamW", {}, 2.4),
+        ("AdaptiveHinaAdamW", {}, 2.4),
+        ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True}, 2.4),
+        ("AutomagicCameAMP8bit", {}, 2.4),
+        ("AutomagicCameAMP8bit", {"use_lr_mask": True}, 2.4),
+        ("AutomagicCameAMP8bit", {"profile": "memory_optimized"}, 1.5),
+        ("COptim8bit", {}, 2.4),
+    ],
+    ids=str,
+)
+def test_bytes_a_parameter(cls, options, limit):
+    params = make_params(shapes=sdxl_like())
+    optimizer = make(cls, params, lr=1e-3, **options)
+    train(optimizer, params, 1)
+    assert optimizer.get_memory_efficiency_report()["bytes_per_parameter"] <= limit
+
+
+def test_the_8bit_classes_keep_every_slot_in_8_bits():
+    for cls in ("AutomagicCameAMP8bit", "COptim8bit"):
+        params = make_params(shapes=sdxl_like())
+        optimizer = make(cls, params, lr=1e-3, use_lr_mask=True, came=True)
+        train(optimizer, params, 1)
+        for entry in optimizer.state.values():
+            for key, value in entry.items():
+                if isinstance(value, torch.Tensor) and value.numel() > 64 and not key.endswith(".scale"):
+                    assert value.element_size() == 1, key
+        with pytest.raises(ValueError, match=rf"use {cls.removesuffix('8bit')} for 'fp32'"):
+            make(cls, params, state="fp32")
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_what_it_says_of_itself_before_the_first_step(cls):
+    optimizer = make(cls, make_params())
+    json.dumps(optimizer.get_optimization_info())
+    json.dumps(optimizer.get_memory_efficiency_report())
+    assert optimizer.get_optimization_info()["optimizer_type"] == cls
+
+
+def all_presets():
+    return [(cls, name) for cls in CLASSES for name in presets.names(cls)]
+
+
+@pytest.mark.parametrize(("cls", "name"), all_presets())
+def test_presets_train(cls, name):
+    params = make_params()
+    optimizer = make(cls, params, preset=name)
+    train(optimizer, params, 3)
+    assert flat(params).isfinite().all()
+    assert optimizer.settings.preset == name
+
+
+def test_presets_of_the_documents():
+    assert presets.names("AdaptiveHinaAdamW") == ["adaptive_general", "adaptive_large"]
+    assert presets.names("AutomagicCameAMP8bit") == [f"camp_{name}" for name in sorted(
+        PROFILES, key=lambda name: f"camp_{name}")]  # fmt: skip
+    general = presets.load("adaptive_general", "AdaptiveHinaAdamW")
+    assert (general["adaptation_strength"], general["relationship_discovery_interval"]) == (1.2, 150)
+    for profile in PROFILES:
+        assert presets.load(f"camp_{profile}", "AutomagicCameAMP")["profile"] == profile
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "message"),
+    [
+        ("AutomagicCameAMP", {"profile": "balanc"}, "profile = 'balanc' does not exist; did you mean balanced"),
+        ("AutomagicCameAMP", {"betas": (0.9, 0.99)}, r"betas = \(0.9, 0.99\) must be three numbers"),
+        ("AutomagicCameAMP", {"eps": 1e-8}, "eps = 1e-08 must be three numbers"),
+        ("AutomagicCameAMP", {"eps": (0.0, 1e-16, 1e-8)}, r"eps\[0\] = 0.0 is outside"),
+        ("AutomagicCameAMP", {"lr": 1.0, "max_lr": 1e-3}, "must contain lr = 1"),
+        ("AutomagicCameAMP", {"edge_threshold": 1.0}, r"edge_threshold = 1.0 is outside \[0, 1\)"),
+        ("AutomagicCameAMP", {"alpha_mix_ratio": -1.0}, r"alpha_mix_ratio = -1.0 is outside"),
+        ("COptim", {"momentum_scales": ()}, "scales"),
+        ("COptim", {"momentum_scales": (5, 1)}, "scales"),
+    ],
+)
+def test_bad_input_is_one_clear_error(cls, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(cls, make_params(), **{"use_lr_mask": True, **arguments})
+
+
+def test_a_mask_in_learning_rates_is_relative_to_the_groups():
+    optimizer = make("AutomagicCameAMP", make_params(), lr=1e-4, min_lr=1e-5, max_lr=1e-3, lr_bump=1e-5)
+    mask = optimizer.param_groups[0]["techniques"]["automagic_mask"]
+    assert (mask["low"], mask["high"]) == (pytest.approx(0.1), pytest.approx(10))
+    assert (1 + mask["bump"]) ** 99 == pytest.approx(100)  # (1e-3 - 1e-5) / 1e-5 steps cross the range
+
+
+def test_conflicts_with_came():
+    features = lambda **options: set(
+        make("AutomagicCameAMP", make_params(), **options).get_optimization_info()["features"]
+    )
+    assert {"came", "adam"} & features() == {"came"}
+    assert {"came", "adopt"} & features(use_adopt_stability=True) == {"adopt"}
+    assert {"came", "adopt"} & features(use_adopt_stability=True, came=True) == {"came"}
+    assert {"lora_plus", "allora_rows"} & features(use_alora=True, use_allora_rows=True, full_finetune=True) == set()
+
+
+def test_every_class_is_documented():
+    for cls in CLASSES:
+        doc = inspect.getdoc(getattr(hina_kohya, cls))
+        assert doc
+        assert "Example::" in doc
