@@ -11,7 +11,7 @@ Build = Callable[[Named], torch.optim.Optimizer]
 
 LR, DECAY = 1e-4, 1e-2
 
-_OFF = {"use_cautious": False, "use_alora": False}
+_OFF = {"use_muon": False, "use_cautious": False}
 # Everything that does not exclude another, whatever set it meets: pairs use ALLoRA, Kronecker factors the RMS rule.
 ALL = {
     "use_agr": True,

@@ -80,7 +80,7 @@ def ours(cls: str = "HinaAdamW", scale: float = 1.0, **arguments: Any) -> Entry:
 
 def off(scale: float = 1.0, **arguments: Any) -> Entry:
     """One technique on plain AdamW."""
-    return ours(scale=scale, **{"use_cautious": False, "use_alora": False, **arguments})
+    return ours(scale=scale, **{"use_muon": False, "use_cautious": False, **arguments})
 
 
 _WD = {"weight_decay": DECAY}

@@ -32,7 +32,7 @@ class AdaptiveHinaAdamWSettings(MaskSettings):
     compatibility_threshold: float = hyper(
         0.3, "(0, 1)", doc="largest residual of a relationship, relative to that of the next best candidate"
     )
-    use_alora: bool = hyper(True, doc="LoRA+: a larger learning rate for the factor that starts at zero")
+    use_muon: bool = hyper(True, doc="Muon for matrices: steps by the orthogonalised momentum; Adam for the rest")
 
     def __post_init__(self):
         super().__post_init__()

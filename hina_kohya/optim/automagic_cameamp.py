@@ -52,8 +52,9 @@ class AutomagicCameAMPSettings(MaskSettings):
             return {"beta1": beta1, "beta2": beta2, "beta3": beta3, "eps1": eps1, "eps2": eps2}
         if technique == "adam":
             return {"beta1": beta1, "beta2": beta2, "eps": eps}
-        adamlike = "betas" in given and technique != "muon"
-        return {"beta1": beta1, "beta2": beta2} if adamlike else {}
+        if "betas" not in given:
+            return {}
+        return {"beta": beta1} if technique == "muon" else {"beta1": beta1, "beta2": beta2}
 
 
 _CALM = {

@@ -9,7 +9,7 @@ from hina_kohya.optim.settings import Settings
 
 @dc.dataclass(frozen=True)
 class HinaAdamWSettings(Settings):
-    use_alora: bool = hyper(True, doc="LoRA+: a larger learning rate for the factor that starts at zero")
+    use_muon: bool = hyper(True, doc="Muon for matrices: steps by the orthogonalised momentum; Adam for the rest")
 
 
 class HinaAdamW(Family):

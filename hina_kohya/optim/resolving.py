@@ -166,6 +166,8 @@ def _wanted(settings: Settings, given: Mapping[str, Any], conflicts: list[str]) 
 
     for name in sorted(on & set(ADAPTERS_ONLY)) if getattr(settings, "full_finetune", False) else ():
         drop(name, "full_finetune")
+    if asked & OWN_ADAM and "muon" not in asked:  # both are fine: Muon for matrices, the other for the rest
+        on.discard("muon")
     for winner, losers in EXCLUSIVE.items():
         for loser in losers:
             if {winner, loser} <= on:

@@ -50,10 +50,10 @@ class Settings:
         registry.build("adam", **self.moment_options("adam", ("betas", "eps")))
 
     def moment_options(self, technique: str, given: Any) -> dict[str, Any]:
-        """Betas and epsilon of a MOMENT technique: Adam's are ours, any other has its paper's unless ``given``."""
+        """Betas and epsilon of a MOMENT technique: Adam's are ours, any other has its own unless ``given``."""
         options: dict[str, Any] = {}
-        if technique == "muon":  # its momentum is not Adam's: `muon.beta`
-            return options
+        if technique == "muon":
+            return {"beta": numbers("betas", self.betas, (0.9, 0.999))[0]} if "betas" in given else {}
         if "betas" in given or technique == "adam":
             beta1, beta2 = numbers("betas", self.betas, (0.9, 0.999))
             options.update(beta1=beta1, beta2=beta2)

@@ -25,15 +25,16 @@ class Muon(Technique):
     Shapes: g, m, w, u [N, m, n], convolutions as [out, in * kh * kw]; Gram matrices [N, k, k], k = min(m, n).
     Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the scale: Liu et al., arXiv:2502.16982, section 2.2.
     Differs: no epsilon under ||w||, so gradients of any size count; m is the average of gradients instead of their sum,
-    which NS cannot tell apart. What is no matrix (vectors, rank 1) or no linear map (scales, norms, biases, rotations)
-    is left to the chain's other MOMENT technique. The authors leave embeddings to AdamW too; they are not known here.
+    which NS cannot tell apart; mu is 0.9 by our benchmark, 0.95 with the authors. What is no matrix (vectors, rank 1)
+    or no linear map (scales, norms, biases, rotations) is left to the chain's other MOMENT technique. The authors leave
+    embeddings to AdamW too; they are not known here.
     Cost: one slot; two products of the matrix with a k x k one, and 17 of k x k with k x k.
     """
 
     name, stage = "muon", Stage.MOMENT
     slots = {"exp_avg": Slot.SIGNED}
     yields_to = ("lora_rite",)
-    beta: float = hyper(0.95, "[0, 1)", doc="mu: decay of the average of gradients")
+    beta: float = hyper(0.9, "[0, 1)", doc="mu: decay of the average of gradients")
     nesterov: bool = hyper(True, doc="let the newest gradient count more: w above, else w = m")
     rms: float = hyper(0.2, "(0, inf)", doc="rho: RMS of the step over the learning rate")
     rounds: int = hyper(5, "[1, 20]", doc="rounds of Newton-Schulz")

@@ -75,7 +75,7 @@ def test_tensors_are_placed_untouched():
 
 def test_state_views_are_not_copies():
     params = make_params()
-    optimizer = HinaAdamW(params.items(), lr=1e-3, state="fp32")
+    optimizer = HinaAdamW(params.items(), lr=1e-3, state="fp32", use_muon=False)
     train(optimizer, params, 1)
     for name, param in params.items():
         moment = optimizer.state[param]["adam.exp_avg"]
@@ -143,9 +143,9 @@ def test_settings_come_from_the_checkpoint_unless_overridden(caplog):
 @pytest.mark.parametrize("source", STATES)
 def test_another_codec_takes_over_the_values(source, target):
     params = make_params(shapes={"lora_unet_a.lora_up.weight": (40, 20)})
-    optimizer = HinaAdamW(params.items(), lr=1e-3, state=source)
+    optimizer = HinaAdamW(params.items(), lr=1e-3, state=source, use_muon=False)
     train(optimizer, params, 5)
-    second = HinaAdamW(copy_of(params).items(), lr=1e-3, state=target)
+    second = HinaAdamW(copy_of(params).items(), lr=1e-3, state=target, use_muon=False)
     second.load_state_dict(through_file(optimizer.state_dict()))
     for slot in ("exp_avg", "exp_avg_sq"):
         mine, theirs = (
@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes():
     train(second, wider, 1)
     before = through_file(second.state_dict())
     with pytest.raises(
-        ValueError, match=r"lora_unet_a.lora_down.weight has 96 values, the checkpoint's adam.exp_avg 48"
+        ValueError, match=r"lora_unet_a.lora_down.weight has 96 values, the checkpoint's muon.exp_avg 48"
     ):
         second.load_state_dict(saved)
     train(second, wider, 1, start=1)
@@ -210,7 +210,7 @@ def _shapes():
 def test_reordering_a_chain_does_not_break_a_checkpoint():
     """State is keyed by technique and slot, never by a position."""
     params = make_params()
-    optimizer = HinaAdamW(params.items(), lr=1e-3, use_tam=True)
+    optimizer = HinaAdamW(params.items(), lr=1e-3, use_tam=True, use_muon=False)
     train(optimizer, params, 2)
     saved = through_file(optimizer.state_dict())
     keys = set(saved["state"][0])
@@ -222,7 +222,9 @@ def test_reordering_a_chain_does_not_break_a_checkpoint():
         "adam.exp_avg_sq.scale",
         "tam.torque",
     }
-    second = HinaAdamW(copy_of(params).items(), lr=1e-3, use_tam=True, use_agr=True, override_hyperparameters=True)
+    second = HinaAdamW(
+        copy_of(params).items(), lr=1e-3, use_tam=True, use_muon=False, use_agr=True, override_hyperparameters=True
+    )
     second.load_state_dict(saved)
     train(second, params, 1)
 

@@ -20,7 +20,7 @@ from tests.core.test_adamw_equality import run
 from tests.core.test_cost import Counter, small_matrices
 from tests.core.test_resume import through_file
 
-OFF = {"use_dynamic_adaptation": False, "use_cautious": False, "use_alora": False, "state": "fp32"}
+OFF = {"use_dynamic_adaptation": False, "use_muon": False, "use_cautious": False, "state": "fp32"}
 STATES = ["fp32", "bf16", "8bit"]
 states = pytest.mark.parametrize("state", STATES)
 
@@ -128,7 +128,10 @@ def test_looks():
 
 def test_hidden_names_are_found_and_have_the_effect_of_names():
     one, two = network(), network()
-    with_names, without = named(one, use_kronecker_rms=True), hidden(two, use_kronecker_rms=True)
+    with_names, without = (
+        named(one, use_kronecker_rms=True, use_alora=True),
+        hidden(two, use_kronecker_rms=True, use_alora=True),
+    )
     assert {member.partner for member in without.members} == {None}
     for optimizer, model in ((with_names, one), (without, two)):
         steps(optimizer, model, 0, 4)
@@ -160,8 +163,8 @@ def test_hidden_names_on_the_embedded_model(algo):
     found = Run(algo)
     names = [member.name for member in found.members]
     shadows = [nn.Parameter(param.detach().clone()) for param in found.params]
-    with_names = AdaptiveHinaAdamW(list(zip(names, found.params, strict=True)), lr=1e-3)
-    without = AdaptiveHinaAdamW(shadows, lr=1e-3)
+    with_names = AdaptiveHinaAdamW(list(zip(names, found.params, strict=True)), lr=1e-3, use_alora=True)
+    without = AdaptiveHinaAdamW(shadows, lr=1e-3, use_alora=True)
     for step in range(4):
         found.model.loss(found.data.batch(step, 8)).backward()
         for param, shadow in zip(found.params, shadows, strict=True):
@@ -182,7 +185,7 @@ def test_hidden_names_on_the_embedded_model(algo):
 
 def test_a_found_pair_starts_its_new_moment_anew():
     model = network(("lora",) * 8)
-    optimizer = hidden(model, use_lora_rite=True)
+    optimizer = hidden(model, use_muon=False, use_lora_rite=True)
     steps(optimizer, model, 0, 1)
     assert all("adam.exp_avg" in entry for entry in optimizer.state.values())
     steps(optimizer, model, 1, 3)

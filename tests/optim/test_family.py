@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import hina_kohya
+from hina_kohya import AdaptiveHinaAdamW
 from hina_kohya.optim import presets
 from hina_kohya.optim.automagic_cameamp import PROFILES
 from hina_kohya.optim.resolving import FLAGS, OPTIONS
@@ -16,7 +17,7 @@ from tests.core.test_cost import Counter, small_matrices
 from tests.techniques.test_invariants import FLAGS as SHARED
 
 CLASSES = ["HinaAdamW", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim", "COptim8bit"]
-BARE = {"use_cautious": False, "use_alora": False, "use_lr_mask": False, "use_dynamic_adaptation": False,
+BARE = {"use_muon": False, "use_cautious": False, "use_lr_mask": False, "use_dynamic_adaptation": False,
         "use_context": False, "weight_decay": 0.0}  # fmt: skip
 GUARDED = {
     "edge_suppression": True,
@@ -96,7 +97,7 @@ def test_bare_with_came_it_is_came_pytorch(cls):
 def test_without_context_coptim_is_cautious_adamw():
     timm = pytest.importorskip("timm.optim")
     mine, theirs = make_params(torch.float64), make_params(torch.float64)
-    optimizer = make("COptim", mine, lr=1e-2, use_context=False, use_alora=False, weight_decay=0.1, decay_roles="all")
+    optimizer = make("COptim", mine, lr=1e-2, use_context=False, weight_decay=0.1, decay_roles="all")
     reference = timm.adamw.AdamWLegacy(theirs.values(), lr=1e-2, weight_decay=0.1, caution=True)
     for step in range(30):
         for params, each in ((mine, optimizer), (theirs, reference)):
@@ -152,7 +153,7 @@ FAMILY_FLAGS = [
     ("AutomagicCameAMP", {"use_lr_mask": False}),
     *(("AutomagicCameAMP", options) for options in MASK_FLAGS[1:]),
     *(("AdaptiveHinaAdamW", options) for options in MASK_FLAGS),
-    ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": False, "use_dynamic_adaptation.": True}),
+    ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": not AdaptiveHinaAdamW.Settings.use_dynamic_adaptation}),
     ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "adaptation_strength": 0.3}),
     ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "importance_decay": 0.5}),
     ("COptim", {"use_context": False}),
@@ -161,17 +162,14 @@ FAMILY_FLAGS = [
     ("COptim", {"context_window": 2, "edge_threshold": 0.01}),
     ("COptim", {"adaptation_rate": 0.7}),
     ("COptim", {"enable_dual_momentum": True}),
-    *((cls, {"use_muon": True}) for cls in CLASSES),
+    *((cls, {"use_muon": not getattr(hina_kohya, cls).Settings.use_muon}) for cls in CLASSES),
 ]
-FAMILY_FLAGS = [(cls, {k.rstrip("."): v for k, v in options.items()}) for cls, options in FAMILY_FLAGS]
 
 
 @pytest.mark.parametrize(("cls", "options"), FAMILY_FLAGS, ids=str)
 def test_every_flag_changes_the_update(cls, options):
     """And not only because another flag of the same line does."""
     base = {key: value for key, value in options.items() if key != list(options)[-1]}
-    if list(options) == ["use_dynamic_adaptation"]:
-        base = {"use_dynamic_adaptation": not options["use_dynamic_adaptation"]}
     assert not torch.equal(trained(cls, **base), trained(cls, **options))
 
 

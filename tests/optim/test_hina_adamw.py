@@ -211,7 +211,7 @@ def test_effective_lr_tells_what_role_rules_do():
     shapes = {"lora_unet_a.lora_down.weight": (4, 10), "lora_unet_a.lora_up.weight": (10, 4)}
     params = make_params(shapes=shapes)
     down, up = params.items()
-    optimizer = HinaAdamW([{"params": [down, up]}], lr=1e-3, alora_ratio=4.0)
+    optimizer = HinaAdamW([{"params": [down, up]}], lr=1e-3, use_alora=True, alora_ratio=4.0)
     assert optimizer.effective_lr == pytest.approx([2.5e-3])
     optimizer.param_groups[0]["lr"] = 1e-4
     assert optimizer.effective_lr == pytest.approx([2.5e-4])

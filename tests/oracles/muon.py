@@ -48,7 +48,7 @@ def polar(x):
 class Muon:
     """``orthogonal`` is any of the three functions above; ``rms=None`` leaves O as it is (for comparisons)."""
 
-    def __init__(self, beta=0.95, nesterov=True, rms=0.2, rounds=5, weight_decay=0.0, orthogonal=newton_schulz):
+    def __init__(self, beta=0.9, nesterov=True, rms=0.2, rounds=5, weight_decay=0.0, orthogonal=newton_schulz):
         self.beta, self.nesterov, self.rms, self.rounds = beta, nesterov, rms, rounds
         self.weight_decay, self.orthogonal = weight_decay, orthogonal
         self.m = 0.0

@@ -50,7 +50,7 @@ def test_torch(shape, nesterov, torch_muon):
 @each_shape
 def test_torch_at_its_defaults_but_for_the_scale(shape, torch_muon):
     options = {"weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 3}
-    assert drift(torch_muon, Muon(rounds=3), shape, **options) <= 1e-12
+    assert drift(torch_muon, Muon(0.95, rounds=3), shape, **options) <= 1e-12
 
 
 @each_shape
@@ -58,7 +58,7 @@ def test_torch_in_its_own_precision_is_near(shape):
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has no Muon")
     options = {"weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    assert drift(torch.optim.Muon, Muon(weight_decay=0.1), shape, **options) <= 0.05
+    assert drift(torch.optim.Muon, Muon(0.95, weight_decay=0.1), shape, **options) <= 0.05
 
 
 @each_shape

@@ -272,14 +272,15 @@ FLAGS = [
     {"use_lora_rite": True},
     {"use_cautious_weight_decay": True},
     {"dynamic_weight_decay": True, "wd_transition_steps": 1},
-    {"use_alora": False},
+    {"use_alora": True},
+    {"use_muon": False},
     {"use_allora_rows": True},
     {"use_kronecker_rms": True},
     {"betas": (0.5, 0.9)},
     {"eps": 1e-2},
     {"weight_decay": 0.5},
     {"decay_roles": ["dora_scale"]},
-    {"alora_ratio": 2.0},
+    {"use_alora": True, "alora_ratio": 2.0},
     {"use_tam": True, "tam_beta": 0.1},
     {"use_spd": True, "spd_lambda": 0.9},
     {"dynamic_weight_decay": True, "wd_transition_steps": 1, "wd_decay_factor": 0.1},
@@ -313,7 +314,7 @@ def test_lora_plus_acts_once_on_what_starts_at_zero():
     roles = [member.role.zero_init for member in resolve(names, list(shapes.values()))]
     assert roles == [False, True, True, False]
     params = make_params(shapes=shapes)
-    optimizer = HinaAdamW(params.items(), lr=1e-3, alora_ratio=4.0)
+    optimizer = HinaAdamW(params.items(), lr=1e-3, use_alora=True, alora_ratio=4.0)
     assert [any(t.name == "lora_plus" for t in chain) for chain in optimizer.chains()] == roles
     split = HinaAdamW(
         [
@@ -321,5 +322,6 @@ def test_lora_plus_acts_once_on_what_starts_at_zero():
             {"params": [(n, params[n]) for n in names[1:3]], "lr": 1e-2},
         ],
         lr=1e-3,
+        use_alora=True,
     )
     assert not any(t.name == "lora_plus" for chain in split.chains() for t in chain)
