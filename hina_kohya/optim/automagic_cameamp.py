@@ -20,9 +20,12 @@ class AutomagicCameAMPSettings(MaskSettings):
     state: str = hyper("fp32", doc='how moments are kept: "8bit", "bf16" or "fp32"')
     came: bool = hyper(True, doc="CAME instead of Adam")
     clip_threshold: float = hyper(1.0, "(0, inf]", doc="largest RMS of CAME's normalised gradient")
+    bias_correct_confidence: bool = hyper(
+        True,
+        doc="steps of Adam's size from the start; CAME's own are 11 times as large at first, and need a tenth of lr",
+    )
     beta1_decay: float = hyper(1.0, "(0, 1]", doc="beta1 shrinks by this factor each step, down to 0.4")
     full_finetune: bool = hyper(False, doc="whole weights are trained: no rule that is for adapters")
-    use_lr_mask: bool = hyper(True, doc="automagic: raise an element's lr while its gradient keeps its sign")
     eta: float = hyper(2.0, "(0, inf)", doc="largest factor of ALLoRA")
     edge_suppression: bool = hyper(False, doc="damp gradient spikes, matrix by matrix")
     edge_threshold: float = hyper(0.6, "[0, 1)", doc="a spike is that share above the running norm: 0.6 is 2.5 times")
@@ -84,9 +87,9 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 
 class AutomagicCameAMP(Family):
-    """CAME with the automagic mask; spikes, frequencies, rank and a long-term momentum as switches, or by profile.
+    """Cautious CAME; automagic mask, spikes, frequencies, rank, long-term momentum as switches, or by profile.
 
-    With ``use_lr_mask=False, use_cautious=False`` it is CAME (convolutions as matrices).
+    With ``use_cautious=False, bias_correct_confidence=False`` it is CAME (convolutions as matrices).
 
     Example::
 

@@ -54,6 +54,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "lr_bump": ("automagic_mask.bump",),
     "clip_threshold": ("came.clip_threshold",),
     "beta1_decay": ("came.beta1_decay",),
+    "bias_correct_confidence": ("came.bias_correct_confidence",),
     "eta": ("allora_rows.eta",),
     "edge_threshold": ("edge_suppression.threshold", "contextual_cautious.edge_threshold"),
     "edge_penalty": ("edge_suppression.penalty",),

@@ -18,7 +18,7 @@ from tests.techniques.test_invariants import FLAGS as SHARED
 
 CLASSES = ["HinaAdamW", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim", "COptim8bit"]
 BARE = {"use_muon": False, "use_cautious": False, "use_lr_mask": False, "use_dynamic_adaptation": False,
-        "use_context": False, "weight_decay": 0.0}  # fmt: skip
+        "use_context": False, "bias_correct_confidence": False, "weight_decay": 0.0}  # fmt: skip
 GUARDED = {
     "edge_suppression": True,
     "spatial_awareness": True,
@@ -32,11 +32,13 @@ GUARDED = {
 VARIANTS = {
     "adaptive": ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "use_lr_mask": True}),
     "camp": ("AutomagicCameAMP", {}),
+    "camp mask": ("AutomagicCameAMP", {"use_lr_mask": True}),
     "camp guarded": ("AutomagicCameAMP", GUARDED),
     "camp adam grams": ("AutomagicCameAMP", {"came": False, "use_grams": True}),
     "coptim": ("COptim", {}),
     "coptim came": ("COptim", {"came": True, **GUARDED}),
-    "coptim muon": ("COptim", {"use_muon": True, "enable_dual_momentum": True}),
+    "coptim dual": ("COptim", {"enable_dual_momentum": True}),
+    "coptim adam": ("COptim", {"use_muon": False}),
 }
 variants = pytest.mark.parametrize(("cls", "options"), VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -97,7 +99,7 @@ def test_bare_with_came_it_is_came_pytorch(cls):
 def test_without_context_coptim_is_cautious_adamw():
     timm = pytest.importorskip("timm.optim")
     mine, theirs = make_params(torch.float64), make_params(torch.float64)
-    optimizer = make("COptim", mine, lr=1e-2, use_context=False, weight_decay=0.1, decay_roles="all")
+    optimizer = make("COptim", mine, lr=1e-2, use_muon=False, use_context=False, weight_decay=0.1, decay_roles="all")
     reference = timm.adamw.AdamWLegacy(theirs.values(), lr=1e-2, weight_decay=0.1, caution=True)
     for step in range(30):
         for params, each in ((mine, optimizer), (theirs, reference)):
@@ -114,6 +116,7 @@ EDGE = {"edge_suppression": True, "edge_suppression.warmup": 1}
 SPACE, TIME = {"spatial_awareness": True}, {"background_regularization": True, "temporal_frequency.window": 4}
 CAME_FLAGS = [
     {"came": False},
+    {"bias_correct_confidence": False},
     {"clip_threshold": 0.2},
     {"beta1_decay": 0.5},
     {"betas": (0.5, 0.99, 0.999)},
@@ -150,8 +153,7 @@ MASK_FLAGS = [
 ]
 FAMILY_FLAGS = [
     *(("AutomagicCameAMP", options) for options in CAME_FLAGS),
-    ("AutomagicCameAMP", {"use_lr_mask": False}),
-    *(("AutomagicCameAMP", options) for options in MASK_FLAGS[1:]),
+    *(("AutomagicCameAMP", options) for options in MASK_FLAGS),
     *(("AdaptiveHinaAdamW", options) for options in MASK_FLAGS),
     ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": not AdaptiveHinaAdamW.Settings.use_dynamic_adaptation}),
     ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "adaptation_strength": 0.3}),
@@ -281,8 +283,9 @@ def sdxl_like(rank=16):
         ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True}, 2.4),
         ("AutomagicCameAMP8bit", {}, 2.4),
         ("AutomagicCameAMP8bit", {"use_lr_mask": True}, 2.4),
-        ("AutomagicCameAMP8bit", {"profile": "memory_optimized"}, 1.5),
+        ("AutomagicCameAMP8bit", {"profile": "memory_optimized", "use_lr_mask": True}, 1.5),
         ("COptim8bit", {}, 2.4),
+        ("COptim8bit", {"use_muon": False}, 2.4),
     ],
     ids=str,
 )
@@ -360,7 +363,9 @@ def test_bad_input_is_one_clear_error(cls, arguments, message):
 
 
 def test_a_mask_in_learning_rates_is_relative_to_the_groups():
-    optimizer = make("AutomagicCameAMP", make_params(), lr=1e-4, min_lr=1e-5, max_lr=1e-3, lr_bump=1e-5)
+    optimizer = make(
+        "AutomagicCameAMP", make_params(), lr=1e-4, use_lr_mask=True, min_lr=1e-5, max_lr=1e-3, lr_bump=1e-5
+    )
     mask = optimizer.param_groups[0]["techniques"]["automagic_mask"]
     assert (mask["low"], mask["high"]) == (pytest.approx(0.1), pytest.approx(10))
     assert (1 + mask["bump"]) ** 99 == pytest.approx(100)  # (1e-3 - 1e-5) / 1e-5 steps cross the range
