@@ -4,8 +4,10 @@ A new variant is one line in `OURS`. Everything but what the line says is the cl
 from the trials.
 """
 
+import ast
 import dataclasses as dc
 import importlib
+import inspect
 import json
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 
 import hina_kohya
+from hina_kohya.core import registry
 
 from .task import Named, Workload, digest
 
@@ -102,20 +105,35 @@ BASELINES: dict[str, Entry] = {
 
 OURS: dict[str, Entry] = {
     "hina-control": off(state="fp32", decay_roles="all"),  # is torch-adamw, bit for bit
-    "hina-default": ours(scale=0.25),
+    "hina-default": ours(),
     "hina-off": off(),
+    # What the default is made of, and what else a step could start from.
     "hina-cautious": off(use_cautious=True),
-    "hina-alora4": off(use_alora=True, alora_ratio=4.0, scale=0.5),
-    "hina-alora16": off(use_alora=True, scale=0.25),
-    "hina-tam": off(use_tam=True),
+    "hina-muon": off(use_muon=True),
+    "hina-muon-95": ours(**{"muon.beta": 0.95}),
     "hina-grams": off(use_grams=True),
-    "hina-adopt": off(use_adopt_stability=True),
-    "hina-agr": off(use_agr=True),
-    "hina-orthograd": off(use_orthogonal_grad=True),
-    "hina-spd": off(use_spd=True),
-    "hina-lora-rite": off(use_lora_rite=True),
-    "hina-allora-rows": off(use_allora_rows=True),
-    "hina-kronecker-rms": off(use_kronecker_rms=True, scale=0.125),
+    "hina-adopt": off(use_adopt_stability=True, use_cautious=True),
+    "hina-lora-rite": off(use_lora_rite=True, use_cautious=True),
+    # One more technique on top of the default.
+    "default-alora4": ours(use_alora=True, alora_ratio=4.0, scale=0.5),
+    "default-alora16": ours(use_alora=True, scale=0.25),
+    "default-kronecker-rms": ours(use_kronecker_rms=True, scale=0.125),
+    "default-allora-rows": ours(use_allora_rows=True, scale=0.7),
+    "default-tam": ours(use_tam=True),
+    "default-agr": ours(use_agr=True),
+    "default-orthograd": ours(use_orthogonal_grad=True),
+    "default-spd": ours(use_spd=True),
+    "default-cautious-decay": ours(use_cautious_weight_decay=True),
+    # The other classes.
+    "adaptive-default": ours("AdaptiveHinaAdamW"),
+    "adaptive-more": ours("AdaptiveHinaAdamW", use_dynamic_adaptation=True, adaptation_strength=1.0),
+    "adaptive-less": ours("AdaptiveHinaAdamW", use_dynamic_adaptation=True, adaptation_strength=-1.0),
+    "camp-default": ours("AutomagicCameAMP8bit", scale=0.5),
+    "camp-mask": ours("AutomagicCameAMP8bit", scale=0.3, use_lr_mask=True),
+    "camp-balanced": ours("AutomagicCameAMP8bit", scale=0.5, profile="balanced"),
+    "coptim-default": ours("COptim8bit"),
+    "coptim-adamw": ours("COptim8bit", use_muon=False),
+    "coptim-dual": ours("COptim8bit", enable_dual_momentum=True, scale=0.7),
 }
 
 OPTIMIZERS = {**BASELINES, **OURS}
@@ -123,8 +141,32 @@ REFERENCES = ("torch-adamw", "bnb-adamw8bit")  # what the savings are against
 
 
 @cache
-def code() -> str:
-    """Digest of the code that makes our updates; a run made by another one is stale."""
+def code(name: str) -> str:
+    """Digest of what makes the updates under a label of ours: engine, class, techniques and their options.
+
+    A run made by another one is stale. Comments and docstrings do not count.
+    """
+    optimizer: Any = OPTIMIZERS[name].build(
+        [("lora_unet_a.lora_up.weight", torch.nn.Parameter(torch.zeros(2, 2)))], 1e-3
+    )
+    chain = {name: options for group in optimizer.param_groups for name, options in group["techniques"].items()}
+    parts = [_engine(), _meaning(inspect.getsource(type(optimizer))), repr((chain, optimizer.settings.state))]
+    return digest(*parts, *(_meaning(inspect.getsource(registry.technique(name))) for name in chain))
+
+
+@cache
+def _engine() -> str:
     root = Path(hina_kohya.__file__).parent
-    files = [f for part in ("numerics", "core", "techniques", "optim") for f in sorted((root / part).glob("*.py"))]
-    return digest(*(file.read_bytes() for file in files))
+    files = [file for part in ("numerics", "core") for file in sorted((root / part).glob("*.py"))]
+    return digest(*(_meaning(file.read_text(encoding="utf-8")) for file in files))
+
+
+def _meaning(source: str) -> str:
+    """The source without comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(body, list) and isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            del body[0]
+    return ast.dump(tree)

@@ -14,7 +14,10 @@ from .workloads import WORKLOADS
 REACH = 8.0  # learning rates to try: from centre / REACH to centre * REACH
 TRIAL_SEED = 1000  # no seed of the curves, so that luck in a trial does not count again
 # Of ours, what runs on the second half: what the first half has chosen, and what it is made of.
-CONFIRMED = ("hina-control", "hina-default", "hina-off", "hina-cautious")
+CONFIRMED = (
+    "hina-control", "hina-default", "hina-off", "hina-cautious", "hina-muon",
+    "adaptive-default", "camp-default", "coptim-default",
+)  # fmt: skip
 
 
 @dc.dataclass(frozen=True)
@@ -144,7 +147,7 @@ class Plan:
         return {
             run.key
             for run in self.known(store)
-            if OPTIMIZERS[run.optimizer].ours and (record := store.get(run)) and record["code"] != code()
+            if OPTIMIZERS[run.optimizer].ours and (record := store.get(run)) and record["code"] != code(run.optimizer)
         }
 
 

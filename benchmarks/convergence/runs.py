@@ -75,7 +75,7 @@ def execute(run: Run, folder: Path) -> dict[str, Any]:
         "step_ms": 1e3 * spent / max(1, done),
         "optimizer_ms": 1e3 * stepping / max(1, done),
         "seconds": time.process_time() - began,
-        "code": code() if entry.ours else "",
+        "code": code(run.optimizer) if entry.ours else "",
         "protocol": PROTOCOL,
     }
 

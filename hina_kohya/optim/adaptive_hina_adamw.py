@@ -26,7 +26,7 @@ ROUNDING = 1e-6
 @dc.dataclass(frozen=True)
 class AdaptiveHinaAdamWSettings(MaskSettings):
     use_dynamic_adaptation: bool = hyper(True, doc="find relationships, and move the learning rate to what matters")
-    adaptation_strength: float = hyper(1.0, "[-4, 4]", doc="power of importance; negative favours what matters less")
+    adaptation_strength: float = hyper(0.3, "[-4, 4]", doc="power of importance; negative favours what matters less")
     relationship_discovery_interval: int = hyper(100, "[1, inf)", doc="steps between two looks for relationships")
     importance_decay: float = hyper(0.95, "[0, 1)", doc="decay of the average of importance")
     compatibility_threshold: float = hyper(

@@ -57,7 +57,7 @@ def plane(half, **more):
 MODE = plan.Mode(
     "tiny",
     ("one", "two"),
-    ("torch-adamw", "bnb-adamw8bit", "hina-control", "hina-tam"),
+    ("torch-adamw", "bnb-adamw8bit", "hina-control", "default-tam"),
     trials=2,
     seeds=2,
     multiples=(0.5, 1.0, 2.0),
@@ -155,7 +155,7 @@ def test_every_optimizer_gets_the_same_trials_seeds_and_budgets(tiny, tmp_path):
         places = tuple(round(math.log(run.lr / centre), 1) for run in trials)
         shapes.add((places, *((seed, *(run.steps for run in row)) for seed, row in curves.items())))
     assert len(shapes) == 1
-    assert ("two", "hina-tam") not in made.pairs  # chosen on the first half only
+    assert ("two", "default-tam") not in made.pairs  # chosen on the first half only
     assert len(store.records) == len(made.pairs) * made.runs_a_pair
 
 
@@ -297,7 +297,7 @@ def test_runs_of_other_code_are_stale_and_other_arguments_are_other_runs(tiny, t
     store = Store(tmp_path / "runs.jsonl")
     finish(made, store, tmp_path)
     assert not made.stale(store)
-    monkeypatch.setattr(plan, "code", lambda: "other")
+    monkeypatch.setattr(plan, "code", lambda name: "other")
     stale = made.stale(store)
     assert len(stale) == made.runs_a_pair
     assert all("hina-control" in key for key in stale)
@@ -332,22 +332,22 @@ def test_the_report_is_written_from_what_is_there(tiny, tmp_path):
 
 
 def test_a_planted_saving_comes_out_of_the_summary(tiny, tmp_path):
-    """Records as if hina-tam needed 20 % fewer steps."""
-    tiny = plan.narrowed(tiny, ["one"], ["torch-adamw", "bnb-adamw8bit", "hina-tam"])
+    """Records as if default-tam needed 20 % fewer steps."""
+    tiny = plan.narrowed(tiny, ["one"], ["torch-adamw", "bnb-adamw8bit", "default-tam"])
     made, store = plan.Plan(tiny, tmp_path), Store(tmp_path / "runs.jsonl")
-    speed = {"torch-adamw": 1.0, "bnb-adamw8bit": 0.95, "hina-tam": 1 / 0.8}
+    speed = {"torch-adamw": 1.0, "bnb-adamw8bit": 0.95, "default-tam": 1 / 0.8}
     while todo := [run for run in made.known(store) if not store.get(run)]:
         for run in todo:
             loss = 10 + 0.01 * run.seed - math.log(run.steps * speed[run.optimizer]) + abs(math.log(run.lr / 0.05))
             more = {"loss": loss, "step_ms": 1.0, "optimizer_ms": 0.5, "code": "", "protocol": runs.PROTOCOL}
             store.add({**run.__dict__, **more})
     found = summary.summarise(made, store)
-    ours = found["workloads"]["one"]["hina-tam"]
+    ours = found["workloads"]["one"]["default-tam"]
     assert ours.lr == 0.05
     assert ours.against["torch-adamw"].steps == pytest.approx(0.8)
     assert ours.against["bnb-adamw8bit"].steps == pytest.approx(0.8 * 0.95)
     assert [each.steps for each in ours.seeds_against["torch-adamw"]] == pytest.approx([0.8, 0.8])
     assert ours.target.steps == pytest.approx(16)
     assert ours.seconds_to_target == pytest.approx(16 * 0.5e-3)
-    assert found["aggregate"]["hina-tam"][1]["torch-adamw"]["ratio"].steps == pytest.approx(0.8)
-    assert found["profiles"][1]["steps"]["hina-tam"][0] == 1.0
+    assert found["aggregate"]["default-tam"][1]["torch-adamw"]["ratio"].steps == pytest.approx(0.8)
+    assert found["profiles"][1]["steps"]["default-tam"][0] == 1.0

@@ -156,7 +156,7 @@ FAMILY_FLAGS = [
     *(("AutomagicCameAMP", options) for options in MASK_FLAGS),
     *(("AdaptiveHinaAdamW", options) for options in MASK_FLAGS),
     ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": not AdaptiveHinaAdamW.Settings.use_dynamic_adaptation}),
-    ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "adaptation_strength": 0.3}),
+    ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "adaptation_strength": 2.0}),
     ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "importance_decay": 0.5}),
     ("COptim", {"use_context": False}),
     ("COptim", {"momentum_scales": (1, 3)}),
