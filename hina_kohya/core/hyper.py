@@ -49,7 +49,7 @@ def check_value(name: str, value: Any, default: Any, interval: Interval | None) 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Up to three known names like `name`: those that contain it, else those spelt alike; letter case is forgiven."""
     by_lower = {each.lower(): each for each in sorted(known)}
-    containing = [each for lower, each in by_lower.items() if name and name.lower() in lower]
+    containing = sorted((each for lower, each in by_lower.items() if name and name.lower() in lower), key=len)
     return containing[:3] or [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, n=3)]
 
 
