@@ -220,7 +220,7 @@ def _scales(params: Params, looks: np.ndarray, found: Sequence[Relationship], bo
 
 def _of_units(units: Sequence[Sequence[int]], looks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean value of each unit at each look [U, T] and the norm of what it sums; NaN where nothing was seen."""
-    seen: np.ndarray = np.isfinite(looks).all(axis=2)
+    seen = np.isfinite(looks).min(axis=2)
     values, squares = (np.where(seen, looks[..., 0], 0.0), np.where(seen, looks[..., 1], 0.0) ** 2)
     sums = np.array([[x[unit].sum(axis=0) for x in (seen, values, squares)] for unit in units])
     count, value, square = np.moveaxis(sums.reshape(len(units), 3, looks.shape[1]), 1, 0)
