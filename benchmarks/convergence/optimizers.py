@@ -110,7 +110,6 @@ OURS: dict[str, Entry] = {
     # What the default is made of, and what else a step could start from.
     "hina-cautious": off(use_cautious=True),
     "hina-muon": off(use_muon=True),
-    "hina-muon-95": ours(**{"muon.beta": 0.95}),
     "hina-grams": off(use_grams=True),
     "hina-adopt": off(use_adopt_stability=True, use_cautious=True),
     "hina-lora-rite": off(use_lora_rite=True, use_cautious=True),
@@ -118,12 +117,9 @@ OURS: dict[str, Entry] = {
     "default-alora4": ours(use_alora=True, alora_ratio=4.0, scale=0.5),
     "default-alora16": ours(use_alora=True, scale=0.25),
     "default-kronecker-rms": ours(use_kronecker_rms=True, scale=0.125),
-    "default-allora-rows": ours(use_allora_rows=True, scale=0.7),
     "default-tam": ours(use_tam=True),
-    "default-agr": ours(use_agr=True),
     "default-orthograd": ours(use_orthogonal_grad=True),
     "default-spd": ours(use_spd=True),
-    "default-cautious-decay": ours(use_cautious_weight_decay=True),
     # The other classes.
     "adaptive-default": ours("AdaptiveHinaAdamW"),
     "adaptive-more": ours("AdaptiveHinaAdamW", use_dynamic_adaptation=True, adaptation_strength=1.0),
@@ -133,7 +129,6 @@ OURS: dict[str, Entry] = {
     "camp-balanced": ours("AutomagicCameAMP8bit", scale=0.5, profile="balanced"),
     "coptim-default": ours("COptim8bit"),
     "coptim-adamw": ours("COptim8bit", use_muon=False),
-    "coptim-dual": ours("COptim8bit", enable_dual_momentum=True, scale=0.7),
 }
 
 OPTIMIZERS = {**BASELINES, **OURS}

@@ -32,7 +32,11 @@ def information(optimizer: HinaOptimizer) -> dict[str, Any]:
         "lora_stats": counts["lora_stats"],
         "lokr_stats": counts["lokr_stats"],
         "roles": counts["by_role"],
-        "training_stats": {"global_step": global_step(optimizer), "effective_lr": optimizer.effective_lr},
+        "training_stats": {
+            "global_step": global_step(optimizer),
+            "effective_lr": optimizer.effective_lr,
+            "gradient_spikes": gradient_spikes(optimizer),
+        },
         "memory": memory(optimizer),
     }
 
@@ -49,6 +53,12 @@ def features(optimizer: HinaOptimizer) -> dict[str, dict[str, Any]]:
 
 def global_step(optimizer: HinaOptimizer) -> int:
     return max((int(step) for bucket in optimizer.plan().buckets for step in bucket.steps), default=0)
+
+
+def gradient_spikes(optimizer: HinaOptimizer) -> int:
+    """Spikes that `edge_suppression` damped so far, over all matrices."""
+    slabs = (bucket.slabs.get(("edge_suppression", "spikes")) for bucket in optimizer.plan().buckets)
+    return round(sum(slab.read(slice(None), torch.float64).sum().item() for slab in slabs if slab is not None))
 
 
 def memory(optimizer: HinaOptimizer) -> dict[str, Any]:

@@ -320,6 +320,16 @@ def test_what_it_says_of_itself_before_the_first_step(cls):
     assert optimizer.get_optimization_info()["optimizer_type"] == cls
 
 
+def test_spikes_are_counted_and_reported():
+    params = make_params()
+    optimizer = make("AutomagicCameAMP", params, lr=1e-3, **EDGE)
+    for size in (1.0, 1.0, 1.0, 100.0):
+        for param in params.values():
+            param.grad = torch.full_like(param, size)
+        optimizer.step()
+    assert optimizer.get_optimization_info()["training_stats"]["gradient_spikes"] == len(params)
+
+
 def all_presets():
     return [(cls, name) for cls in CLASSES for name in presets.names(cls)]
 
