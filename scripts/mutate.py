@@ -15,7 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 ROOT = Path(__file__).parents[1]
 
@@ -299,23 +301,36 @@ def survives(mutant: Mutant, folder: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="run the mutants whose name contains this")
-    chosen = [mutant for mutant in MUTANTS if parser.parse_args().only in mutant.name]
-    survivors = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for name in ("hina_kohya", "tests", "configs", "pyproject.toml"):
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, folder / name)
-        for number, mutant in enumerate(chosen, 1):
-            start = time.perf_counter()
-            alive = survives(mutant, folder)
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time, each in a copy of its own")
+    options = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if options.only in mutant.name]
+    survivors: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(options.jobs) as pool:
+        folders: SimpleQueue[Path] = SimpleQueue()
+        for job in range(options.jobs):
+            folders.put(copied(Path(temporary) / str(job)))
+
+        def run(mutant: Mutant) -> tuple[Mutant, bool, float]:
+            folder, start = folders.get(), time.perf_counter()
+            try:
+                return mutant, survives(mutant, folder), time.perf_counter() - start
+            finally:
+                folders.put(folder)
+
+        for number, (mutant, alive, seconds) in enumerate(pool.map(run, chosen), 1):
             survivors += [mutant.name] if alive else []
             verdict = "SURVIVED" if alive else "killed"
-            print(
-                f"[{number}/{len(chosen)}] {verdict:8s} {mutant.name} ({time.perf_counter() - start:.0f} s)", flush=True
-            )
+            print(f"[{number}/{len(chosen)}] {verdict:8s} {mutant.name} ({seconds:.0f} s)", flush=True)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed")
     return bool(survivors)
+
+
+def copied(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("hina_kohya", "tests", "configs", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    return folder
 
 
 if __name__ == "__main__":
