@@ -205,7 +205,7 @@ def _relationship(first: Leg, second: Leg, heads: int, residual: float, params: 
 
 def _scales(params: Params, looks: np.ndarray, found: Sequence[Relationship], bound: float) -> list[Relationship]:
     """The scalar form between what is not tied yet: parameters, or products of them, which share one value."""
-    units = _components(len(params), found)
+    units = list(units_of(roots(len(params), found)).values())
     units = [unit for unit in units if any(params[i].dim() > 1 and params[i].numel() > 1 for i in unit)]
     # Matrices were told apart by many numbers: their residuals say how exact the gradients of this run are.
     rough = max((1 - r.compatibility for r in found), default=1.0)
@@ -236,7 +236,8 @@ def _scalar(first: int, second: int, params: Params, compatibility: float) -> Re
     return Relationship(first, second, "scale", compatibility)
 
 
-def _components(count: int, found: Iterable[Relationship]) -> list[list[int]]:
+def roots(count: int, edges: Iterable[Relationship]) -> list[int]:
+    """For each of ``count`` parameters, the least index of those it is tied to, directly or not."""
     parent = list(range(count))
 
     def root(i: int) -> int:
@@ -245,9 +246,15 @@ def _components(count: int, found: Iterable[Relationship]) -> list[list[int]]:
             i = parent[i]
         return i
 
-    for relationship in found:
-        parent[root(relationship.param)] = root(relationship.partner)
+    for r in edges:
+        low, high = sorted((root(r.param), root(r.partner)))
+        parent[high] = low
+    return [root(i) for i in range(count)]
+
+
+def units_of(root: Sequence[int]) -> dict[int, list[int]]:
+    """Parameters by their root."""
     units: dict[int, list[int]] = defaultdict(list)
-    for i in range(count):
-        units[root(i)].append(i)
-    return list(units.values())
+    for index, first in enumerate(root):
+        units[first].append(index)
+    return units

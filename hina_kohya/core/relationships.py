@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hina_kohya.core.discovery import Relationship, discover, observe
+from hina_kohya.core.discovery import Relationship, discover, observe, roots, units_of
 from hina_kohya.core.discovery_legs import Grads, Leg, Params, residuals
 from hina_kohya.core.discovery_match import SIGHT
 from hina_kohya.core.role_table import Kind
@@ -188,7 +188,7 @@ def joined(members: Sequence[Member], found: Iterable[Relationship], zero: Seque
     products = [r for r in found if r.interaction_type in ("product", "bilinear")]
     scales = [r for r in found if r.interaction_type == "scale"]
     hadamard = [r for r in found if r.interaction_type == "channel" and r.axis == r.partner_axis]
-    module = _roots(len(members), [*products, *scales, *hadamard])
+    module = roots(len(members), [*products, *scales, *hadamard])
     adapters = {module[i] for i in range(len(zero)) if zero[i]}
     links = Counter(end for r in products for end in (r.param, r.partner))
     result = list(members)
@@ -219,12 +219,10 @@ def _kronecker(
     members: Sequence[Member], products: Sequence[Relationship], scales: Sequence[Relationship]
 ) -> Iterator[tuple[tuple[list[int], list[int]], int]]:
     """Both sides of each W = w1 (x) w2, whole or themselves products, and the product of their inner ranks."""
-    root = _roots(len(members), products)
-    units: dict[int, list[int]] = defaultdict(list)
+    root = roots(len(members), products)
+    units = units_of(root)
     ranks: dict[int, int] = defaultdict(lambda: 1)
     tied: dict[int, set[int]] = defaultdict(set)
-    for i, first in enumerate(root):
-        units[first].append(i)
     for r in products:
         ranks[root[r.partner]] *= members[r.partner].shape[r.partner_axis or 0]
     for r in scales:
@@ -251,19 +249,3 @@ def _legs(r: Relationship) -> tuple[tuple[int, int | None], tuple[int, int | Non
 
 def _identity(r: Relationship) -> tuple[Any, ...]:
     return r.param, r.partner, r.interaction_type, r.axis, r.partner_axis, r.heads, r.bias
-
-
-def _roots(count: int, edges: Iterable[Relationship]) -> list[int]:
-    """For each index, the least index of its component."""
-    parent = list(range(count))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for r in edges:
-        low, high = sorted((root(r.param), root(r.partner)))
-        parent[high] = low
-    return [root(i) for i in range(count)]
