@@ -36,10 +36,12 @@ def build(cls: Any, words: Any, params: Any, lr: float) -> Built:
     try:
         optimizer = cls(params, lr=lr, **options)
     except (TypeError, ValueError, AttributeError) as error:
-        accepted = [name for name in inspect.signature(cls).parameters if name not in ("params", "kwargs")]
+        signature = inspect.signature(cls).parameters
+        accepted = [name for name in signature if name not in ("params", "kwargs")]
         unknown = [name for name in options if name not in accepted]
-        # A class that takes **kwargs names the culprit itself.
-        hint = f"; {did_you_mean(unknown[0], accepted)}" if unknown and "mean" not in str(error) else ""
+        # A class that takes any keyword names the culprit itself.
+        takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in signature.values())
+        hint = f"; {did_you_mean(unknown[0], accepted)}" if unknown and not takes_any else ""
         given = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "its parameters"
         raise UserError(f"optimizer_type {cls.__name__} refused {given}: {error}{hint}") from error
     if not isinstance(optimizer, Optimizer):

@@ -118,8 +118,8 @@ def refuse_other_state(state: str, other: str) -> None:
 class AutomagicCameAMP8bit(AutomagicCameAMP):
     """AutomagicCameAMP with all averages in 8 bits: about 1.15 bytes of state a parameter of a LoRA of rank 16.
 
-    The mask adds 1.13 bytes, 0.17 by row; a long-term momentum adds one. Only single numbers a matrix, LoRA-RITE's bases
-    and SPD's anchors of whole weights are not in 8 bits.
+    The mask adds 1.13 bytes, 0.17 by row; a long-term momentum adds one. Only single numbers a matrix, LoRA-RITE's
+    bases and SPD's anchors of whole weights are not in 8 bits.
 
     Example::
 

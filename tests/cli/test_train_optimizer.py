@@ -76,3 +76,10 @@ def _fake_module(monkeypatch):
     module = types.ModuleType("tests_fake")
     module.Fake = type("Fake", (), {"__init__": lambda self, params, lr: None})
     monkeypatch.setitem(sys.modules, "tests_fake", module)
+
+
+def test_a_value_out_of_bounds_has_no_advice_about_names():
+    with pytest.raises(UserError, match=r"outside \[-4, 4\]; the default is 0.3$"):
+        optimizer.make(
+            "AdaptiveHinaAdamW", ["adaptation_strength=9"], [{"params": [torch.nn.Parameter(torch.ones(2))]}], 1e-3
+        )
