@@ -110,7 +110,7 @@ def describe(plan: Plan, costs: Costs, store: Store, jobs: int) -> None:
                 "workload": workload,
                 "half": WORKLOADS[workload].half,
                 "optimizers": len(optimizers),
-                "runs": len(optimizers) * plan.runs_a_pair,
+                "runs": len(optimizers) * plan.runs_of(workload),
                 "budget": plan.mode.steps(workload),
                 "step": f"{min((s for s, _ in steps), default=0):.1f}-{max((s for s, _ in steps), default=0):.1f}",
                 "setup": round(costs.setup(workload, optimizers[0]), 2),
@@ -122,7 +122,8 @@ def describe(plan: Plan, costs: Costs, store: Store, jobs: int) -> None:
     print(measure.table(rows, columns))
     for name, reason in (plan.skipped | plan.unfit).items():
         print(f"skipped: {name}: {reason}")
-    total, done = len(plan.pairs) * plan.runs_a_pair, sum(store.get(run) is not None for run in plan.known(store))
+    total = sum(plan.runs_of(workload) for workload, _ in plan.pairs)
+    done = sum(store.get(run) is not None for run in plan.known(store))
     print(f"{total} runs, {done} of them done; all of them take about {costs.total() / 60 / max(1, jobs):.0f} minutes")
 
 

@@ -193,7 +193,7 @@ class Costs:
         """Seconds of all runs of an optimizer on a workload."""
         plan, cost = self._plan, self.step_ms(workload, optimizer)
         steps = plan.steps_of(workload) * (cost[0] if cost else 10) / 1e3
-        return plan.runs_a_pair * max(0.01, self.setup(workload, optimizer)) + steps
+        return plan.runs_of(workload) * max(0.01, self.setup(workload, optimizer)) + steps
 
     def total(self) -> float:
         return sum(self.pair(*pair) for pair in self._plan.pairs)

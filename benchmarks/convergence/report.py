@@ -14,13 +14,13 @@ from .workloads import WORKLOADS
 
 HOW = """
 A number is **steps over the reference's steps at equal held-out loss**: 0.80 saves 20 %. Each optimizer gets {trials}
-learning rates, log-uniform over a factor of {span:.0f} around its usual place; the best one trains {seeds} seeds at
-{budgets} times the reference budget, each with its whole schedule (warm-up, cosine to zero). The level is the
-reference's mean loss at its reference budget; curves are made monotone and read linearly in log steps. `<=` means that
-the smallest budget was enough already, `>` that the largest was not (the mean then takes that budget, so it flatters),
-`~` both. In brackets: lowest and highest of the seeds, each against the reference with the same data and first
-weights. "Whole curve" is the geometric mean over all losses that both curves pass. Techniques are chosen on the first
-half of the workloads; the second half is there to confirm.
+learning rates, log-uniform over a factor of {span:.0f} around its usual place; the best one trains {first} seeds on
+the first half and {second} on the second, at {budgets} times the reference budget, each with its whole schedule
+(warm-up, cosine to zero). The level is the reference's mean loss at its reference budget; curves are made monotone
+and read linearly in log steps. `<=` means that the smallest budget was enough already, `>` that the largest was not
+(the mean then takes that budget, so it flatters), `~` both. In brackets: lowest and highest of the seeds, each
+against the reference with the same data and first weights. "Whole curve" is the geometric mean over all losses that
+both curves pass. Techniques are chosen on the first half of the workloads; the second half is there to confirm.
 """
 
 
@@ -41,7 +41,8 @@ def markdown(summary: dict[str, Any], plan: Plan, env: dict[str, Any], command: 
         HOW.format(
             trials=mode.trials,
             span=REACH**2,
-            seeds=mode.seeds,
+            first=mode.seeds[0],
+            second=mode.seeds[1],
             budgets=", ".join(f"{multiple:g}" for multiple in mode.multiples),
         ).strip()
     )
