@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.promises")  # whose assertions then show their values
+
 SHAPES = {
     "lora_unet_a.lora_down.weight": (4, 12),
     "lora_unet_a.lora_up.weight": (10, 4),

@@ -1,5 +1,7 @@
 """The learning rate mask in the optimizer: against its oracle, and what its state promises."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,18 +9,16 @@ import torch
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.numerics import bits
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter, small_matrices
-from tests.core.test_edges import STATES
-from tests.core.test_memory import lora_set
-from tests.core.test_resume import copy_of, through_file
+from tests import promises
+from tests.conftest import make_params
+from tests.core.test_cost import small_matrices
+from tests.core.test_edges import states
 from tests.oracles.automagic_mask import AutomagicMask
 from tests.oracles.came import CAME
 from tests.techniques.test_against_oracles import DECAY, MATRICES, close, rate, start
 
 STEPS = 60
 rows = pytest.mark.parametrize("per_row", [False, True], ids=["element", "row"])
-states = pytest.mark.parametrize("state", STATES)
 
 
 def masked(params, state="fp32", moment="adam", lr=1e-3, **options):
@@ -83,20 +83,14 @@ def test_it_rises_falls_and_stays_within_its_bounds(per_row):
 CHANGES = [{"bump": 0.5}, {"low": 0.9}, {"high": 1.1}, {"per_row": True}, {"until": 4}]
 
 
+def unmasked(params):
+    return HinaOptimizer(params.items(), [build("adam"), build("weight_decay")], lr=1e-3, weight_decay=DECAY)
+
+
 @pytest.mark.parametrize("options", [None, *CHANGES], ids=str)
 def test_every_option_changes_the_update(options):
-    results = []
-    for chosen in ({}, options):
-        params = make_params()
-        if chosen is None:
-            optimizer = HinaOptimizer(
-                params.items(), [build("adam"), build("weight_decay")], lr=1e-3, weight_decay=DECAY
-            )
-        else:
-            optimizer = masked(params, "8bit", **chosen)
-        train(optimizer, params, 12)
-        results.append(params["head.weight"].detach())
-    assert not torch.equal(*results)
+    make = partial(masked, state="8bit")
+    promises.updates_differ(make, unmasked if options is None else partial(make, **options), steps=12)
 
 
 @rows
@@ -114,17 +108,11 @@ def test_levels_freeze_after_each_parameters_own_steps(per_row):
     begin = build("automagic_mask").start
     assert [level - begin for level, _ in levels] == [0, 1, 2, 3, 4, *[5] * 9]
     assert [level - begin for _, level in levels] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5]
-    counts = []
-    for until in ({}, {"until": torch.inf}, {"until": 6}):
-        small = small_matrices(4)
-        optimizer = masked(small, **until, per_row=per_row)
-        for step in range(2):
-            set_grads(small, step)
-            with Counter() as counter:
-                optimizer.step()
-        assert counter.synchronisations == []
-        counts.append(counter.operations)
-    assert counts[0] == counts[1] < counts[2]
+    default, forever, six = (
+        promises.operations(partial(masked, **until, per_row=per_row), small_matrices(4))
+        for until in ({}, {"until": torch.inf}, {"until": 6})
+    )
+    assert default == forever < six
 
 
 def test_too_many_levels_are_refused():
@@ -138,34 +126,16 @@ def test_too_many_levels_are_refused():
 
 @rows
 def test_rows_and_columns_may_be_permuted(per_row):
-    generator = torch.Generator().manual_seed(3)
-    i, j = torch.randperm(7, generator=generator), torch.randperm(5, generator=generator)
-    results = []
-    for permute in (lambda x: x, lambda x: x[i][:, j]):
-        params = {"head.weight": torch.nn.Parameter(permute(make_params()["head.weight"].detach()).clone())}
-        optimizer = masked(params, per_row=per_row)
-        for step in range(20):
-            grad = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
-            params["head.weight"].grad = permute(grad).clone()
-            optimizer.step()
-        results.append(params["head.weight"].detach())
-    assert torch.equal(results[0][i][:, j], results[1])
+    promises.rows_and_columns_may_be_permuted(partial(masked, per_row=per_row), torch.float32)
 
 
 @rows
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@promises.dtypes
 @states
 @pytest.mark.parametrize("until", [torch.inf, 5])
 def test_k_and_k_is_2k(until, state, dtype, per_row):
-    params = make_params(dtype)
-    optimizer = masked(params, state, "came", per_row=per_row, until=until)
-    train(optimizer, params, 4)
-    saved, resumed = through_file(optimizer.state_dict()), copy_of(params)
-    train(optimizer, params, 4, start=4)
-    second = masked(resumed, state, "came", per_row=per_row, until=until)
-    second.load_state_dict(saved)
-    train(second, resumed, 4, start=4)
-    assert all(torch.equal(params[name], resumed[name]) for name in params)
+    make = partial(masked, state=state, moment="came", per_row=per_row, until=until)
+    _, second, resumed = promises.resumes_exactly(make, make_params(dtype))
     codes = [second.state[param]["automagic_mask.level"] for param in resumed.values()]
     assert {code.dtype for code in codes} == {torch.uint8}
     assert all(code.any() for code in codes)
@@ -174,18 +144,9 @@ def test_k_and_k_is_2k(until, state, dtype, per_row):
 @rows
 @states
 def test_nan_in_one_matrix_does_not_reach_another_and_leaves_the_mask_usable(state, per_row):
-    healthy, poisoned = make_params(), make_params()
-    victims = {name for name in healthy if name.startswith("lora_unet_a.")}
-    for params, poison in ((healthy, False), (poisoned, True)):
-        optimizer = masked(params, state, per_row=per_row)
-        for step in range(5):
-            set_grads(params, step)
-            if poison and step == 2:
-                for name in victims:
-                    params[name].grad.flatten()[0] = torch.nan
-            optimizer.step()
-    assert all(torch.equal(healthy[name], poisoned[name]) for name in healthy.keys() - victims)
-    level = optimizer.state[poisoned["lora_unet_a.lora_up.weight"]]["automagic_mask.level"]
+    make = partial(masked, state=state, per_row=per_row)
+    optimizer, victims = promises.spares_neighbours(make, {2: torch.nan})
+    level = optimizer.state[victims["lora_unet_a.lora_up.weight"]]["automagic_mask.level"]
     assert (level.float() - build("automagic_mask").start).abs().max() <= 4
 
 
@@ -202,30 +163,14 @@ def test_the_reported_learning_rate_is_the_masked_one(per_row):
 
 
 def test_bytes_a_parameter_at_rank_16():
-    params = make_params(shapes=lora_set(rank=16))
-    set_grads(params, 0)
-    found = []
-    for per_row in (False, True):
-        optimizer = masked(params, "8bit", "came", per_row=per_row)
-        optimizer.step()
-        found.append(optimizer.get_memory_efficiency_report()["bytes_per_parameter"])
-    assert found[0] <= 2.3
-    assert found[1] <= 1.31
+    for per_row, limit in ((False, 2.3), (True, 1.31)):
+        make = partial(masked, state="8bit", moment="came", per_row=per_row)
+        assert promises.bytes_a_parameter_at_rank_16(make) <= limit
 
 
 @rows
 def test_operations_go_with_shapes_and_nothing_waits(per_row):
-    counts = []
-    for per_shape in (10, 20):
-        params = small_matrices(per_shape)
-        optimizer = masked(params, "fp32", per_row=per_row)
-        for step in range(2):
-            set_grads(params, step)
-            with Counter() as counter:
-                optimizer.step()
-        assert counter.synchronisations == []
-        counts.append(counter.operations)  # of the second step: the first one builds the plan
-    assert counts[0] == counts[1] <= 800
+    assert promises.operations_go_with_shapes(partial(masked, per_row=per_row)) <= 800
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 40])

@@ -1,22 +1,22 @@
 """CAME as it runs in the optimizer: against its oracle, the authors' package, and what its state promises."""
 
 import gc
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from hina_kohya.core import chain
 from hina_kohya.core.codec import codec
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.core.technique import Slot
 from hina_kohya.numerics import companding
+from tests import promises
 from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter, small_matrices
-from tests.core.test_edges import STATES
+from tests.core.test_edges import STATES, states
 from tests.core.test_memory import live_bytes, lora_set
-from tests.core.test_resume import copy_of, through_file
+from tests.core.test_resume import through_file
 from tests.oracles.came import CAME
 from tests.oracles.cautious import Cautious
 from tests.oracles.tam import Torque
@@ -31,7 +31,6 @@ OPTIONS = {
     "beta1_decay to a floor": {"beta1_decay": 0.5, "beta1_floor": 0.85},
     "others": {"beta1": 0.8, "beta2": 0.9, "beta3": 0.95, "eps1": 1e-3, "eps2": 1e-2, "clip_threshold": 0.7},
 }
-states = pytest.mark.parametrize("state", STATES)
 
 
 def oracle(beta1=0.9, beta2=0.999, beta3=0.9999, eps1=1e-30, eps2=1e-16, **rest):
@@ -125,12 +124,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("options", CHANGES, ids=str)
 def test_every_option_changes_the_update(options):
-    results = []
-    for chosen in ({}, options):
-        params = make_params()
-        train(came(params, **chosen), params, 6)
-        results.append(params["head.weight"].detach())
-    assert not torch.equal(*results)
+    promises.updates_differ(came, partial(came, **options), steps=6)
 
 
 @pytest.mark.parametrize(("start", "beta1", "decay", "floor"), [(0.9, 0.4, 1e-6, 0.4), (0.9, 0.7, 1e-6, 0.7)])
@@ -175,52 +169,21 @@ def test_how_large_the_first_steps_are():
 
 
 def test_rows_and_columns_may_be_permuted():
-    generator = torch.Generator().manual_seed(3)
-    rows, columns = torch.randperm(7, generator=generator), torch.randperm(5, generator=generator)
-    results = []
-    for permute in (lambda x: x, lambda x: x[rows][:, columns]):
-        start = make_params(torch.float64)["head.weight"].detach()
-        params = {"head.weight": torch.nn.Parameter(permute(start).clone())}
-        optimizer = came(params, "fp32", bias_correct_confidence=True)
-        for step in range(20):
-            grad = torch.randn(7, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-            params["head.weight"].grad = permute(grad).clone()
-            optimizer.step()
-        results.append(params["head.weight"].detach())
-    torch.testing.assert_close(results[0][rows][:, columns], results[1], rtol=1e-12, atol=1e-13)
+    make = partial(came, state="fp32", bias_correct_confidence=True)
+    promises.rows_and_columns_may_be_permuted(make, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@promises.dtypes
 @states
 def test_k_and_k_is_2k(state, dtype):
-    params = make_params(dtype)
-    optimizer = came(params, state)
-    train(optimizer, params, 4)
-    saved, resumed = through_file(optimizer.state_dict()), copy_of(params)
-    train(optimizer, params, 4, start=4)
-    second = came(resumed, state)
-    second.load_state_dict(saved)
-    train(second, resumed, 4, start=4)
-    assert all(torch.equal(params[name], resumed[name]) for name in params)
-    ours, theirs = optimizer.state_dict()["state"], second.state_dict()["state"]
-    for index, entry in ours.items():
-        for key, value in entry.items():
-            other = theirs[index][key]
-            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
+    promises.resumes_exactly(partial(came, state=state), make_params(dtype))
 
 
 @pytest.mark.parametrize("target", STATES)
 @states
 def test_another_codec_takes_over_the_values(state, target):
-    params = make_params(shapes={"lora_unet_a.lora_up.weight": (40, 20)})
-    optimizer = came(params, state)
-    train(optimizer, params, 5)
-    second = came(copy_of(params), target)
-    second.load_state_dict(through_file(optimizer.state_dict()))
-    for name in ("second", "instability"):
-        mine, theirs = (
-            o.plan().buckets[0].slabs["came", name].read(slice(None), torch.float32) for o in (optimizer, second)
-        )
+    for slot in ("second", "instability"):
+        mine, theirs = promises.read_by_another_codec(came, state, target, "came", slot)
         assert mine.shape == (1, 1, 60)
         torch.testing.assert_close(mine, theirs, rtol=0.05, atol=0)
 
@@ -235,18 +198,7 @@ def test_a_checkpoint_of_another_rank_is_refused():
 
 @states
 def test_nan_in_one_matrix_does_not_reach_another(state):
-    healthy, poisoned = make_params(), make_params()
-    victims = {name for name in healthy if name.startswith("lora_unet_a.")}
-    for params, poison in ((healthy, False), (poisoned, True)):
-        optimizer = came(params, state)
-        for step in range(5):
-            set_grads(params, step)
-            if poison and step == 2:
-                for name in victims:
-                    params[name].grad.flatten()[0] = torch.nan
-            optimizer.step()
-    assert all(poisoned[name].isnan().any() for name in victims)
-    assert all(torch.equal(healthy[name], poisoned[name]) for name in healthy.keys() - victims)
+    promises.spares_neighbours(partial(came, state=state), {2: torch.nan})
 
 
 @states
@@ -308,50 +260,17 @@ def test_bytes_a_parameter_at_rank_16():
 
 def test_operations_go_with_shapes_and_nothing_waits():
     for state, limit in (("8bit", 2300), ("bf16", 2000), ("fp32", 700)):
-        counts = []
-        for per_shape in (10, 20):
-            params = small_matrices(per_shape)
-            optimizer = came(params, state, bias_correct_confidence=True)
-            for step in range(2):
-                set_grads(params, step)
-                with Counter() as counter:
-                    optimizer.step()
-            assert counter.synchronisations == []
-            counts.append(counter.operations)
-        assert counts[0] == counts[1] <= limit, (state, counts)
+        make = partial(came, state=state, bias_correct_confidence=True)
+        assert promises.operations_go_with_shapes(make) <= limit, state
 
 
 @states
 def test_chunks_do_not_change_a_bit(state, monkeypatch):
-    results = []
-    for chunk in (1, 100, 1 << 20):
-        monkeypatch.setattr("hina_kohya.core.bucket.CPU_CHUNK", chunk)
-        params = make_params()
-        train(came(params, state), params, 3)
-        results.append(torch.cat([param.detach().flatten() for param in params.values()]))
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    promises.chunks_change_no_bit(monkeypatch, partial(came, state=state))
 
 
 def test_one_compiled_graph_for_all_matrices(monkeypatch):
-    graphs = []
-
-    def backend(graph, _inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compiled = torch.compile(chain.run, dynamic=True, backend=backend)
-    monkeypatch.setattr("hina_kohya.core.optimizer._compiled", lambda: compiled)
-    # two of each shape, so that no size is 1; and no size that another has by chance, which dynamo takes for a rule
-    shapes = {f"m{i}.weight": (11 + i % 4, 15 + i % 4) for i in range(8)}
-    params, plain = make_params(shapes=shapes), make_params(shapes=shapes)
-    for each, compiles in ((params, True), (plain, False)):
-        optimizer = HinaOptimizer(each.items(), [build("came")], lr=1e-3, weight_decay=0.0, compile=compiles)
-        train(optimizer, each, 3)
-    assert len(graphs) == 1
-    for a, b in zip(params.values(), plain.values(), strict=True):
-        torch.testing.assert_close(a, b)
+    promises.one_compiled_graph_for_all_matrices(monkeypatch, [build("came")])
 
 
 def test_it_yields_to_lora_rite():

@@ -1,18 +1,17 @@
 """Cautious by context in the optimizer: against its oracle, at its limit Cautious itself, and what its state says."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from hina_kohya.core import chain
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter, small_matrices
-from tests.core.test_edges import STATES
-from tests.core.test_memory import lora_set
+from tests import promises
+from tests.conftest import make_params, train
+from tests.core.test_edges import STATES, states
 from tests.core.test_resume import copy_of, through_file
 from tests.oracles.came import CAME
 from tests.oracles.cautious import Cautious
@@ -22,7 +21,6 @@ from tests.techniques.test_against_oracles import DECAY, MATRICES, close, rate, 
 STEPS = 80
 SHAPES = MATRICES | {"one": (1,), "column.weight": (6, 1), "point.weight": (6, 4, 1, 1)}
 OPTIONS = [{}, {"scales": (2,)}, {"window": 4, "edge_threshold": 0.2}, {"rate": 0.6, "floor": 0.5}]
-states = pytest.mark.parametrize("state", STATES)
 
 
 def contextual(params, state="fp32", moment="adam", lr=1e-3, **options):
@@ -148,39 +146,19 @@ def test_rows_and_columns_may_be_permuted():
     torch.testing.assert_close(results[0][i][:, j], results[1], rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@promises.dtypes
 @pytest.mark.parametrize("moment", ["adam", "came"])
 @states
 def test_k_and_k_is_2k(state, moment, dtype):
-    params = make_params(dtype)
-    optimizer = contextual(params, state, moment)
-    train(optimizer, params, 4)
-    saved, resumed = through_file(optimizer.state_dict()), copy_of(params)
-    train(optimizer, params, 4, start=4)
-    second = contextual(resumed, state, moment)
-    second.load_state_dict(saved)
-    train(second, resumed, 4, start=4)
-    assert all(torch.equal(params[name], resumed[name]) for name in params)
-    ours, theirs = optimizer.state_dict()["state"], second.state_dict()["state"]
-    for index, entry in ours.items():
-        assert "contextual_cautious.context" in entry
-        for key, value in entry.items():
-            other = theirs[index][key]
-            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
+    make = partial(contextual, state=state, moment=moment)
+    optimizer, *_ = promises.resumes_exactly(make, make_params(dtype))
+    assert all("contextual_cautious.context" in entry for entry in optimizer.state_dict()["state"].values())
 
 
 @pytest.mark.parametrize("target", STATES)
 @states
 def test_another_codec_takes_over_the_values(state, target):
-    params = make_params(shapes={"lora_unet_a.lora_up.weight": (40, 20)})
-    optimizer = contextual(params, state)
-    train(optimizer, params, 5)
-    second = contextual(copy_of(params), target)
-    second.load_state_dict(through_file(optimizer.state_dict()))
-    mine, theirs = (
-        o.plan().buckets[0].slabs["contextual_cautious", "context"].read(slice(None), torch.float32)
-        for o in (optimizer, second)
-    )
+    mine, theirs = promises.read_by_another_codec(contextual, state, target, "contextual_cautious", "context")
     assert mine.shape == (1, 4, 60)
     assert (mine - theirs).abs().max() <= 0.02 * mine.abs().max()
 
@@ -222,92 +200,39 @@ def test_bad_scales_are_refused(scales):
 
 @states
 def test_nan_reaches_no_other_matrix_and_no_context(state):
-    healthy, poisoned = make_params(), make_params()
-    victims = {name for name in healthy if name.startswith("lora_unet_a.")}
-    for params, poison in ((healthy, False), (poisoned, True)):
-        optimizer = contextual(params, state)
-        for step in range(5):
-            set_grads(params, step)
-            if poison and step in (2, 3):
-                for name in victims:
-                    params[name].grad.flatten()[0] = torch.nan if step == 2 else torch.inf
-            optimizer.step()
-    assert all(torch.equal(healthy[name], poisoned[name]) for name in healthy.keys() - victims)
-    for name in victims:
-        assert poisoned[name].isnan().any()
-        entry = optimizer.state[poisoned[name]]
+    make = partial(contextual, state=state)
+    optimizer, victims = promises.spares_neighbours(make, {2: torch.nan, 3: torch.inf})
+    for param in victims.values():
+        entry = optimizer.state[param]
         assert all(value.isfinite().all() for key, value in entry.items() if key.startswith("contextual_cautious."))
         assert entry["contextual_cautious.usual"].abs() > 0
 
 
 @states
 def test_odd_shapes_and_zero_gradients(state):
-    params = make_params()
-    params |= {"empty": torch.nn.Parameter(torch.zeros(0, 3)), "zero": torch.nn.Parameter(torch.zeros(5, 5))}
-    optimizer = contextual(params, state)
-    for step in range(6):
-        set_grads(params, step)
-        for param in params.values():
-            if step in (0, 1, 4):
-                param.grad.zero_()
-        optimizer.step()
-    assert all(param.isfinite().all() for param in params.values())
+    promises.bears_zeros(partial(contextual, state=state))
 
 
 @states
 def test_chunks_do_not_change_a_bit(state, monkeypatch):
-    results = []
-    for chunk in (1, 100, 1 << 20):
-        monkeypatch.setattr("hina_kohya.core.bucket.CPU_CHUNK", chunk)
-        params = make_params()
-        train(contextual(params, state), params, 3)
-        results.append(torch.cat([param.detach().flatten() for param in params.values()]))
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    promises.chunks_change_no_bit(monkeypatch, partial(contextual, state=state))
 
 
 def test_bytes_a_parameter_at_rank_16():
-    params = make_params(shapes=lora_set(rank=16))
-    set_grads(params, 0)
-    found = []
-    for name in ("cautious", "contextual_cautious"):
-        optimizer = HinaOptimizer(params.items(), [build("adam"), build(name)], lr=1e-3, weight_decay=0.0, state="8bit")
-        optimizer.step()
-        found.append(optimizer.get_memory_efficiency_report()["bytes_per_parameter"])
-    assert found[1] - found[0] <= 0.3
+    def make(params, name):
+        return HinaOptimizer(params.items(), [build("adam"), build(name)], lr=1e-3, weight_decay=0.0, state="8bit")
+
+    plain, mine = (
+        promises.bytes_a_parameter_at_rank_16(partial(make, name=name)) for name in ("cautious", "contextual_cautious")
+    )
+    assert mine - plain <= 0.3
 
 
 def test_operations_go_with_shapes_and_nothing_waits():
-    counts = []
-    for per_shape in (10, 20):
-        params = small_matrices(per_shape)
-        optimizer = contextual(params)
-        for step in range(2):
-            set_grads(params, step)
-            with Counter() as counter:
-                optimizer.step()
-        assert counter.synchronisations == []
-        counts.append(counter.operations)
-    assert counts[0] == counts[1] <= 1400
+    assert promises.operations_go_with_shapes(contextual) <= 1400
 
 
 def test_one_compiled_graph_for_all_matrices(monkeypatch):
     """With the second momentum in the chain, whose way out of the momentum is compiled along."""
-    graphs = []
-
-    def backend(graph, _inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compiled = torch.compile(chain.run, dynamic=True, backend=backend)
-    monkeypatch.setattr("hina_kohya.core.optimizer._compiled", lambda: compiled)
-    shapes = {f"m{i}.weight": (11 + i % 4, 15 + i % 4) for i in range(8)}
-    params, plain = make_params(shapes=shapes), make_params(shapes=shapes)
     chosen = [build("adam"), build("dual_momentum"), build("contextual_cautious")]
-    for each, compiles in ((params, True), (plain, False)):
-        optimizer = HinaOptimizer(each.items(), chosen, lr=1e-3, weight_decay=0.0, compile=compiles)
-        train(optimizer, each, 3)
-    assert len(graphs) == 1
-    for a, b in zip(params.values(), plain.values(), strict=True):
-        torch.testing.assert_close(a, b)
+    promises.one_compiled_graph_for_all_matrices(monkeypatch, chosen)

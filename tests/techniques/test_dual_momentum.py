@@ -1,16 +1,16 @@
 """The second momentum in the optimizer: AdEMAMix with Adam, and the same mix under every other momentum."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
+from tests import promises
 from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter, small_matrices
-from tests.core.test_edges import STATES
-from tests.core.test_memory import lora_set
-from tests.core.test_resume import copy_of, through_file
+from tests.core.test_edges import states
 from tests.oracles import dual_momentum as oracles
 from tests.oracles.tam import Torque
 from tests.techniques.test_against_oracles import DECAY, MATRICES, STEPS, close, gradients, rate, start
@@ -23,7 +23,6 @@ OTHERS = {
     "came": oracles.CameMix,
     "muon": oracles.MuonMix,
 }
-states = pytest.mark.parametrize("state", STATES)
 moments = pytest.mark.parametrize("moment", MOMENTS)
 
 
@@ -108,12 +107,8 @@ def test_the_order_of_the_chain_does_not_matter():
 @moments
 @pytest.mark.parametrize("options", [None, {"alpha": 3.0}, {"long_beta": 0.5}], ids=str)
 def test_it_and_each_option_change_the_update(moment, options):
-    results = []
-    for chosen in ({"alpha": 0.0} if options is None else {}, options or {}):
-        params = make_params()
-        train(dual(params, moment=moment, **chosen), params, 5)
-        results.append(params["head.weight"].detach())
-    assert not torch.equal(*results)
+    make = partial(dual, moment=moment)
+    promises.updates_differ(make, partial(make, **({"alpha": 0.0} if options is None else options)), steps=5)
 
 
 @moments
@@ -140,25 +135,12 @@ def test_lora_rite_has_none():
 
 
 @moments
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@promises.dtypes
 @states
 def test_k_and_k_is_2k(state, dtype, moment):
-    params = make_params(dtype)
-    optimizer = dual(params, state, moment)
-    train(optimizer, params, 4)
-    saved, resumed = through_file(optimizer.state_dict()), copy_of(params)
-    train(optimizer, params, 4, start=4)
-    second = dual(resumed, state, moment)
-    second.load_state_dict(saved)
-    train(second, resumed, 4, start=4)
-    assert all(torch.equal(params[name], resumed[name]) for name in params)
-    for name in params:
-        mine, theirs = (
-            {key: value for key, value in o.state[p[name]].items() if key.startswith("dual_momentum.long_avg")}
-            for o, p in ((optimizer, params), (second, resumed))
-        )
-        assert mine
-        assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+    optimizer, *_ = promises.resumes_exactly(partial(dual, state=state, moment=moment), make_params(dtype))
+    for entry in optimizer.state_dict()["state"].values():
+        assert any(key.startswith("dual_momentum.long_avg") for key in entry)
 
 
 @moments
@@ -185,38 +167,12 @@ def test_zero_gradients_odd_shapes_and_nan(state, moment):
 
 @moments
 def test_rows_and_columns_may_be_permuted(moment):
-    generator = torch.Generator().manual_seed(3)
-    rows, columns = torch.randperm(7, generator=generator), torch.randperm(5, generator=generator)
-    results = []
-    for permute in (lambda x: x, lambda x: x[rows][:, columns]):
-        begin = make_params(torch.float64)["head.weight"].detach()
-        params = {"head.weight": torch.nn.Parameter(permute(begin).clone())}
-        optimizer = dual(params, moment=moment)
-        for step in range(20):
-            grad = torch.randn(7, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-            params["head.weight"].grad = permute(grad).clone()
-            optimizer.step()
-        results.append(params["head.weight"].detach())
-    torch.testing.assert_close(results[0][rows][:, columns], results[1], rtol=1e-9, atol=1e-10)
+    promises.rows_and_columns_may_be_permuted(partial(dual, moment=moment), rtol=1e-9, atol=1e-10)
 
 
 def test_one_slot_and_nothing_waits():
-    params = make_params(shapes=lora_set(rank=16))
-    set_grads(params, 0)
-    optimizer = dual(params, "8bit")
-    optimizer.step()
-    assert optimizer.get_memory_efficiency_report()["bytes_per_parameter"] <= 3.15
-    counts = []
-    for per_shape in (10, 20):
-        params = small_matrices(per_shape)
-        optimizer = dual(params)
-        for step in range(2):
-            set_grads(params, step)
-            with Counter() as counter:
-                optimizer.step()
-        assert counter.synchronisations == []
-        counts.append(counter.operations)
-    assert counts[0] == counts[1]
+    assert promises.bytes_a_parameter_at_rank_16(partial(dual, state="8bit")) <= 3.15
+    promises.operations_go_with_shapes(dual)
 
 
 @pytest.mark.parametrize("state", ["8bit", "bf16"])

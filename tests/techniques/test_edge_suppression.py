@@ -1,15 +1,16 @@
 """Edge suppression through the real optimizer: against its oracle and AdaGC, and what counts as a spike."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter, small_matrices
+from tests import promises
+from tests.conftest import make_params
 from tests.core.test_edges import STATES
-from tests.core.test_resume import copy_of, through_file
 from tests.oracles.adamw import AdamW
 from tests.oracles.edge_suppression import Before, EdgeSuppression
 from tests.techniques.test_against_oracles import DECAY, MATRICES, close, gradients, rate
@@ -49,80 +50,6 @@ def spiky(shapes, steps=60):
         for name in by_name:
             by_name[name] *= 0.0 if step in (0, 1, 2, 30) else SPIKES.get(step, 1.0)
     return grads
-
-
-def stays_exact(name, dtype=torch.float32, shapes=None, steps=6, **options):
-    """k steps, a file, and k steps are 2k steps to the last bit, state included; under every codec."""
-    for state in STATES:
-        params = make_params(dtype, shapes=shapes)
-        first = optimizer(params, name, state, decay=DECAY, **options)
-        train(first, params, steps)
-        saved, resumed = through_file(first.state_dict()), copy_of(params)
-        train(first, params, steps, start=steps)
-        second = optimizer(resumed, name, state, decay=DECAY, **options)
-        second.load_state_dict(saved)
-        train(second, resumed, steps, start=steps)
-        assert all(torch.equal(params[key], resumed[key]) for key in params)
-        ours, theirs = first.state_dict()["state"], second.state_dict()["state"]
-        for index, entry in ours.items():
-            for key, value in entry.items():
-                other = theirs[index][key]
-                assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
-
-
-def spares_neighbours(name, shapes=None, bad=float("nan"), **options):
-    """A bad gradient changes no other matrix by a bit."""
-    results = []
-    for poison in (False, True):
-        params = make_params(shapes=shapes)
-        victim = next(iter(params.values()))
-        mine = optimizer(params, name, **options)
-        for step in range(8):
-            set_grads(params, step)
-            if poison and step == 3:
-                victim.grad.flatten()[0] = bad
-            mine.step()
-        results.append([param.detach() for param in params.values()])
-    assert not results[1][0].isfinite().all()
-    assert all(torch.equal(a, b) for a, b in zip(results[0][1:], results[1][1:], strict=True))
-
-
-def costs_nothing_per_matrix(name, monkeypatch, shapes=None, steps=3, **options):
-    """Operations go with shapes, nothing synchronises, and where a bucket is cut changes no bit."""
-    counts = []
-    for per_shape in (2, 4):
-        params = small_matrices(per_shape) if shapes is None else make_params(shapes=shapes(per_shape))
-        mine = optimizer(params, name, **options)
-        for step in range(2):
-            set_grads(params, step)
-            with Counter() as counter:
-                mine.step()
-        assert counter.synchronisations == []
-        counts.append(counter.operations)
-    assert counts[0] == counts[1]
-    results = []
-    for chunk in (1, 100, 1 << 20):
-        monkeypatch.setattr("hina_kohya.core.bucket.CPU_CHUNK", chunk)
-        params = make_params(shapes=None if shapes is None else shapes(3))
-        train(optimizer(params, name, **options), params, steps)
-        results.append(torch.cat([param.detach().flatten() for param in params.values()]))
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-
-
-def bears_zeros(name, shapes=None, **options):
-    """Odd shapes, zero parameters and zero gradients stay finite under every codec."""
-    for state in STATES:
-        params = make_params(shapes=shapes)
-        params |= {"empty": torch.nn.Parameter(torch.zeros(0, 3)), "zero": torch.nn.Parameter(torch.zeros(5, 5))}
-        mine = optimizer(params, name, state, **options)
-        for step in range(8):
-            set_grads(params, step)
-            for param in params.values():
-                if step in (0, 1, 4):
-                    param.grad.zero_()
-            mine.step()
-        assert all(param.isfinite().all() for param in params.values())
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -271,16 +198,22 @@ def test_scale_and_order_do_not_matter():
         torch.testing.assert_close(a[:, rows][:, :, columns], b, rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@promises.dtypes
 def test_resume_is_exact(dtype):
-    stays_exact("edge_suppression", dtype, warmup=4, threshold=0.0)
+    for state in STATES:
+        make = partial(optimizer, name="edge_suppression", state=state, decay=DECAY, warmup=4, threshold=0.0)
+        promises.resumes_exactly(make, make_params(dtype), steps=6)
 
 
 def test_bad_neighbours_zeros_and_cost(monkeypatch):
+    make = partial(optimizer, name="edge_suppression", warmup=2)
     for bad in (torch.nan, torch.inf):
-        spares_neighbours("edge_suppression", bad=bad, warmup=2)
-    bears_zeros("edge_suppression", warmup=2)
-    costs_nothing_per_matrix("edge_suppression", monkeypatch, warmup=1, threshold=0.0)
+        promises.spares_neighbours(make, {3: bad}, victims="lora_unet_a.lora_down", steps=8)
+    for state in STATES:
+        promises.bears_zeros(partial(make, state=state))
+    sharp = partial(make, warmup=1, threshold=0.0)
+    promises.operations_go_with_shapes(sharp, sizes=(2, 4))
+    promises.chunks_change_no_bit(monkeypatch, sharp)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Importance against its oracle, and what a technique that compares matrices must not do."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,14 +9,13 @@ import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
+from tests import promises
 from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter, small_matrices
-from tests.core.test_resume import copy_of, through_file
+from tests.core.test_edges import states
 from tests.oracles.compose import ComposedStep
 from tests.oracles.importance import Sensitivity, multipliers
 from tests.techniques.test_against_oracles import DECAY, LR, close, rate
 
-states = pytest.mark.parametrize("state", ["fp32", "bf16", "8bit"])
 GROUPS = (
     {
         "lora_unet_a.lora_down.weight": (4, 6),
@@ -213,20 +213,17 @@ def test_rows_and_columns_may_be_permuted():
     torch.testing.assert_close(results[0]["head.weight"][i][:, j], results[1]["head.weight"], rtol=1e-12, atol=1e-13)
 
 
+def without(params):
+    groups = [{"params": [(name, params[name]) for name in group]} for group in GROUPS]
+    return HinaOptimizer(groups, chain()[:2], lr=LR, weight_decay=DECAY, state="fp32", decay_roles="all")
+
+
 @pytest.mark.parametrize(
     "options", [None, {"beta": 0.3}, {"strength": 0.3}, {"strength": -1.0}, {"bound": 1.2}], ids=str
 )
 def test_every_option_changes_the_update(options):
-    results = []
-    for chosen in ({}, options):
-        params = make_params(shapes=SHAPES)
-        optimizer = make(params, **(chosen or {}))
-        if chosen is None:
-            groups = [{"params": [(name, params[name]) for name in group]} for group in GROUPS]
-            optimizer = HinaOptimizer(groups, chain()[:2], lr=LR, weight_decay=DECAY, state="fp32", decay_roles="all")
-        train(optimizer, params, 5)
-        results.append(params["head.weight"].detach())
-    assert not torch.equal(*results)
+    other = without if options is None else partial(make, **options)
+    promises.updates_differ(make, other, steps=5, shapes=SHAPES)
 
 
 def test_without_strength_it_changes_no_bit():
@@ -239,18 +236,11 @@ def test_without_strength_it_changes_no_bit():
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@promises.dtypes
 @states
 def test_k_and_k_is_2k(state, dtype):
     params = make_params(dtype, shapes=SHAPES)
-    optimizer = make(params, state)
-    train(optimizer, params, 4)
-    saved, resumed = through_file(optimizer.state_dict()), copy_of(params)
-    train(optimizer, params, 4, start=4)
-    second = make(resumed, state)
-    second.load_state_dict(saved)
-    train(second, resumed, 4, start=4)
-    assert all(torch.equal(params[name], resumed[name]) for name in params)
+    optimizer, second, _ = promises.resumes_exactly(partial(make, state=state), params)
     assert factors(optimizer) == factors(second)
 
 
@@ -268,26 +258,12 @@ def test_the_reported_learning_rate_is_the_moved_one():
 
 
 def test_operations_go_with_shapes_and_nothing_waits():
-    counts = []
-    for per_shape in (10, 20):
-        params = small_matrices(per_shape)
-        optimizer = HinaOptimizer(params.items(), chain(), lr=LR, weight_decay=DECAY, state="fp32")
-        for step in range(2):
-            set_grads(params, step)
-            with Counter() as counter:
-                optimizer.step()
-        assert counter.synchronisations == []
-        counts.append(counter.operations)
-    assert counts[0] == counts[1] <= 700
+    one_group = lambda params: HinaOptimizer(params.items(), chain(), lr=LR, weight_decay=DECAY, state="fp32")
+    assert promises.operations_go_with_shapes(one_group) <= 700
 
 
 def test_chunks_do_not_change_a_bit(monkeypatch):
-    results = []
-    for chunk in (1, 100, 1 << 20):
-        monkeypatch.setattr("hina_kohya.core.bucket.CPU_CHUNK", chunk)
-        results.append(trained(make_params(shapes=SHAPES)))
-    for other in results[1:]:
-        assert all(torch.equal(results[0][name], other[name]) for name in SHAPES)
+    promises.chunks_change_no_bit(monkeypatch, make, SHAPES, steps=8)
 
 
 def test_the_oracle_keeps_its_mean():

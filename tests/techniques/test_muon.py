@@ -1,14 +1,16 @@
 """Muon through the real optimizer: against its oracle, who gets it, and what its step is worth beside Adam's."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
+from tests import promises
 from tests.conftest import SHAPES as EVERY_SHAPE
 from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter
 from tests.oracles import adamw, muon, tam
 
 STEPS, LR, DECAY = 30, 1e-2, 0.1
@@ -241,18 +243,12 @@ def test_zero_and_bad_gradients_stay_where_they_are():
     assert all(torch.equal(a, b) for a, b in zip(results[0][1:], results[1][1:], strict=True))
 
 
+def modules(count):
+    shapes = {}
+    for i in range(count):
+        shapes |= {f"lora_unet_{i}.lora_down.weight": (4, 24), f"lora_unet_{i}.lora_up.weight": (24, 4)}
+    return make_params(shapes=shapes)
+
+
 def test_neither_synchronises_nor_grows_with_the_number_of_matrices():
-    counts = []
-    for modules in (10, 40):
-        shapes = {}
-        for i in range(modules):
-            shapes |= {f"lora_unet_{i}.lora_down.weight": (4, 24), f"lora_unet_{i}.lora_up.weight": (24, 4)}
-        params = make_params(shapes=shapes)
-        opt = optimizer(params, state="8bit")
-        train(opt, params, 1)
-        set_grads(params, 1)
-        with Counter() as counter:
-            opt.step()
-        assert counter.synchronisations == []
-        counts.append(counter.operations)
-    assert counts[0] == counts[1]
+    promises.operations_go_with_shapes(partial(optimizer, state="8bit"), modules, sizes=(10, 40))

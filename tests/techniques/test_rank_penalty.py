@@ -1,5 +1,7 @@
 """The rank penalty through the real optimizer: against the full SVD of W, and what thresholding promises."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ import torch
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.core.roles import resolve
+from tests import promises
 from tests.conftest import make_params, set_grads, train
+from tests.core.test_edges import STATES
 from tests.oracles.adamw import AdamW
 from tests.oracles.rank_penalty import RankPenalty, penalise, shrink, thresholds
 from tests.techniques.test_against_oracles import (
@@ -18,14 +22,7 @@ from tests.techniques.test_against_oracles import (
     gradients,
     rate,
 )
-from tests.techniques.test_edge_suppression import (
-    bears_zeros,
-    costs_nothing_per_matrix,
-    run,
-    spares_neighbours,
-    starts,
-    stays_exact,
-)
+from tests.techniques.test_edge_suppression import optimizer, run, starts
 from tests.techniques.test_invariants import signal
 
 OPTIONS = [{}, {"strength": 20.0}, {"strength": 5.0, "emphasis": 1.0}, {"strength": 3.0, "emphasis": 2.5}]
@@ -249,16 +246,21 @@ def pairs(per_shape):
     return shapes
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@promises.dtypes
 def test_resume_is_exact(dtype):
-    stays_exact("rank_penalty", dtype, strength=1.0)
+    for state in STATES:
+        make = partial(optimizer, name="rank_penalty", state=state, decay=DECAY, strength=1.0)
+        promises.resumes_exactly(make, make_params(dtype), steps=6)
 
 
 def test_bad_neighbours_zeros_and_cost(monkeypatch):
-    shapes = dict(reversed(pairs(3).items()))  # the victim is a lora_up, which no other matrix reads
-    spares_neighbours("rank_penalty", shapes=shapes, strength=1.0)
-    bears_zeros("rank_penalty", strength=1.0)
-    costs_nothing_per_matrix("rank_penalty", monkeypatch, pairs, strength=1.0)
+    make = partial(optimizer, name="rank_penalty", strength=1.0)
+    victim = "lora_unet_0.lora_up"  # which no other matrix reads
+    promises.spares_neighbours(make, {3: torch.nan}, pairs(3), victim, steps=8)
+    for state in STATES:
+        promises.bears_zeros(partial(make, state=state))
+    promises.operations_go_with_shapes(make, lambda size: make_params(shapes=pairs(size)), sizes=(2, 4))
+    promises.chunks_change_no_bit(monkeypatch, make, pairs(3))
 
 
 def test_a_bad_lower_factor_reaches_only_its_own_pair():

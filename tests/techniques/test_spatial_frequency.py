@@ -1,24 +1,22 @@
 """The spatial low-pass through the real optimizer: against its oracle, and what a filter promises."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from hina_kohya.core.registry import build
 from hina_kohya.core.roles import resolve
+from tests import promises
 from tests.conftest import SHAPES as EVERY_SHAPE
+from tests.conftest import make_params
+from tests.core.test_edges import STATES
 from tests.oracles.adamw import AdamW
 from tests.oracles.edge_suppression import Before
 from tests.oracles.spatial_frequency import spatial_frequency
 from tests.techniques.test_against_oracles import DECAY, close, gradients, rate
-from tests.techniques.test_edge_suppression import (
-    bears_zeros,
-    costs_nothing_per_matrix,
-    run,
-    spares_neighbours,
-    starts,
-    stays_exact,
-)
+from tests.techniques.test_edge_suppression import optimizer, run, starts
 from tests.techniques.test_invariants import signal
 
 KERNELS = [(3, 3), (1, 3), (3, 1), (2, 2), (4, 4), (5, 5), (4, 7), (16, 16)]
@@ -141,11 +139,15 @@ def convolutions(per_shape):
 
 
 def test_resume_bad_neighbours_zeros_and_cost(monkeypatch):
-    stays_exact("spatial_frequency", shapes=convolutions(2))
-    stays_exact("spatial_frequency", torch.bfloat16, shapes=convolutions(2))
-    spares_neighbours("spatial_frequency", shapes=convolutions(3))
-    bears_zeros("spatial_frequency")
-    costs_nothing_per_matrix("spatial_frequency", monkeypatch, convolutions)
+    make = partial(optimizer, name="spatial_frequency")
+    for state in STATES:
+        for dtype in (torch.float32, torch.bfloat16):
+            params = make_params(dtype, shapes=convolutions(2))
+            promises.resumes_exactly(partial(make, state=state, decay=DECAY), params, steps=6)
+        promises.bears_zeros(partial(make, state=state))
+    promises.spares_neighbours(make, {3: torch.nan}, convolutions(3), victims="m0_3", steps=8)
+    promises.operations_go_with_shapes(make, lambda size: make_params(shapes=convolutions(size)), sizes=(2, 4))
+    promises.chunks_change_no_bit(monkeypatch, make, convolutions(3))
 
 
 def test_a_bad_value_stays_in_its_kernel():

@@ -1,23 +1,19 @@
 """The temporal damping through the real optimizer: against its oracle, and what a spectrum of cosines promises."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from hina_kohya.core.registry import build
+from tests import promises
 from tests.conftest import make_params, train
+from tests.core.test_edges import STATES
 from tests.oracles.tam import TAM, Torque
 from tests.oracles.temporal_frequency import Flicker, high_share
 from tests.techniques.test_against_oracles import DECAY, MATRICES, close, gradients, rate
-from tests.techniques.test_edge_suppression import (
-    bears_zeros,
-    costs_nothing_per_matrix,
-    optimizer,
-    run,
-    spares_neighbours,
-    starts,
-    stays_exact,
-)
+from tests.techniques.test_edge_suppression import optimizer, run, starts
 from tests.techniques.test_invariants import signal
 
 SHAPES = MATRICES | {"one": (1,), "column.weight": (6, 1)}
@@ -137,15 +133,21 @@ def test_every_option_changes_the_update(options):
     assert not np.array_equal(*finals)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@promises.dtypes
 def test_resume_is_exact(dtype):
-    stays_exact("temporal_frequency", dtype, steps=7, window=5)
+    for state in STATES:
+        make = partial(optimizer, name="temporal_frequency", state=state, decay=DECAY, window=5)
+        promises.resumes_exactly(make, make_params(dtype), steps=7)
 
 
 def test_bad_neighbours_zeros_and_cost(monkeypatch):
-    spares_neighbours("temporal_frequency", window=4, penalty=1.0)
-    bears_zeros("temporal_frequency", window=4)
-    costs_nothing_per_matrix("temporal_frequency", monkeypatch, steps=8, window=4, penalty=1.0)
+    make = partial(optimizer, name="temporal_frequency", window=4)
+    for state in STATES:
+        promises.bears_zeros(partial(make, state=state))
+    strong = partial(make, penalty=1.0)
+    promises.spares_neighbours(strong, {3: torch.nan}, victims="lora_unet_a.lora_down", steps=8)
+    promises.operations_go_with_shapes(strong, sizes=(2, 4))
+    promises.chunks_change_no_bit(monkeypatch, strong, steps=8)
 
 
 @pytest.mark.parametrize("window", [4, 16])
