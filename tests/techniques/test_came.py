@@ -160,7 +160,7 @@ def test_how_large_the_first_steps_are():
         sizes[corrected] = []
         for step in range(100):
             before = p.detach().clone()
-            set_grads({"p": p}, 0 if step == 0 else step)
+            set_grads({"p": p}, step)
             optimizer.step()
             sizes[corrected].append((p.detach() - before).square().mean().sqrt().item())
     assert 10 < sizes[False][0] < 12
