@@ -209,6 +209,13 @@ MUTANTS = [
         "tests/techniques/test_muon.py",
     ),
     Mutant(
+        "NorMuon by the rows of a wide matrix",
+        "numerics/neurons.py",
+        "wide = x.shape[-2] < x.shape[-1]",
+        "wide = x.shape[-2] > x.shape[-1]",
+        "tests/techniques/test_muon.py",
+    ),
+    Mutant(
         "a factor that freezes in 8 bits",
         "core/codec.py",
         "return slot is Slot.FACTOR",

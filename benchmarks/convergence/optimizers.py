@@ -77,16 +77,17 @@ class Entry:
         return None
 
 
-def ours(cls: str = "HinaAdamW", scale: float = 1.0, **arguments: Any) -> Entry:
-    return Entry(f"hina_kohya:{cls}", arguments, scale, needs="hina-kohya", ours=True)
+def ours(cls: str = "HinaAdamW", scale: float = 1.0, kinds: tuple[str, ...] = (), **arguments: Any) -> Entry:
+    return Entry(f"hina_kohya:{cls}", arguments, scale, needs="hina-kohya", kinds=kinds, ours=True)
 
 
-def off(scale: float = 1.0, **arguments: Any) -> Entry:
+def off(kinds: tuple[str, ...] = (), **arguments: Any) -> Entry:
     """One technique on plain AdamW."""
-    return ours(scale=scale, **{"use_muon": False, "use_cautious": False, **arguments})
+    return ours(kinds=kinds, **{"use_muon": False, "use_cautious": False, **arguments})
 
 
 _WD = {"weight_decay": DECAY}
+ADAPTERS = ("lora", "lokr", "loha")
 
 BASELINES: dict[str, Entry] = {
     "torch-adamw": Entry("torch.optim:AdamW", _WD),
@@ -106,29 +107,26 @@ BASELINES: dict[str, Entry] = {
 OURS: dict[str, Entry] = {
     "hina-control": off(state="fp32", decay_roles="all"),  # is torch-adamw, bit for bit
     "hina-default": ours(),
-    "hina-off": off(),
     # What the default is made of, and what else a step could start from.
+    "default-bold": ours(use_cautious=False),
+    "default-muon": ours(use_normuon=False),
     "hina-cautious": off(use_cautious=True),
-    "hina-muon": off(use_muon=True),
     "hina-grams": off(use_grams=True),
     "hina-adopt": off(use_adopt_stability=True, use_cautious=True),
-    "hina-lora-rite": off(use_lora_rite=True, use_cautious=True),
+    "hina-lora-rite": off(use_lora_rite=True, use_cautious=True, kinds=("lora",)),
     # One more technique on top of the default.
-    "default-alora4": ours(use_alora=True, alora_ratio=4.0, scale=0.5),
-    "default-alora16": ours(use_alora=True, scale=0.25),
-    "default-kronecker-rms": ours(use_kronecker_rms=True, scale=0.125),
+    "default-alora4": ours(use_alora=True, alora_ratio=4.0, scale=0.5, kinds=ADAPTERS),
+    "default-alora16": ours(use_alora=True, scale=0.25, kinds=ADAPTERS),
+    "default-kronecker-rms": ours(use_kronecker_rms=True, scale=0.125, kinds=("lokr",)),
     "default-tam": ours(use_tam=True),
     "default-orthograd": ours(use_orthogonal_grad=True),
     "default-spd": ours(use_spd=True),
     # The other classes.
     "adaptive-default": ours("AdaptiveHinaAdamW"),
-    "adaptive-more": ours("AdaptiveHinaAdamW", use_dynamic_adaptation=True, adaptation_strength=1.0),
-    "adaptive-less": ours("AdaptiveHinaAdamW", use_dynamic_adaptation=True, adaptation_strength=-1.0),
+    "adaptive-more": ours("AdaptiveHinaAdamW", adaptation_strength=0.5),
     "camp-default": ours("AutomagicCameAMP8bit", scale=0.5),
     "camp-mask": ours("AutomagicCameAMP8bit", scale=0.3, use_lr_mask=True),
-    "camp-balanced": ours("AutomagicCameAMP8bit", scale=0.5, profile="balanced"),
     "coptim-default": ours("COptim8bit"),
-    "coptim-adamw": ours("COptim8bit", use_muon=False),
 }
 
 OPTIMIZERS = {**BASELINES, **OURS}

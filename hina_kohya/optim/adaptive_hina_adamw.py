@@ -25,8 +25,12 @@ ROUNDING = 1e-6
 
 @dc.dataclass(frozen=True)
 class AdaptiveHinaAdamWSettings(MaskSettings):
-    use_dynamic_adaptation: bool = hyper(True, doc="find relationships, and move the learning rate to what matters")
-    adaptation_strength: float = hyper(0.3, "[-4, 4]", doc="power of importance; negative favours what matters less")
+    use_dynamic_adaptation: bool = hyper(True, doc="find relationships, measure importance, and step by it")
+    adaptation_strength: float = hyper(
+        0.0,
+        "[-4, 4]",
+        doc="power of importance in the learning rate; 0 only measures, negative favours what matters less",
+    )
     relationship_discovery_interval: int = hyper(100, "[1, inf)", doc="steps between two looks for relationships")
     importance_decay: float = hyper(0.95, "[0, 1)", doc="decay of the average of importance")
     compatibility_threshold: float = hyper(
@@ -43,10 +47,11 @@ class AdaptiveHinaAdamWSettings(MaskSettings):
 
 
 class AdaptiveHinaAdamW(Family):
-    """AdamW that finds pairs without names, by an identity of their gradients, and steps what matters by more.
+    """HinaAdamW that finds pairs without names, by an identity of their gradients, and measures what matters.
 
     What it finds has the effect that a name has: LoRA+ for the factor that started at zero, and each other pair rule
-    that is on. Names, where there are any, win. With every technique off it is torch.optim.AdamW, bit for bit.
+    that is on. Names, where there are any, win. Importance moves learning rate with ``adaptation_strength``, which did
+    not help in our benchmark. With every technique off it is torch.optim.AdamW, bit for bit.
 
     Example::
 

@@ -40,6 +40,7 @@ FLAGS = {
 }
 # argument -> the techniques' options it sets
 OPTIONS: dict[str, tuple[str, ...]] = {
+    "use_normuon": ("muon.normuon",),
     "spd_lambda": ("spd.lam",),
     "tam_beta": ("tam.beta",),
     "alora_ratio": ("lora_plus.ratio",),

@@ -26,6 +26,7 @@ class Settings:
     use_orthogonal_grad: bool = hyper(False, doc="OrthoGrad: remove the gradient's part along the parameter")
     use_adopt_stability: bool = hyper(False, doc="ADOPT instead of Adam")
     use_muon: bool = hyper(False, doc="Muon for matrices: steps by the orthogonalised momentum")
+    use_normuon: bool = hyper(True, doc="NorMuon: even out the neurons' shares of Muon's step")
     use_grams: bool = hyper(False, doc="magnitude of the update, sign of the gradient")
     use_agr: bool = hyper(False, doc="adaptive gradient regularization")
     use_tam: bool = hyper(False, doc="torque-aware momentum")

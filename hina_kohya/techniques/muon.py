@@ -1,5 +1,6 @@
 import dataclasses as dc
 import math
+from collections.abc import Mapping
 
 from hina_kohya.core.bucket import matrix_shape
 from hina_kohya.core.hyper import hyper
@@ -7,6 +8,7 @@ from hina_kohya.core.registry import register
 from hina_kohya.core.roles import Kind, Member
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Slot, Stage, State, Technique
+from hina_kohya.numerics.neurons import even_out
 from hina_kohya.numerics.newton_schulz import orthogonalise
 
 
@@ -22,26 +24,42 @@ class Muon(Technique):
     columns)), so u has rho eta whatever the shape; rho = 0.2 is what Adam's has on noise, sqrt((1 - b1) / (1 + b1)).
     So the learning rate, decay and the rules for partners (LoRA+, Kronecker) keep the meaning that they have with Adam.
 
-    Shapes: g, m, w, u [N, m, n], convolutions as [out, in * kh * kw]; Gram matrices [N, k, k], k = min(m, n).
-    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the scale: Liu et al., arXiv:2502.16982, section 2.2.
+    With ``normuon`` each neuron's part is divided by the root of its running mean square, and u has an RMS of rho eta:
+
+    .. math:: v \leftarrow v + (1-\beta_2)(\overline{\mathrm{NS}(w)^2} - v), \quad
+              o = \mathrm{NS}(w) / (\sqrt v + \epsilon), \quad u = \eta\,\rho\; o / \mathrm{RMS}(o)
+
+    Shapes: g, m, w, u, o [N, m, n], convolutions as [out, in * kh * kw]; Gram matrices [N, k, k], k = min(m, n); v
+    [N, 1, max(m, n)], a neuron being a row of a tall matrix, a column of a wide one.
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the scale: Liu et al., arXiv:2502.16982, section 2.2;
+    NorMuon: Li et al., arXiv:2510.05491, Algorithm 1.
     Differs: no epsilon under ||w||, so gradients of any size count; m is the average of gradients instead of their sum,
-    which NS cannot tell apart; mu is 0.9 by our benchmark, 0.95 with the authors. What is no matrix (vectors, rank 1)
-    or no linear map (scales, norms, biases, rotations) is left to the chain's other MOMENT technique. The authors leave
-    embeddings to AdamW too; they are not known here.
-    Cost: one slot; two products of the matrix with a k x k one, and 17 of k x k with k x k.
+    which NS cannot tell apart; mu is 0.9 by our benchmark, 0.95 with the authors. NorMuon's neurons are always rows:
+    of lora_down, whose rows NS makes alike, that changes nothing. What is no matrix (vectors, rank 1) or no linear map
+    (scales, norms, biases, rotations) is left to the chain's other MOMENT technique, embeddings excepted.
+    Cost: one slot, and max(m, n) numbers with NorMuon; two products of the matrix with a k x k one, 17 of k x k.
     """
 
     name, stage = "muon", Stage.MOMENT
-    slots = {"exp_avg": Slot.SIGNED}
+    slots = {"exp_avg": Slot.SIGNED, "neurons": Slot.FACTOR}
     yields_to = ("lora_rite",)
     beta: float = hyper(0.9, "[0, 1)", doc="mu: decay of the average of gradients")
     nesterov: bool = hyper(True, doc="let the newest gradient count more: w above, else w = m")
     rms: float = hyper(0.2, "(0, inf)", doc="rho: RMS of the step over the learning rate")
     rounds: int = hyper(5, "[1, 20]", doc="rounds of Newton-Schulz")
+    normuon: bool = hyper(False, doc="even out the neurons' shares of the step")
+    beta2: float = hyper(0.95, "[0, 1)", doc="NorMuon: decay of the average of squares")
+    eps: float = hyper(1e-8, "(0, inf)", doc="NorMuon: added to its root")
 
     def fit(self, member: Member) -> "Muon | None":
         linear = member.role.kind in (Kind.FACTOR, Kind.DENSE, Kind.REGULAR)
         return self if linear and min(matrix_shape(member.shape)) > 1 else None
+
+    def kept(self) -> Mapping[str, Slot]:
+        return {name: slot for name, slot in self.slots.items() if self.normuon or name != "neurons"}
+
+    def slot_shape(self, name: str, m: int, n: int, partner: tuple[int, int] | None) -> tuple[int, int]:
+        return (1, max(m, n)) if name == "neurons" else (m, n)
 
     def apply(self, s: Signal, state: State) -> Signal:
         m = state["exp_avg"]
@@ -50,4 +68,7 @@ class Muon(Technique):
         w = g.lerp(m, self.beta) if self.nesterov else m
         w = s.leave(w, g, 1 - self.beta ** (s.step + self.nesterov))
         o = orthogonalise(w, int(self.rounds))
+        if self.normuon:
+            o, state["neurons"] = even_out(o, state["neurons"], self.beta2, self.eps)
+            return s.but(update=o * s.scalar(s.lr * self.rms))
         return s.but(update=o * s.scalar(s.lr * (self.rms * math.sqrt(max(o.shape[-2:])))))

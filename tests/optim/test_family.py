@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import hina_kohya
-from hina_kohya import AdaptiveHinaAdamW
 from hina_kohya.optim import presets
 from hina_kohya.optim.automagic_cameamp import PROFILES
 from hina_kohya.optim.resolving import FLAGS, OPTIONS
@@ -155,15 +154,16 @@ FAMILY_FLAGS = [
     *(("AutomagicCameAMP", options) for options in CAME_FLAGS),
     *(("AutomagicCameAMP", options) for options in MASK_FLAGS),
     *(("AdaptiveHinaAdamW", options) for options in MASK_FLAGS),
-    ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": not AdaptiveHinaAdamW.Settings.use_dynamic_adaptation}),
+    ("AdaptiveHinaAdamW", {"adaptation_strength": 1.0, "use_dynamic_adaptation": False}),
     ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "adaptation_strength": 2.0}),
-    ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "importance_decay": 0.5}),
+    ("AdaptiveHinaAdamW", {"adaptation_strength": 1.0, "importance_decay": 0.5}),
     ("COptim", {"use_context": False}),
     ("COptim", {"momentum_scales": (1, 3)}),
     ("COptim", {"context_window": 2}),
     ("COptim", {"context_window": 2, "edge_threshold": 0.01}),
     ("COptim", {"adaptation_rate": 0.7}),
     ("COptim", {"enable_dual_momentum": True}),
+    *((cls, {"use_muon": True, "use_normuon": False}) for cls in CLASSES),
     *((cls, {"use_muon": not getattr(hina_kohya, cls).Settings.use_muon}) for cls in CLASSES),
 ]
 

@@ -11,7 +11,8 @@ from hina_kohya.core.registry import build
 from tests import promises
 from tests.conftest import SHAPES as EVERY_SHAPE
 from tests.conftest import make_params, set_grads, train
-from tests.oracles import adamw, muon, tam
+from tests.core.test_edges import STATES
+from tests.oracles import adamw, muon, normuon, tam
 
 STEPS, LR, DECAY = 30, 1e-2, 0.1
 SHAPES = {
@@ -52,15 +53,23 @@ def values(params):
 
 
 OPTIONS = [{}, {"nesterov": False}, {"beta": 0.7}, {"rms": 1.5}, {"rounds": 2}]
+NORMUON = {"normuon": True}
+NORMUON_OPTIONS = [NORMUON, {**NORMUON, "beta2": 0.5}, {**NORMUON, "eps": 0.1}, {**NORMUON, "rms": 1.5}]
+states = pytest.mark.parametrize("state", STATES)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def oracle_of(options):
+    rest = {name: value for name, value in options.items() if name != "normuon"}
+    return normuon.NorMuon(by_row=False, **rest) if "normuon" in options else muon.Muon(**rest)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, *NORMUON_OPTIONS], ids=str)
 def test_against_the_oracle(options):
     params = make_params(torch.float64, shapes=SHAPES)
     initial, gradients = values(params), noise(SHAPES)
     final = run(params, optimizer(params, decay=DECAY, **options), gradients)
     for name, p in initial.items():
-        oracle = muon.Muon(weight_decay=DECAY, **options)
+        oracle = oracle_of({**options, "weight_decay": DECAY})
         for step, by_name in enumerate(gradients):
             p = oracle.step(p, by_name[name], rate(step))
         np.testing.assert_allclose(final[name], p, rtol=0, atol=1e-11)
@@ -134,20 +143,24 @@ def test_the_rest_steps_as_without_muon():
         np.testing.assert_allclose(params[name].detach().numpy(), value, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("options", OPTIONS[1:], ids=str)
-def test_every_option_changes_the_update(options):
+@pytest.mark.parametrize(
+    ("basis", "options"), [*(({}, each) for each in (*OPTIONS[1:], NORMUON)),
+                           *((NORMUON, each) for each in NORMUON_OPTIONS[1:])], ids=str
+)  # fmt: skip
+def test_every_option_changes_the_update(basis, options):
     results = []
-    for chosen in ({}, options):
+    for chosen in (basis, options):
         params = make_params(shapes=SHAPES)
         train(optimizer(params, **chosen), params, 3)
         results.append(torch.cat([param.detach().flatten() for param in params.values()]))
     assert not torch.allclose(*results, rtol=1e-3, atol=1e-4)
 
 
-def moved(chain, shape, steps, scale=1.0, lr=1e-3):
+def moved(chain, shape, steps, scale=1.0, lr=1e-3, **options):
     """RMS over the second half of the steps, over the learning rate, on white noise."""
     params = make_params(torch.float64, shapes={"weight": shape})
-    opt = HinaOptimizer(params.items(), [build(name) for name in chain], lr=lr, weight_decay=0.0, state="fp32")
+    built = [build(name, **options) for name in chain]
+    opt = HinaOptimizer(params.items(), built, lr=lr, weight_decay=0.0, state="fp32")
     squares = []
     for step in range(steps):
         before = params["weight"].detach().clone()
@@ -168,9 +181,16 @@ def test_the_step_is_as_large_as_adams_for_every_role(shape):
     assert 0.65 <= ours / adams <= 1.1
 
 
+@pytest.mark.parametrize("shape", FACTORS, ids=str)
+def test_with_normuon_the_step_has_its_size_exactly(shape):
+    assert moved(["muon"], shape, 20, normuon=True) == pytest.approx(0.2, rel=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, NORMUON], ids=str)
 @pytest.mark.parametrize("scale", [1e-200, 1e-9, 1e9, 1e120])
-def test_the_size_of_gradients_does_not_matter(scale):
-    assert moved(["muon"], (8, 24), 5, scale) == pytest.approx(moved(["muon"], (8, 24), 5), rel=1e-9)
+def test_the_size_of_gradients_does_not_matter(scale, options):
+    expected = moved(["muon"], (8, 24), 5, **options)
+    assert moved(["muon"], (8, 24), 5, scale, **options) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_basis_does_not_matter():
@@ -252,3 +272,41 @@ def modules(count):
 
 def test_neither_synchronises_nor_grows_with_the_number_of_matrices():
     promises.operations_go_with_shapes(partial(optimizer, state="8bit"), modules, sizes=(10, 40))
+
+
+# NorMuon's average, too
+
+
+normuon_of = partial(optimizer, **NORMUON)
+
+
+@promises.dtypes
+@states
+def test_normuon_resumes_exactly(state, dtype):
+    promises.resumes_exactly(partial(normuon_of, state=state), make_params(dtype, shapes=SHAPES))
+
+
+@states
+@pytest.mark.parametrize("target", STATES)
+def test_another_codec_takes_over_the_average(state, target):
+    mine, theirs = promises.read_by_another_codec(normuon_of, state, target, "muon", "neurons")
+    assert mine.shape == (1, 1, 40)
+    torch.testing.assert_close(mine, theirs, rtol=0.05, atol=0)
+
+
+@states
+def test_normuon_of_bad_gradients_and_zeros(state):
+    make = partial(normuon_of, state=state)
+    promises.spares_neighbours(make, {2: torch.nan}, SHAPES)
+    promises.bears_zeros(partial(optimizer_with_adam, state=state))
+
+
+def optimizer_with_adam(params, **options):
+    return optimizer(params, "adam", **NORMUON, **options)
+
+
+def test_normuon_keeps_to_its_matrix(monkeypatch):
+    promises.rows_and_columns_may_be_permuted(normuon_of, rtol=1e-12, atol=1e-13)
+    promises.chunks_change_no_bit(monkeypatch, normuon_of, SHAPES)
+    promises.operations_go_with_shapes(partial(normuon_of, state="8bit"), modules, sizes=(10, 40))
+    assert promises.bytes_a_parameter_at_rank_16(partial(normuon_of, state="8bit")) <= 1.1
