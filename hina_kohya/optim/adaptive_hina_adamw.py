@@ -29,7 +29,7 @@ class AdaptiveHinaAdamWSettings(MaskSettings):
     adaptation_strength: float = hyper(
         0.0,
         "[-4, 4]",
-        doc="power of importance in the learning rate; 0 only measures, negative favours what matters less",
+        doc="power of importance in the learning rate; 0 only measures, < 0 favours what matters less",
     )
     relationship_discovery_interval: int = hyper(100, "[1, inf)", doc="steps between two looks for relationships")
     importance_decay: float = hyper(0.95, "[0, 1)", doc="decay of the average of importance")
