@@ -79,7 +79,7 @@ def _fake_module(monkeypatch):
 
 
 def test_a_value_out_of_bounds_has_no_advice_about_names():
-    with pytest.raises(UserError, match=r"outside \[-4, 4\]; the default is 0.3$"):
+    with pytest.raises(UserError, match=r"outside \[-4, 4\]; the default is 0.0$"):
         optimizer.make(
             "AdaptiveHinaAdamW", ["adaptation_strength=9"], [{"params": [torch.nn.Parameter(torch.ones(2))]}], 1e-3
         )
