@@ -36,7 +36,8 @@ class Muon(Technique):
     Differs: no epsilon under ||w||, so gradients of any size count; m is the average of gradients instead of their sum,
     which NS cannot tell apart; mu is 0.9 by our benchmark, 0.95 with the authors. NorMuon's neurons are always rows:
     of lora_down, whose rows NS makes alike, that changes nothing. What is no matrix (vectors, rank 1) or no linear map
-    (scales, norms, biases, rotations) is left to the chain's other MOMENT technique, embeddings excepted.
+    (scales, norms, biases, rotations) is left to the chain's other MOMENT technique; embeddings, which the authors
+    leave to AdamW too, are not known here.
     Cost: one slot, and max(m, n) numbers with NorMuon; two products of the matrix with a k x k one, 17 of k x k.
     """
 

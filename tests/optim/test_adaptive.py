@@ -104,7 +104,7 @@ def test_bad_input_is_one_clear_error(arguments, message):
 
 
 def test_at_its_defaults_it_steps_as_hina_adamw():
-    """What it finds and measures is reported; that it moves learning rate did not help in our benchmark."""
+    """What it finds and measures is reported, and moves nothing."""
     results = []
     for cls in (HinaAdamW, AdaptiveHinaAdamW):
         params = make_params()
