@@ -50,8 +50,8 @@ class AdaptiveHinaAdamW(Family):
     """HinaAdamW that finds pairs without names, by an identity of their gradients, and measures what matters.
 
     What it finds has the effect that a name has: LoRA+ for the factor that started at zero, and each other pair rule
-    that is on. Names, where there are any, win. Importance moves learning rate with ``adaptation_strength``, and is only
-    measured at 0. With every technique off it is torch.optim.AdamW, bit for bit.
+    that is on. Names, where there are any, win. Importance moves learning rate with ``adaptation_strength``; at 0 it is
+    only measured. With every technique off it is torch.optim.AdamW, bit for bit.
 
     Example::
 
