@@ -20,7 +20,8 @@ the first half and {second} on the second, at {budgets} times the reference budg
 and read linearly in log steps. `<=` means that the smallest budget was enough already, `>` that the largest was not
 (the mean then takes that budget, so it flatters), `~` both. In brackets: lowest and highest of the seeds, each
 against the reference with the same data and first weights. "Whole curve" is the geometric mean over all losses that
-both curves pass. Techniques are chosen on the first half of the workloads; the second half is there to confirm.
+both curves pass. Techniques are chosen on the first half of the workloads, against a few baselines; on the second half
+what was chosen meets all of them.
 """
 
 

@@ -166,6 +166,10 @@ def test_modes_name_what_exists_and_each_half_has_every_reference():
             assert {"torch-adamw", "bnb-adamw8bit"} <= set(mode.entries(workload))
         assert {WORKLOADS[workload].half for workload in mode.workloads} == {1, 2}
     assert set(plan.CONFIRMED) <= set(OURS)
+    for workload in plan.FULL.workloads:
+        fit = {name for name in BASELINES if OPTIMIZERS[name].unfit(WORKLOADS[workload]) is None}
+        all_of_them = WORKLOADS[workload].half == 2
+        assert all_of_them == (fit <= set(plan.FULL.entries(workload)))
     assert not set(BASELINES) & set(OURS)
     with pytest.raises(ValueError, match="there is no 'hina-defualt'"):
         plan.narrowed(plan.FULL, None, ["hina-defualt"])
