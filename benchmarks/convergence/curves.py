@@ -61,6 +61,27 @@ def overlap_ratio(curve: Curve, reference: Curve, levels: int = 16) -> float | N
     return math.exp(sum(logs) / levels)
 
 
+def at_equal_rates(
+    trials: Mapping[float, float | None], base: Mapping[float, float | None], curve: Curve, budget: float
+) -> float | None:
+    """Steps over the base's, as far as trials at the same learning rates tell; None without such trials.
+
+    trials, base: learning rate -> loss at ``budget``; curve: the base's, whose slope turns a loss into steps. Counts
+    the base's best rate and its neighbours: what depends on which rate happened to win falls out.
+    """
+    finite = {lr: loss for lr, loss in base.items() if loss is not None}
+    rates = sorted(finite)
+    best = rates.index(min(finite, key=finite.__getitem__))
+    near = rates[max(0, best - 1) : best + 2]
+    pairs = [(loss, finite[lr]) for lr in near if (loss := trials.get(lr)) is not None]
+    before = [point for point in curve if point[0] < budget]
+    after = [point for point in curve if point[0] > budget]
+    if len(pairs) < len(near) or not before or not after or not before[-1][1] > after[0][1]:
+        return None
+    slope = (before[-1][1] - after[0][1]) / math.log(after[0][0] / before[-1][0])
+    return math.exp(sum(loss - other for loss, other in pairs) / len(pairs) / slope)
+
+
 def geometric_mean(ratios: Sequence[Steps]) -> Steps:
     """Of ratios with bounds: the result says what is known about it."""
     if not ratios:

@@ -5,13 +5,24 @@ import math
 import statistics
 from typing import Any
 
-from .curves import Curve, Steps, geometric_mean, loss_at, monotone, overlap_ratio, profile, steps_to
+from .curves import (
+    Curve,
+    Steps,
+    at_equal_rates,
+    geometric_mean,
+    loss_at,
+    monotone,
+    overlap_ratio,
+    profile,
+    steps_to,
+)
 from .optimizers import BASELINES, REFERENCES
 from .plan import Plan
 from .store import Store
 from .workloads import WORKLOADS
 
 UNKNOWN = Steps(math.nan)
+BASE = "hina-default"  # what the other variants of ours change
 TAUS = [1 + 0.02 * i for i in range(76)]  # 1 to 2.5
 
 
@@ -31,6 +42,7 @@ class Result:
     seeds_against: dict[str, list[Steps]] = dc.field(default_factory=dict)
     overlap: dict[str, float | None] = dc.field(default_factory=dict)
     target: Steps = UNKNOWN
+    equal_rates: float | None = None  # against `BASE`
 
     @property
     def seconds_to_target(self) -> float:
@@ -68,7 +80,7 @@ def result(plan: Plan, store: Store, workload: str, optimizer: str) -> Result | 
 
 
 def relate(results: dict[str, Result], budget: int) -> float | None:
-    """Fills in, for one workload, what is read off against the references; the target: the best baseline's loss."""
+    """Fills in, for one workload, what is read off against others; returns the target, the best baseline's loss."""
     longest = max((max(r.losses) for r in results.values()), default=budget)
     for name, each in results.items():
         for reference in REFERENCES:
@@ -84,6 +96,10 @@ def relate(results: dict[str, Result], budget: int) -> float | None:
                 _ratio(each.curves.get(seed, []), curve, budget, longest) for seed, curve in other.curves.items()
             ]
             each.overlap[reference] = overlap_ratio(each.mean, other.mean) if each.mean else None
+    base = results.get(BASE)
+    for each in results.values():
+        if base is not None and base.mean:
+            each.equal_rates = at_equal_rates(each.trials, base.trials, base.mean, budget)
     reached = [loss_at(each.mean, budget) for name, each in results.items() if name in BASELINES and each.mean]
     if not reached:
         return None

@@ -10,6 +10,7 @@ import torch
 from benchmarks.convergence import driver, plan, plots, report, runs, summary
 from benchmarks.convergence.curves import (
     Steps,
+    at_equal_rates,
     geometric_mean,
     loss_at,
     monotone,
@@ -311,6 +312,25 @@ def test_runs_of_other_code_are_stale_and_other_arguments_are_other_runs(tiny, t
     assert not any(store.get(run) for run in changed.trials("one", "torch-adamw"))
 
 
+# Equal learning rates
+
+
+def test_trials_at_equal_rates_tell_steps_whatever_rate_won():
+    curve = [(steps, 3.0 - 0.4 * math.log(steps)) for steps in (50, 100, 140)]
+    base = {0.001: 2.0, 0.01: 1.2, 0.03: 1.3, 0.1: 1.9, 1.0: None}
+    gain = 0.4 * math.log(1 / 0.8)  # what a fifth fewer steps are worth
+    better = {lr: None if loss is None else loss - gain for lr, loss in base.items()}
+    assert at_equal_rates(better, base, curve, 100) == pytest.approx(0.8)
+    assert at_equal_rates(base, base, curve, 100) == 1.0
+    better[0.1] = 100.0  # not a neighbour of the best
+    assert at_equal_rates(better, base, curve, 100) == pytest.approx(0.8)
+    better[0.03] += 3 * gain
+    assert at_equal_rates(better, base, curve, 100) == pytest.approx(1.0)
+    assert at_equal_rates({0.02: 1.0}, base, curve, 100) is None  # other learning rates
+    assert at_equal_rates({**better, 0.03: None}, base, curve, 100) is None  # diverged
+    assert at_equal_rates(base, base, [(50, 1.0), (100, 1.0), (140, 1.0)], 100) is None  # no slope
+
+
 # The report
 
 
@@ -338,9 +358,9 @@ def test_the_report_is_written_from_what_is_there(tiny, tmp_path):
 
 def test_a_planted_saving_comes_out_of_the_summary(tiny, tmp_path):
     """Records as if default-tam needed 20 % fewer steps."""
-    tiny = plan.narrowed(tiny, ["one"], ["torch-adamw", "bnb-adamw8bit", "default-tam"])
+    tiny = plan.narrowed(tiny, ["one"], ["torch-adamw", "bnb-adamw8bit", "hina-default", "default-tam"])
     made, store = plan.Plan(tiny, tmp_path), Store(tmp_path / "runs.jsonl")
-    speed = {"torch-adamw": 1.0, "bnb-adamw8bit": 0.95, "default-tam": 1 / 0.8}
+    speed = {"torch-adamw": 1.0, "bnb-adamw8bit": 0.95, "hina-default": 1.0, "default-tam": 1 / 0.8}
     while todo := [run for run in made.known(store) if not store.get(run)]:
         for run in todo:
             loss = 10 + 0.01 * run.seed - math.log(run.steps * speed[run.optimizer]) + abs(math.log(run.lr / 0.05))
@@ -356,3 +376,5 @@ def test_a_planted_saving_comes_out_of_the_summary(tiny, tmp_path):
     assert ours.seconds_to_target == pytest.approx(16 * 0.5e-3)
     assert found["aggregate"]["default-tam"][1]["torch-adamw"]["ratio"].steps == pytest.approx(0.8)
     assert found["profiles"][1]["steps"]["default-tam"][0] == 1.0
+    assert ours.equal_rates == pytest.approx(0.8)
+    assert "| default-tam | 0.8 | 0.8 |" in report.markdown(found, made, ENV, "cmd", [])
