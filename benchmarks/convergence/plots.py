@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .optimizers import BASELINES
+from .plan import FIRST_HALF
 from .summary import TAUS
 
 
@@ -17,18 +18,18 @@ def _pyplot():
     return pyplot
 
 
-def _style(name: str, order: list[str]) -> dict[str, Any]:
-    look: dict[str, Any] = {
-        "color": _pyplot().get_cmap("tab20")(order.index(name) % 20),
-        "label": name,
-        "linewidth": 1.2,
-    }
-    return look | ({"linestyle": "--"} if name in BASELINES else {})
+def _style(name: str, told_apart: list[str]) -> dict[str, Any]:
+    look: dict[str, Any] = {"linestyle": "--"} if name in BASELINES else {}
+    if name not in told_apart:
+        label = "other baselines" if name in BASELINES else "other variants"
+        return look | {"color": "silver", "label": label, "linewidth": 0.8, "zorder": 1}
+    return look | {"color": f"C{told_apart.index(name)}", "label": name, "linewidth": 1.8}
 
 
 def save(summary: dict[str, Any], stem: Path) -> list[str]:
     """Writes STEM_curves.png and STEM_profiles.png; the names of those that there was something for."""
-    order = list(summary["mode"]["optimizers"])
+    mode = summary["mode"]
+    order = [name for name in mode["optimizers"] if name in (*FIRST_HALF, *mode["confirmed"])]
     names = []
     for kind, draw in (("curves", _curves), ("profiles", _profiles)):
         figure = draw(summary, order)
@@ -43,7 +44,7 @@ def save(summary: dict[str, Any], stem: Path) -> list[str]:
     return names
 
 
-def _curves(summary: dict[str, Any], order: list[str]):
+def _curves(summary: dict[str, Any], told_apart: list[str]):
     workloads = {name: row for name, row in summary["workloads"].items() if any(each.mean for each in row.values())}
     if not workloads:
         return None
@@ -57,12 +58,17 @@ def _curves(summary: dict[str, Any], order: list[str]):
             if not each.mean:
                 continue
             steps = list(each.losses)
-            style = _style(name, order)
+            style = _style(name, told_apart)
             axis.plot(steps, [loss for _, loss in each.mean], **style)
             low, high = ([pick(each.losses[n]) for n in steps] for pick in (min, max))
-            axis.fill_between(steps, low, high, color=style["color"], alpha=0.07, linewidth=0)
+            if name in told_apart:
+                axis.fill_between(steps, low, high, color=style["color"], alpha=0.1, linewidth=0)
         if (target := summary["targets"][workload]) is not None:
             axis.axhline(target, color="black", linewidth=0.6, linestyle=":")
+        seen = [loss for name, each in results.items() if name in told_apart for _, loss in each.mean]
+        if seen:  # what is far off may leave the picture
+            room = 0.15 * (max(seen) - min(seen)) + 1e-9
+            axis.set_ylim(min(seen) - room, max(seen) + room)
         axis.set(title=workload, xscale="log", xlabel="steps, each with its whole schedule", ylabel="held-out loss")
         axis.set_xticks(steps := sorted({n for each in results.values() for n in each.losses}), map(str, steps))
         axis.minorticks_off()
@@ -70,7 +76,7 @@ def _curves(summary: dict[str, Any], order: list[str]):
     return figure
 
 
-def _profiles(summary: dict[str, Any], order: list[str]):
+def _profiles(summary: dict[str, Any], told_apart: list[str]):
     kinds = ("steps", "optimizer time")
     if not any(summary["profiles"][half]["steps"] for half in (1, 2)):
         return None
@@ -78,7 +84,7 @@ def _profiles(summary: dict[str, Any], order: list[str]):
     for row, half in zip(axes, (1, 2), strict=True):
         for axis, kind in zip(row, kinds, strict=True):
             for name, share in summary["profiles"][half][kind].items():
-                axis.plot(TAUS, share, drawstyle="steps-post", **_style(name, order))
+                axis.plot(TAUS, share, drawstyle="steps-post", **_style(name, told_apart))
             axis.set(title=f"half {half}: {kind} to target", xlabel="times the least", ylabel="share of workloads")
             axis.set_ylim(0, 1.03)
     _legend(figure, axes)
