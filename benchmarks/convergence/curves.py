@@ -70,6 +70,8 @@ def at_equal_rates(
     the base's best rate and its neighbours: what depends on which rate happened to win falls out.
     """
     finite = {lr: loss for lr, loss in base.items() if loss is not None}
+    if not finite:
+        return None
     rates = sorted(finite)
     best = rates.index(min(finite, key=finite.__getitem__))
     near = rates[max(0, best - 1) : best + 2]

@@ -110,7 +110,7 @@ EQUAL_RATES = f"""
 
 Steps over those of {BASE}, from the trials alone: the same seed, at {BASE}'s best learning rate and its neighbours, a
 difference in loss turned into steps by the slope of {BASE}'s curve. One seed, but nothing depends on which of the
-learning rates happened to win, which moves the table above by up to 15 %. Only for what has the same step size.
+learning rates happened to win, as the table above does. Only for what has the same step size.
 """
 
 

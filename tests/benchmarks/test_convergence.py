@@ -328,6 +328,7 @@ def test_trials_at_equal_rates_tell_steps_whatever_rate_won():
     assert at_equal_rates(better, base, curve, 100) == pytest.approx(1.0)
     assert at_equal_rates({0.02: 1.0}, base, curve, 100) is None  # other learning rates
     assert at_equal_rates({**better, 0.03: None}, base, curve, 100) is None  # diverged
+    assert at_equal_rates(base, {0.01: None}, curve, 100) is None
     assert at_equal_rates(base, base, [(50, 1.0), (100, 1.0), (140, 1.0)], 100) is None  # no slope
 
 
