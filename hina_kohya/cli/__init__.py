@@ -9,6 +9,7 @@ import hina_kohya
 
 # name: what it does. A command is a module of this package with `main(argv) -> exit code`.
 COMMANDS = {
+    "adlrns": "plain LoRA files out of ADLRNS's, and the standalone layer at work",
     "check": "find what is wrong with a training TOML before a model is loaded",
     "doctor": "versions, hashes, what is active, what is known to break",
     "launch": "start a trainer of sd-scripts with the hooks, after a check",

@@ -4,6 +4,7 @@ Nothing of theirs is imported here. `library.train_util` and `networks.*` are ge
 without the function we wrap is left alone.
 """
 
+import functools
 import importlib
 import sys
 from types import ModuleType
@@ -22,9 +23,18 @@ NETWORKS = (
         "dylora", "oft", "oft_flux", "loha", "lokr",
     )),
 )  # fmt: skip
+
+
+def _create_lycoris(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`algo=adlrns`, too; by name, since the network of ADLRNS itself comes in through these hooks."""
+    adlrns = importlib.import_module("hina_kohya.adlrns.network")
+    return create(functools.partial(adlrns.create, wrapped), instance, args, kwargs)
+
+
 _FUNCTIONS = {
     TRAIN_UTIL: {"get_optimizer": get_optimizer},
     **{name: dict.fromkeys(CREATORS, create) for name in NETWORKS},
+    "lycoris.kohya": dict.fromkeys(CREATORS, _create_lycoris),
 }
 
 

@@ -13,7 +13,7 @@ FLOORS = {
     "core": 1,
     "techniques": 2,
     "optim": 3,
-    "adlrns": 3,
+    "adlrns": 4,
     "kohya": 3,
     "launch": 4,
     "lycoris": 4,

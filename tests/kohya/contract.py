@@ -178,7 +178,21 @@ def logs(lrs, descriptions, optimizer_type="AdamW", d=None, unet_only=False):
     return trainer.generate_step_logs(args, 1.0, 1.0, scheduler, descriptions, scheduled)
 
 
-QUESTIONS = {function.__name__: function for function in (optimizer, rates, config, groups, logs)}
+def outputs(module, file, timestep, dim=None, alpha=None, **kwargs):
+    """What the model of the double says with this file applied; without `dim`, as --dim_from_weights."""
+    torch.manual_seed(0)
+    (encoder,), unet = tiny_models.build("sd")
+    creators = importlib.import_module(module)
+    if dim is None:
+        network, _ = creators.create_network_from_weights(1.0, file, None, encoder, unet, **kwargs)
+    else:
+        network = creators.create_network(1.0, dim, alpha, None, encoder, unet, **kwargs)
+    network.apply_to(encoder, unet, True, True)
+    network.load_weights(file)
+    return unet(*tiny_models.example(encoder, timestep)).flatten().tolist()
+
+
+QUESTIONS = {function.__name__: function for function in (optimizer, rates, config, groups, logs, outputs)}
 
 
 def answer(line):

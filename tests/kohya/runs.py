@@ -112,7 +112,8 @@ class Request:
     def words(self):
         """network_args and optimizer_args as lists, with the preset that works on SD1.x in every LyCORIS."""
         network = list(self.network_args)
-        lycoris = self.network.endswith(("lycoris.kohya", "hina_kohya.lycoris")) or "inner=lycoris.kohya" in network
+        ours = ("lycoris.kohya", "hina_kohya.lycoris", "hina_kohya.adlrns", "adlrns_probe")
+        lycoris = self.network.endswith(ours) or "inner=lycoris.kohya" in network
         if lycoris and not any(word.startswith("preset=") for word in network):
             network.append("preset=attn-mlp")
         return network, list(self.optimizer_args)

@@ -27,6 +27,7 @@ LYCORIS = 'network_module = "lycoris.kohya"\n'
 LOKR = LYCORIS + 'network_args = ["algo=lokr", "preset=attn-mlp"]\n'
 DIM_FROM_WEIGHTS = "dim_from_weights = true\nnetwork_weights = 'model.safetensors'"
 HINA = LOKR.replace("lycoris.kohya", "hina_kohya.lycoris") + 'optimizer_type = "HinaAdamW"\n'
+ADLRNS = 'network_module = "hina_kohya.adlrns"\n'
 UNET_ONLY = "network_train_unet_only = true\n"
 
 # what is planted -> the rule that finds it, and the key that it names
@@ -156,6 +157,16 @@ MISTAKES = {
     LYCORIS + 'network_args = ["algo=lokr", "preset=attn-mlp", "decompose_both=False"]': "switch_stays_on network_args",
     LYCORIS + 'network_args = ["algo=loha", "preset=attn-mlp", "dora_wd=True"]': "dora_on_output network_args",
     LYCORIS + 'network_args = ["algo=lora", "preset=attn-mlp", "conv_dim=8"]': "convolutions_left_out network_args",
+    # adlrns
+    LYCORIS + 'network_args = ["algo=adlrns", "preset=attn-mlp", "bins=4"]': "hooks_needed_by_network network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "budgett=4"]': "network_argument_unread network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "bins=0"]': "adlrns_refused network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "budget=9"]': "adlrns_refused network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "budget_unit=mJ"]': "adlrns_refused network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "dora_wd=True"]': "adlrns_refused network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "algo=lokr"]': "adlrns_refused network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "warmup=1500"]': "adlrns_warmup_too_long network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "factor=4"]': "argument_of_another_algorithm network_args",
     # files
     'pretrained_model_name_or_path = "modell.safetensors"': "model_not_found pretrained_model_name_or_path",
     'network_weights = "gone.safetensors"': "path_missing network_weights",
@@ -187,6 +198,7 @@ WARNINGS = {
     "argument_twice", "argument_idle", "never_in_eval_mode", "came_without_warmup", "eight_bit_on_lokr",
     "state_is_corrupted", "decay_rounded_away", "shapes_behind_deepspeed", "network_argument_twice",
     "argument_of_another_algorithm", "dora_on_output", "convolutions_left_out", "dataset_ignores",
+    "adlrns_warmup_too_long",
 }  # fmt: skip
 # Found in files of their own (test_check_datasets) or with nothing to plant in a TOML (below).
 ELSEWHERE = {"dataset_unreadable", "command_line", "package_missing", "optimizer_clash", "refused_together"}
@@ -266,6 +278,22 @@ def test_every_rule_has_a_mistake_planted_for_it():
 def test_the_base_has_no_mistake(folder):
     assert found(folder, "seed = 1") == ()
     assert found(folder, HINA) == ()
+    adlrns = 'network_args = ["preset=attn-mlp", "r_max=8", "budget=4", "rs_lora=true", "weight_decay=0.1"]'
+    assert found(folder, ADLRNS + adlrns) == ()
+    hooked = adlrns.replace("preset", 'algo=adlrns", "preset')
+    assert found(folder, LYCORIS.replace("lycoris.kohya", "hina_kohya.lycoris") + hooked) == ()
+    assert found(folder, LYCORIS + hooked, launched=True) == ()
+
+
+def test_adlrns_knows_the_rank_where_it_is_known(folder):
+    def said(snippet, dim=8):
+        return [each.what for each in found(folder, f"{ADLRNS}network_dim = {dim}\n{snippet}")]
+
+    assert said('network_args = ["preset=attn-mlp", "r_max=8"]', dim=4) == [
+        "r_max = 8 is above network_dim = 4; write r_max=4 or raise network_dim"
+    ]
+    weights = 'network_args = ["preset=attn-mlp", "r_max=99"]\n' + DIM_FROM_WEIGHTS
+    assert not [each for each in said(weights) if "r_max" in each]  # the file's rank is not known here
 
 
 def test_words_of_the_command_line_win_and_are_checked(folder):

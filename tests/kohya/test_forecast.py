@@ -43,12 +43,13 @@ def _as_found():
         setattr(LycorisNetworkKohya, name, value)
     logging.getLogger("LyCORIS").setLevel(level)
     hooks.uninstall()
+    sys.modules.pop("hina_kohya.lycoris", None)  # its functions are unhooked now
     gc.unfreeze()
 
 
 def request(network="lycoris.kohya", architecture="sd15", optimizer="AdamW", words=(), **changes):
     arguments = changes.pop("network_args", {})
-    if network.endswith("lycoris") or network.startswith("lycoris"):
+    if network.endswith(("lycoris", "adlrns")) or network.startswith("lycoris"):
         arguments = {"preset": "attn-mlp", **arguments}
     settings = {"learning_rate": 1e-4, "unet_lr": None, "text_encoder_lr": None, "network_dim": 4, "network_alpha": 1.0}
     switches = {"train_unet": True, "train_text_encoder": True, "sd_scripts": None, "dtype": "float32"}
@@ -209,6 +210,24 @@ def test_presets(preset):
 def test_a_preset_that_matches_nothing():
     with pytest.raises(UserError, match="finds nothing to train in sd15"):
         said(network_args={"algo": "ia3", "preset": "ia3"})
+
+
+@pytest.mark.parametrize(("network", "algo"), [("hina_kohya.adlrns", {}), ("hina_kohya.lycoris", {"algo": "adlrns"})])
+@pytest.mark.parametrize("warmup", ["50", "0"])
+def test_adlrns_has_the_tensors_of_a_lora_and_two_small_ones_a_module(network, algo, warmup, monkeypatch):
+    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", TINY)
+    lora = said(architecture="tiny", network_args={"algo": "lora"})
+    found = said(network, "tiny", network_args={**algo, "bins": "3", "warmup": warmup})
+    shown = ("description", "tensors", "parameters", "roles")
+    assert [[each[key] for key in shown] for each in found["groups"]] == [
+        [each[key] for key in shown] for each in lora["groups"]
+    ]
+    tables = {"textencoder": 1, "unet": 3}
+    assert (found["file_bytes"] - lora["file_bytes"]) / 2 == sum(
+        each["tensors"] / 2 * tables[each["description"]] * 4 * 3 for each in found["groups"]
+    )
+    with pytest.raises(ValueError, match="budget = 5 is outside"):
+        said(network, "tiny", network_args={**algo, "budget": "5"})
 
 
 # Groups

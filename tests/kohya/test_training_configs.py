@@ -22,7 +22,7 @@ SCRIPTS = {
     "flux1": "flux_train_network", "lumina2": "lumina_train_network", "anima": "anima_train_network",
 }  # fmt: skip
 ALGORITHMS = ("lora", "lokr", "loha", "dora")
-CONFIGS = [f"{model}_{algorithm}" for model in SCRIPTS for algorithm in ALGORITHMS]
+CONFIGS = [*(f"{model}_{algorithm}" for model in SCRIPTS for algorithm in ALGORITHMS), "sd15_adlrns"]
 LYCORIS = [name for name in CONFIGS if not name.endswith("_lora")]
 PATHS = {
     "pretrained_model_name_or_path", "dataset_config", "clip_l", "clip_g", "t5xxl", "ae", "gemma2", "qwen3", "vae",
@@ -125,6 +125,8 @@ def adapted(module, name, config, dtype=torch.float32):
     block = type(kind, (nn.Sequential,), {})(nn.Linear(width, width)).to(dtype)
     unet, text_encoders = nn.Sequential(block), [nn.Identity()]
     given = {"algo": "lora", "preset": "attn-mlp", **network_arguments(config), "dropout": None}
+    if config["network_module"] == "hina_kohya.adlrns":
+        given |= {"algo": "adlrns", "bins": "1"}  # this model has no timestep
     network = module.create_network(
         1.0, config["network_dim"], config["network_alpha"], None, text_encoders, unet, neuron_dropout=None, **given
     )
@@ -241,7 +243,7 @@ def test_sd_scripts_reads_them(model, dataset):
 
 
 @needs_sd_scripts
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "adlrns"])
 def test_sd15_trains(algorithm, dataset, tmp_path):
     name = f"sd15_{algorithm}"
     paths = os.pathsep.join(map(str, (runs.ROOT, runs.Real(tmp_path).installed)))

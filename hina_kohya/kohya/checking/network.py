@@ -2,11 +2,14 @@
 
 import dataclasses as dc
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from hina_kohya.kohya.checking.schema import LYCORIS, NetworkFacts, Schema
 
-WRAPPERS = ("hina_kohya.lycoris", "hina_kohya.network")
+ADLRNS = "adlrns"
+WRAPPERS = ("hina_kohya.lycoris", "hina_kohya.network", "hina_kohya.adlrns")
+_OF_LYCORIS = ("hina_kohya.lycoris", "hina_kohya.adlrns")
 OPTION = "network_args"
 
 
@@ -36,8 +39,13 @@ class Network:
     def algorithm(self) -> str:
         """Of LyCORIS; otherwise the module's name stands for it."""
         if self.is_lycoris:
-            return (self.arguments.get("algo") or "lora").lower()
+            default = ADLRNS if self.module == "hina_kohya.adlrns" else "lora"
+            return (self.arguments.get("algo") or default).lower()
         return self.inner.rpartition(".")[2].partition("_")[0]
+
+    @property
+    def is_adlrns(self) -> bool:
+        return self.is_lycoris and self.algorithm == ADLRNS
 
     def is_on(self, name: str) -> bool:
         """A switch as LyCORIS reads it: on unless it says false."""
@@ -57,7 +65,7 @@ def inner_of(module: str, words: Sequence[Any]) -> str:
     if module == "hina_kohya.network":
         given = [str(word).partition("=")[2] for word in words if str(word).startswith("inner=")]
         return given[-1] if given else ""
-    return LYCORIS if module == "hina_kohya.lycoris" else module
+    return LYCORIS if module in _OF_LYCORIS else module
 
 
 def network_of(module: str, words: Sequence[Any], schema: Schema) -> Network:
@@ -68,4 +76,21 @@ def network_of(module: str, words: Sequence[Any], schema: Schema) -> Network:
     arguments = {name: text for name, text in pairs if (module, name) != ("hina_kohya.network", "inner")}
     malformed = tuple(str(word) for word in words if not isinstance(word, str) or "=" not in word)
     twice = tuple(dict.fromkeys(name for name in names if names.count(name) > 1))
-    return Network(module, inner, arguments, schema.network(inner) if inner else None, malformed, twice)
+    network = Network(module, inner, arguments, schema.network(inner) if inner else None, malformed, twice)
+    return _with_adlrns(network) if network.is_lycoris and network.facts else network
+
+
+def adlrns_arguments() -> Any:
+    """The module that knows ADLRNS's network_args; by name, since it stands on a floor above."""
+    return import_module("hina_kohya.adlrns.arguments")
+
+
+def _with_adlrns(network: Network) -> Network:
+    """What our hooks add to LyCORIS."""
+    assert network.facts is not None
+    # A preset of one's own may name the algorithm, and network_args still hold what is one for all modules.
+    reads = network.is_adlrns or network.arguments.get("preset", "").endswith(".toml")
+    names = adlrns_arguments().NAMES if reads else ()
+    facts = network.facts
+    facts = dc.replace(facts, reads=(*facts.reads, *names), algorithms=(*facts.algorithms, ADLRNS))
+    return dc.replace(network, facts=facts)

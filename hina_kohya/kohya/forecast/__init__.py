@@ -24,7 +24,7 @@ _BOOTSTRAP = """import sys
 sys.path[:] = [*filter(None, sys.path), sys.argv[1]]
 from hina_kohya.kohya.forecast.worker import main
 sys.exit(main())"""
-_SHIMS = ("hina_kohya.lycoris", "hina_kohya.network")
+_SHIMS = ("hina_kohya.lycoris", "hina_kohya.network", "hina_kohya.adlrns")
 _STAGES = {"network_module": "cannot be imported", "network": "refuses these arguments", "groups": "makes no groups"}
 
 

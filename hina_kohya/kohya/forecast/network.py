@@ -83,7 +83,8 @@ def make(request: Request, tell: Tell) -> Made:
         made.to(_dtype(request.dtype))
         tell(stage="groups")
         groups, descriptions = _groups(made, request)
-        saved = sum(tensor.numel() for tensor in made.state_dict().values())
+        # Without a dot it is the network's own, for --resume only.
+        saved = sum(tensor.numel() for name, tensor in made.state_dict().items() if "." in name)
     return Made(made, groups, descriptions, saved, estimated)
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 WIDTH = 32
 WORDS = 16
@@ -106,15 +107,21 @@ class DownBlock(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList([ResnetBlock2D(), ResnetBlock2D()])
         self.attentions = nn.ModuleList([transformer(), transformer()])
+        self.gradient_checkpointing = False
 
     def forward(self, x, text):
+        if self.training and self.gradient_checkpointing:
+            return checkpoint(self.run, x, text, use_reentrant=False)
+        return self.run(x, text)
+
+    def run(self, x, text):
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
             x = attention(resnet(x), text)
         return x
 
 
 class UNet(nn.Module):
-    """Latents [N, 4, H, W], a text [N, L, WIDTH] and times [N] to a prediction of the noise."""
+    """Latents [N, 4, H, W], timesteps [N] from 0 to 999 and a text [N, L, WIDTH] to a prediction of the noise."""
 
     def __init__(self, transformer=Transformer2DModel):
         super().__init__()
@@ -122,8 +129,11 @@ class UNet(nn.Module):
         self.time_embedding = TimestepEmbedding()
         self.down_blocks = nn.ModuleList([DownBlock(transformer)])
 
-    def forward(self, latents, text, time):
-        x = self.conv_in(latents) + self.time_embedding(time[:, None])[:, :, None, None]
+    def enable_gradient_checkpointing(self):
+        self.down_blocks[0].gradient_checkpointing = True
+
+    def forward(self, latents, timestep, text):
+        x = self.conv_in(latents) + self.time_embedding(timestep[:, None] / 1000)[:, :, None, None]
         return self.conv_out(self.down_blocks[0](x, text))
 
 
@@ -146,3 +156,9 @@ def random_data(count=8, size=8):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(count, 4, size, size, generator=generator)
     return torch.utils.data.TensorDataset(latents, torch.randint(WORDS, (count, 5), generator=generator))
+
+
+def example(encoder, timestep):
+    """What the U-Net is called with: two images at one timestep."""
+    data = random_data(2)[:]
+    return data[0], torch.full((2,), timestep), encoder(data[1])

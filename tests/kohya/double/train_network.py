@@ -113,6 +113,10 @@ class NetworkTrainer:
         network = self.applied_network(args, accelerator, text_encoder, unet)
         if network is None:
             return
+        if args.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+            unet.train()
+            network.enable_gradient_checkpointing()
         params, lr_descriptions = self.optimizer_params(args, network)
         name, described, optimizer = train_util.get_optimizer(args, params)
         modes = train_util.get_optimizer_train_eval_fn(optimizer, args)
@@ -178,10 +182,11 @@ class NetworkTrainer:
     def loss(self, accelerator, batch, text_encoder, unet):
         latents, tokens = batch
         encoders = text_encoder if isinstance(text_encoder, list) else [text_encoder]
-        noise, time = torch.randn_like(latents), torch.rand(len(latents))
+        noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (len(latents),))
+        noisy = latents + timesteps[:, None, None, None] / 1000 * noise
         with accelerator.autocast():
             text = sum(encoder(tokens) for encoder in encoders)
-            predicted = unet(latents + time[:, None, None, None] * noise, text, time)
+            predicted = unet(noisy, timesteps, text)
         return torch.nn.functional.mse_loss(predicted.float(), noise)
 
     def resumed_step(self, args, accelerator, progress):
@@ -221,7 +226,7 @@ class NetworkTrainer:
 
 
 FLAGS = """full_bf16 save_state skip_until_initial_step dim_from_weights network_train_unet_only
-    network_train_text_encoder_only use_8bit_adam use_lion_optimizer fused_backward_pass"""
+    network_train_text_encoder_only gradient_checkpointing use_8bit_adam use_lion_optimizer fused_backward_pass"""
 TEXTS = """config_file output_dir logging_dir resume network_module network_weights"""
 NUMBERS = """unet_lr network_dropout scale_weight_norms"""
 

@@ -7,7 +7,7 @@ from hina_kohya.core.hyper import nearest
 from hina_kohya.kohya import targets
 from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error, warning
-from hina_kohya.kohya.checking.network import OPTION
+from hina_kohya.kohya.checking.network import OPTION, adlrns_arguments
 from hina_kohya.kohya.checking.reading import relisted
 from hina_kohya.kohya.checking.rules import rule
 from hina_kohya.kohya.checking.schema import TRAINER
@@ -25,7 +25,8 @@ _DECOMPOSED = ("lora", "locon", "loha", "lokr")
 READERS = {
     **dict.fromkeys(("factor", "full_matrix", "decompose_both", "unbalanced_factorization"), ("lokr",)),
     **dict.fromkeys(("dora_wd", "wd_on_output"), _DECOMPOSED),
-    **dict.fromkeys(("rs_lora", "use_scalar", "use_tucker"), _PRODUCTS),
+    "rs_lora": (*_PRODUCTS, "adlrns"),
+    **dict.fromkeys(("use_scalar", "use_tucker"), _PRODUCTS),
     "block_size": ("dylora",),
     **dict.fromkeys(("constraint", "rescaled"), ("diag-oft", "boft")),
 }
@@ -95,8 +96,9 @@ def argument_of_another_algorithm(context: Context) -> Iterator[Finding]:
     network = context.network
     if not network.is_lycoris or network.arguments.get("preset", "full") not in PRESETS:
         return  # a preset of one's own may give each module an algorithm of its own
+    refused = adlrns_arguments().REFUSED.values() if network.is_adlrns else ()  # which is an error, and said elsewhere
     for name, readers in READERS.items():
-        if name in network.arguments and network.algorithm not in readers:
+        if name in network.arguments and network.algorithm not in readers and name not in refused:
             yield warning(
                 OPTION,
                 f"{name} does nothing for {network.algorithm}; it is for {', '.join(readers)}",

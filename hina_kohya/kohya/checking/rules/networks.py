@@ -6,7 +6,7 @@ from hina_kohya.core.hyper import nearest
 from hina_kohya.kohya import options
 from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error, warning
-from hina_kohya.kohya.checking.network import OPTION
+from hina_kohya.kohya.checking.network import OPTION, adlrns_arguments
 from hina_kohya.kohya.checking.reading import relisted, toml_line
 from hina_kohya.kohya.checking.rules import rule
 from hina_kohya.kohya.errors import UserError
@@ -43,7 +43,10 @@ def network_argument_unread(context: Context) -> Iterator[Finding]:
         near = nearest(name, [*facts.reads, *OURS])[:1]
         fix = _line(context, name, f"{near[0]}={network.arguments[name]}" if near else "")
         what = f"{network.inner} does not read {name}, and ignores it"
-        yield error(OPTION, what, f"its source: create_network gets it in **kwargs; {_how_known(context)}", fix)
+        how = f"its source: create_network gets it in **kwargs; {_how_known(context)}"
+        if network.is_adlrns:
+            what, how = f"adlrns does not know {name}, and stops", "measured: ValueError"
+        yield error(OPTION, what, how, fix)
 
 
 @rule
@@ -63,6 +66,10 @@ def hooks_needed_by_network(context: Context) -> Iterator[Finding]:
     network, facts = context.network, context.network.facts
     if context.hooks.active or facts is None:
         return
+    if network.is_adlrns:
+        what = f"algo=adlrns needs the hooks, which are not active ({context.hooks.why})"
+        yield error(OPTION, what, "measured: KeyError", _wrapped(context))
+        return
     for name in network.arguments:
         if name in OURS or (name in options.RATIOS and name not in facts.reads):
             yield error(
@@ -80,7 +87,7 @@ def loraplus_without_effect(context: Context) -> Iterator[Finding]:
     given = [name for name in network.arguments if name in options.RATIOS]
     if not network.is_lycoris or context.hooks.active or not given or network.facts is None:
         return
-    if given[0] in network.facts.reads and network.algorithm not in ("lora", "locon"):
+    if given[0] in network.facts.reads and network.algorithm not in ("lora", "locon", "adlrns"):
         yield error(
             OPTION,
             f"{given[0]} does nothing for {network.algorithm}: LyCORIS looks for lora_up in the names",
@@ -96,6 +103,44 @@ def hina_option_refused(context: Context) -> Iterator[Finding]:
             options.take(context.network.arguments)
         except UserError as mistake:
             yield error(OPTION, str(mistake).removeprefix(f"{OPTION}: "), "hina_kohya reads it")
+
+
+@rule
+def adlrns_refused(context: Context) -> Iterator[Finding]:
+    """Bounds, and what depends on the rank."""
+    network, arguments = context.network, adlrns_arguments()
+    if network.module == "hina_kohya.adlrns" and not network.is_adlrns:
+        what = f"algo={network.algorithm} is not ADLRNS, which hina_kohya.adlrns is"
+        yield error(OPTION, what, "measured: ValueError", 'network_module = "hina_kohya.lycoris"')
+    if not network.is_adlrns:
+        return
+    for name in arguments.REFUSED.values():
+        if network.is_on(name):
+            yield error(OPTION, f"adlrns has no {name}, and stops", "measured: ValueError", _line(context, name))
+    given, _ = arguments.take(network.arguments)
+    try:
+        if context.on("dim_from_weights"):
+            arguments.Settings(**given)  # the rest follows from the file
+        else:
+            arguments.settle(given, arguments.rank(context.args["network_dim"], network.arguments.get("conv_dim")))
+    except ValueError as mistake:
+        yield error(OPTION, str(mistake), "hina_kohya reads it")
+
+
+@rule
+def adlrns_warmup_too_long(context: Context) -> Iterator[Finding]:
+    """Until its end all directions act; what was trained after it is what the file will run."""
+    if not context.network.is_adlrns or context.args["max_train_epochs"] is not None:
+        return
+    arguments = adlrns_arguments()
+    try:
+        warmup = arguments.Settings(**arguments.take(context.network.arguments)[0]).warmup
+    except ValueError:
+        return  # said elsewhere
+    steps = context.args["max_train_steps"]
+    if warmup > 2 * steps / 3:
+        what = f"warmup = {warmup} of max_train_steps = {steps}: directions are chosen too late to be trained"
+        yield warning(OPTION, what, "benchmarks/adlrns", _line(context, "warmup", f"warmup={3 * steps // 8}"))
 
 
 @rule

@@ -39,7 +39,7 @@ class Network(nn.Module):
     unet_prefix, unet_blocks = "lora_unet", {"Transformer2DModel"}
     plus = ("lora_up",)  # what LoRA+ looks for in a name
 
-    def __init__(self, text_encoder, unet, dim, alpha, dims=None, **options):
+    def __init__(self, text_encoder, unet, dim, alpha, dims=None, alphas=None, **options):
         super().__init__()
         for name in RATIOS:
             ratio = options.pop(name, None)
@@ -55,7 +55,7 @@ class Network(nn.Module):
                     names = [f"{prefix}.{name}.{child}".replace(".", "_") for child, _ in layers]
                     ranks = [dim if dims is None else dims.get(each) for each in names]
                     found += [
-                        self.adapter(each, layer, rank, alpha or rank, **known)
+                        self.adapter(each, layer, rank, (alphas or {}).get(each) or alpha or rank, **known)
                         for each, (_, layer), rank in zip(names, layers, ranks, strict=True)
                         if rank
                     ]
@@ -159,6 +159,7 @@ def functions(network):
         dims = {
             name: network.adapter.dim_of(lambda end, name=name: weights_sd.get(f"{name}.{end}")) for name in modules
         }
-        return network(text_encoder, unet, None, None, dims=dims, **kwargs), weights_sd
+        alphas = {name: float(weights_sd[f"{name}.alpha"]) for name in modules if f"{name}.alpha" in weights_sd}
+        return network(text_encoder, unet, None, None, dims=dims, alphas=alphas, **kwargs), weights_sd
 
     return create_network, create_network_from_weights

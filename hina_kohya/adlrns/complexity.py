@@ -1,0 +1,119 @@
+"""How complex is a sample: one scalar score, the cell it falls in, and gates that open as it rises."""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LightweightScorer(nn.Module):
+    """The score of a sample is the log of its standard deviation, or of a thousandth of its mean where that is more;
+    cells are quantiles of it over the fitted samples.
+
+    Without parameters (``hidden_dim`` 0, the default) there is nothing to learn. With them a small network on the
+    standardised features is added to the score; it starts at zero and learns through a `GateNetwork`.
+
+    in_features : features of a sample, needed for ``hidden_dim`` only
+    cells       : how many cells; until `fit` all samples fall in cell 0
+    feature_dim : where a sample has its features: -1, or 1 for images
+
+    A sample without a finite score falls in cell number ``cells``, which every layer runs at full rank. Inputs are
+    never changed.
+    """
+
+    edges: Tensor
+
+    def __init__(self, in_features: int = 0, hidden_dim: int = 0, cells: int = 6, feature_dim: int = -1):
+        super().__init__()
+        if cells < 1:
+            raise ValueError(f"cells = {cells} must be at least 1")
+        if hidden_dim and in_features < 1:
+            raise ValueError(f"in_features = {in_features} must be given for a scorer with hidden_dim = {hidden_dim}")
+        self.cells, self.feature_dim = cells, feature_dim
+        self.register_buffer("edges", torch.full((cells,), float("inf")))  # upper ends
+        self.learned = None
+        if hidden_dim:
+            self.learned = nn.Sequential(nn.Linear(in_features, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1))
+            last = cast(nn.Linear, self.learned[2])
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, ...], floating -> scores [N], float32."""
+        if not x.is_floating_point() or x.dim() < 2:
+            raise ValueError(
+                f"the input is {x.dtype} of shape {tuple(x.shape)}; a score needs floats, [N, features...]"
+            )
+        flat = x.float().flatten(1)
+        mean, norm = flat.mean(1), torch.linalg.vector_norm(flat, dim=1)
+        # Not Tensor.std, which takes as long as a whole layer on a CPU. float32 resolves no less than mean / 1000.
+        variance = norm.square() / flat.shape[1] - mean.square()
+        std = torch.maximum(variance, 1e-6 * mean.square() + torch.finfo(torch.float32).tiny).sqrt()
+        score = std.log()
+        if self.learned is None:
+            return score
+        features = x.float().movedim(self.feature_dim, -1)
+        each = features.flatten(1, -2).mean(1) if features.dim() > 2 else features
+        return score + self.learned(each / std[:, None])[:, 0]
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> Tensor:
+        """Take the quantiles of the samples' scores as edges; returns the scores."""
+        score = self(x)
+        self.fit_scores(score)
+        return score
+
+    @torch.no_grad()
+    def fit_scores(self, score: Tensor) -> None:
+        finite = score[score.isfinite()].sort().values
+        if not len(finite):
+            raise ValueError("no sample has a finite score; the calibration data is empty or not finite")
+        at = torch.arange(1, self.cells, device=score.device) * len(finite) // self.cells
+        self.edges[:-1] = finite[at]
+
+    @torch.no_grad()
+    def cell(self, x: Tensor) -> Tensor:
+        """[N], in [0, cells]; a pure function of each sample and the edges."""
+        return cells_of(self(x), self.edges)
+
+
+def cells_of(score: Tensor, edges: Tensor) -> Tensor:
+    """edges: [cells], the last infinite -> [N]; infinity and NaN are above all edges."""
+    return torch.bucketize(score.detach(), edges.detach(), right=True)
+
+
+class GateNetwork(nn.Module):
+    """Blocks of directions that open one after another as the score rises; the scores at which they do are learned.
+
+    Block 0 is always open, block b opens at ``edges()[b - 1]``. `forward` gives soft gates for training; outside of
+    training a block is open or not, which makes ``num_blocks`` cells.
+    """
+
+    def __init__(self, num_blocks: int = 6, temperature: float = 0.25):
+        super().__init__()
+        if num_blocks < 2 or not temperature > 0:
+            raise ValueError(f"num_blocks = {num_blocks}, temperature = {temperature}: at least 2 and above 0")
+        self.num_blocks, self.temperature = num_blocks, temperature
+        self.first = nn.Parameter(torch.zeros(1))
+        self.steps = nn.Parameter(torch.zeros(num_blocks - 2))  # gaps, as softplus: the edges stay in order
+
+    def edges(self) -> Tensor:
+        """[num_blocks], ascending, where each block's cell ends: the last at infinity"""
+        return torch.cat(
+            [self.first, self.first + F.softplus(self.steps).cumsum(0), self.first.new_full((1,), math.inf)]
+        )
+
+    def forward(self, score: Tensor) -> Tensor:
+        """[N] -> [N, num_blocks] in (0, 1], falling along the blocks."""
+        soft = torch.sigmoid((score[:, None] - self.edges()[:-1]) / self.temperature)
+        return torch.cat([torch.ones_like(soft[:, :1]), soft], 1)
+
+    @torch.no_grad()
+    def fit(self, score: Tensor) -> None:
+        """Start from the quantiles of the scores."""
+        at = torch.arange(1, self.num_blocks, device=score.device) * len(score) // self.num_blocks
+        edges = score.sort().values[at]
+        self.first.copy_(edges[:1])
+        self.steps.copy_(edges.diff().clamp_min(1e-3).expm1().log())

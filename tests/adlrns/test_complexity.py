@@ -1,0 +1,97 @@
+"""Scores, cells and gates."""
+
+import math
+
+import pytest
+import torch
+
+from hina_kohya.adlrns import GateNetwork, LightweightScorer
+from hina_kohya.adlrns.complexity import cells_of
+
+
+def samples(n=500, features=12, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(n, features, generator=random) * torch.randn(n, 1, generator=random).exp() + 3
+
+
+@pytest.mark.parametrize("shape", [(40,), (4, 10), (2, 5, 4)])
+def test_the_score_is_the_log_standard_deviation(shape):
+    x = samples(features=40).view(-1, *shape)
+    expected = x.double().flatten(1).std(1, correction=0).log()
+    torch.testing.assert_close(LightweightScorer()(x).double(), expected, atol=1e-3, rtol=0)
+
+
+def test_cells_are_quantiles():
+    scorer = LightweightScorer(cells=5)
+    assert (scorer.cell(samples()) == 0).all()  # not fitted
+    scorer.fit(samples())
+    cell = scorer.cell(samples())
+    assert torch.bincount(cell).tolist() == [100] * 5
+    order = scorer(samples()).argsort()
+    assert (cell[order].diff() >= 0).all()
+
+
+def test_a_sample_falls_in_the_same_cell_alone_and_in_any_company():
+    scorer = LightweightScorer(12, hidden_dim=4, cells=5)
+    torch.nn.init.normal_(scorer.learned[2].weight)
+    scorer.fit(samples())
+    x = samples(seed=1)[:50]
+    together = scorer.cell(x)
+    assert together.equal(torch.cat([scorer.cell(row[None]) for row in x]))
+    assert scorer.cell(x.flip(0)).equal(together.flip(0))
+
+
+def test_constant_samples_are_the_simplest_and_broken_ones_have_no_cell():
+    scorer = LightweightScorer(cells=3)
+    scorer.fit(samples())
+    x = samples(n=4)
+    x[0] = 7
+    x[1, 2], x[2, 3], x[3, 0] = math.nan, math.inf, -math.inf
+    before = x.clone()
+    assert scorer.cell(x).tolist() == [0, 3, 3, 3]
+    assert float(scorer(x[:1])) == pytest.approx(math.log(7e-3))
+    assert x.nan_to_num(1.25).equal(before.nan_to_num(1.25))  # never cleaned up
+
+
+def test_a_scorer_has_no_parameters_or_ones_that_get_a_gradient():
+    assert not list(LightweightScorer().parameters())
+    x = samples()
+    scorer, gate = LightweightScorer(12, hidden_dim=4), GateNetwork(4)
+    torch.nn.init.normal_(scorer.learned[2].weight)
+    gate.fit(scorer(x))
+    gate(scorer(x)).sum().backward()
+    for parameter in (*scorer.parameters(), *gate.parameters()):
+        assert parameter.grad is not None
+        assert parameter.grad.abs().sum() > 0
+
+
+def test_a_new_learned_score_starts_at_the_plain_one():
+    assert LightweightScorer(12, hidden_dim=4)(samples()).equal(LightweightScorer()(samples()))
+
+
+def test_gates_open_in_order_and_agree_with_the_cells():
+    gate = GateNetwork(5, temperature=0.1)
+    score = LightweightScorer()(samples())
+    gate.fit(score)
+    assert torch.bincount(cells_of(score, gate.edges())).tolist() == pytest.approx([100] * 5, abs=2)
+    soft = gate(score)
+    assert (soft[:, 0] == 1).all()
+    assert (soft.diff(dim=1) <= 0).all()
+    clear = ((score[:, None] - gate.edges()).abs() > 1e-4).all(1)
+    assert ((soft > 0.5).sum(1) - 1)[clear].equal(cells_of(score, gate.edges())[clear])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: LightweightScorer(cells=0), "cells = 0 must be at least 1"),
+        (lambda: LightweightScorer(hidden_dim=4), "in_features = 0 must be given"),
+        (lambda: LightweightScorer()(torch.ones(3, 4, dtype=torch.long)), "int64"),
+        (lambda: LightweightScorer()(torch.ones(3)), r"\(3,\)"),
+        (lambda: LightweightScorer().fit(torch.full((3, 4), math.nan)), "no sample has a finite score"),
+        (lambda: GateNetwork(1), "num_blocks = 1"),
+    ],
+)
+def test_bad_input_is_refused(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()

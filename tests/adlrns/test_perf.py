@@ -1,0 +1,133 @@
+"""Costs against torch's own counter, and energy from counters only."""
+
+import sys
+import types
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hina_kohya.adlrns import DynamicLowRankLayer, PerfEstimator
+from hina_kohya.adlrns import perf as perf_module
+from hina_kohya.adlrns.perf import Nvml, Rapl, energy_counter, layer_cost
+
+
+def made(shape=(8,), **geometry):
+    torch.manual_seed(0)
+    layer = DynamicLowRankLayer(8, 9, 6, r_min=1, cells=3, **geometry).eval()
+    x = torch.randn(12, *shape) * torch.randn(12).exp().view(-1, *(1,) * len(shape))
+    layer.calibrate(x)
+    layer.ranks.copy_(torch.tensor([1, 2, 5, 6]))
+    layer.load_state_dict(layer.state_dict())
+    assert layer.plan() == (1, 2, 5, 6)
+    return layer, x
+
+
+@pytest.mark.parametrize(
+    ("shape", "geometry"),
+    [
+        ((8,), {}),
+        ((5, 8), {}),
+        ((8, 10), {"kernel_size": (3,), "stride": 2}),
+        ((8, 7, 6), {"kernel_size": (3, 2), "padding": 1}),
+    ],
+)
+def test_flops_are_those_that_torch_counts(shape, geometry):
+    layer, x = made(shape, **geometry)
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    estimate = PerfEstimator({}).estimate(layer, x, repeats=1)
+    assert estimate.flops == counter.get_total_flops()
+    assert PerfEstimator({"flops_per_mac": 1}).estimate(layer, x, repeats=1).flops * 2 == estimate.flops
+    assert estimate.ms > 0
+
+
+def test_bytes_are_counted_one_by_one():
+    layer, x = made()
+    x = x[:5]
+    cells = layer.scorer.cell(x).tolist()
+    plan, values = layer.plan(), 0
+    for k in sorted(set(cells)):
+        values += plan[k] * (8 + 9) + plan[k] + 9  # factors and biases
+    for k in cells:
+        values += 3 * (8 + 9) + 2 * plan[k]  # x and y three times (sorting), hidden values twice
+    assert len(set(cells)) > 1
+    assert PerfEstimator().estimate(layer, x, repeats=1).bytes == 4 * values
+    alone = PerfEstimator().estimate(layer, x[:1], repeats=1).bytes
+    r = plan[cells[0]]
+    assert alone == 4 * (8 + 9 + 2 * r + r * 17 + r + 9)
+    assert layer_cost(layer.to(torch.bfloat16), [1, 0, 0, 0], 1)[1] == 2 * (17 + 2 * plan[0] + plan[0] * 18 + 9)
+
+
+def test_without_a_counter_there_is_no_energy_but_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(perf_module, "POWERCAP", tmp_path)
+    layer, x = made()
+    estimate = PerfEstimator({"energy_per_flop": 1e-12}).estimate(layer, x, repeats=1)
+    assert estimate.energy_mJ is None
+    assert "has no intel-rapl zone" in estimate.energy_reason
+    assert estimate.modelled_mJ == pytest.approx(estimate.flops * 1e-9)
+    assert PerfEstimator().estimate(layer, x, repeats=1).modelled_mJ is None
+
+
+def zone(folder, number, energy, top):
+    path = folder / f"intel-rapl:{number}"
+    path.mkdir(exist_ok=True)
+    (path / "energy_uj").write_text(f"{energy}\n")
+    (path / "max_energy_range_uj").write_text(f"{top}\n")
+
+
+def test_rapl_adds_up_the_packages_and_goes_on_after_a_wrap(tmp_path, monkeypatch):
+    zone(tmp_path, 0, 9_000, 9_999)
+    zone(tmp_path, 1, 100, 9_999)
+    (tmp_path / "intel-rapl:0:0").mkdir()  # a part of package 0, which must not count twice
+    rapl = Rapl(tmp_path)
+    assert rapl.mJ() == 0
+    zone(tmp_path, 0, 500, 9_999)
+    zone(tmp_path, 1, 1_100, 9_999)
+    assert rapl.mJ() == 1.5 + 1.0
+    monkeypatch.setattr(perf_module, "POWERCAP", tmp_path)
+    counter, reason = energy_counter(torch.device("cpu"))
+    assert isinstance(counter, Rapl)
+    assert reason == ""
+    layer, x = made()
+    assert PerfEstimator().estimate(layer, x, repeats=2).energy_mJ == 0.0  # the file stands still
+
+
+def test_nvml_reads_the_device_s_total(monkeypatch):
+    fake = types.ModuleType("pynvml")
+    readings = iter([1000, 1250])
+    fake.nvmlInit = lambda: None
+    fake.nvmlDeviceGetHandleByIndex = lambda index: f"device {index}"
+    fake.nvmlDeviceGetTotalEnergyConsumption = lambda device: next(readings) if device == "device 1" else 0
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    counter, reason = energy_counter(torch.device("cuda", 1))
+    assert isinstance(counter, Nvml)
+    assert reason == ""
+    assert counter.mJ() == 1250
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    counter, reason = energy_counter(torch.device("cuda", 0))
+    assert counter is None
+    assert reason.startswith("no energy counter for cuda: ModuleNotFoundError")
+
+
+def test_estimating_changes_nothing():
+    layer, x = made()
+    layer.train()
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    PerfEstimator().estimate(layer, x, repeats=1)
+    assert layer.training
+    assert all(value.equal(before[name]) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: PerfEstimator({"gpu": "A100"}), "hardware key 'gpu' is unknown"),
+        (lambda: PerfEstimator({"flops_per_mac": 3}), "flops_per_mac = 3 must be 1 or 2"),
+        (lambda: PerfEstimator({"energy_per_flop": 0.0}), "energy_per_flop = 0.0 must be above 0"),
+        (lambda: PerfEstimator({"gpu_type": "A100"}).estimate(*made()), "gpu_type = 'A100' but the input is on 'cpu'"),
+    ],
+)
+def test_bad_input_is_refused(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
