@@ -1,0 +1,84 @@
+"""One run: what it is, what decides it, and doing it."""
+
+import dataclasses as dc
+import json
+import os
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.convergence.task import digest
+
+PROTOCOL = 1  # raise it when the meaning of a field, a schedule or a count changes
+OURS = ("adlrns", "ours")  # methods, or measurements, that our code decides
+
+
+@dc.dataclass(frozen=True)
+class Run:
+    """Everything the outcome depends on, besides the code.
+
+    part   : layer, step, time (measurements), patches, adapter
+    method : what is trained; "dense" and "none" are the ends of the scale
+    data   : width of the patch network, or number of images ("all", "100", "24"), or size of a layer
+    rank   : static or mean rank; 0 where one training serves all ranks
+    steps  : epochs for patches, optimizer steps for adapters, rounds for measurements; a record's unit_ms is one's time
+    """
+
+    part: str
+    method: str
+    data: str = ""
+    rank: int = 0
+    steps: int = 0
+    lr: float = 0.0
+    seed: int = 0
+    base: str = ""  # epochs of the dense network; digest of the diffusion model
+
+    @property
+    def key(self) -> str:
+        return json.dumps([PROTOCOL, *dc.astuple(self)])
+
+    @property
+    def alone(self) -> bool:
+        """It measures time, so nothing may run beside it."""
+        return self.part in ("layer", "step", "time")
+
+    def __str__(self) -> str:
+        words = [self.part, self.method, self.data, f"rank {self.rank}" if self.rank else ""]
+        words += [f"lr {self.lr:g}"] if self.lr else []
+        return " ".join(word for word in [*words, f"seed {self.seed}"] if word)
+
+
+@cache
+def code() -> str:
+    """Digest of the package; a run of ours that another one made is stale."""
+    import hina_kohya.adlrns  # noqa: PLC0415
+
+    files = sorted(Path(hina_kohya.adlrns.__file__).parent.glob("*.py"))
+    return digest(*(file.read_bytes() for file in files if file.stem not in ("running", "settings")))
+
+
+def execute(run: Run, folder: Path) -> dict[str, Any]:
+    """The finished record; ``folder`` keeps dense models."""
+    began = time.process_time()
+    found = _work(run.part)(run, folder)
+    return {
+        **dc.asdict(run),
+        **found,
+        "seconds": time.process_time() - began,
+        "load": round(os.getloadavg()[0], 2),
+        "code": code() if run.method in OURS else "",
+        "protocol": PROTOCOL,
+    }
+
+
+def _work(part: str) -> Any:
+    from . import adapter, layers, patches, steps  # noqa: PLC0415 (each imports what it measures)
+
+    return {
+        "layer": layers.measure_layer,
+        "step": steps.measure_step,
+        "time": patches.measure_time,
+        "patches": patches.work,
+        "adapter": adapter.work,
+    }[part]
