@@ -132,8 +132,9 @@ def export(
     Modules that a budget leaves nothing are left out; tensors of other kinds of modules stay. Raises ValueError.
     """
     modules = modules_of(tensors)
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank = {rank} must be at least 1")
+    most = max(pair.rank for pair in modules.values())
+    if rank is not None and not 1 <= rank <= most:
+        raise ValueError(f"rank = {rank} is outside [1, {most}], the file's directions; give it as many or fewer")
     if budget is not None:
         ranks = of_budget(modules, budget)
         plain = {name: of_rank(pair, ranks[name]) for name, pair in modules.items()}

@@ -92,7 +92,8 @@ def test_what_it_refuses(saved, tmp_path, capsys):
         (out, ["--rank", "2"], "no adlrns_kept in the file"),
         (tmp_path / "none.safetensors", ["--rank", "2"], "there is no file"),
         (half, ["--mean-field"], "not a whole .safetensors file"),
-        (file, ["--rank", "0"], "rank = 0 must be at least 1"),
+        (file, ["--rank", "0"], "rank = 0 is outside [1, "),
+        (file, ["--rank", "99"], "rank = 99 is outside [1, "),
     ):
         capsys.readouterr()
         assert main(["adlrns", "export", str(source), *how, "-o", str(tmp_path / "no.safetensors")]) == 2

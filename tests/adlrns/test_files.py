@@ -57,7 +57,7 @@ def test_sorted_files_are_the_same_network():
     assert all(again[key].equal(tensor) for key, tensor in after.items())
 
 
-@pytest.mark.parametrize("rank", [1, 3, 4, 9])
+@pytest.mark.parametrize("rank", [1, 3, 4])
 def test_of_one_rank(rank):
     held = tensors()
     made, ranks = files.export(held, rank=rank)
@@ -102,7 +102,7 @@ def test_a_budget_is_the_water_level_on_mean_gains(budget):
         (lambda held: held.pop("lora_te_c.lora_down.weight"), {}, "lora_te_c has no lora_down.weight; .* not whole"),
         (lambda held: held.update({"lora_te_c.adlrns_kept": torch.ones(1, 4)}), {}, "do not belong together"),
         (lambda held: [held.pop(key) for key in list(held) if "kept" in key], {}, "no adlrns_kept in the file"),
-        (lambda held: None, {"rank": 0}, "rank = 0 must be at least 1"),
+        (lambda held: None, {"rank": 0}, "rank = 0 is outside"),
         (lambda held: None, {"budget": -1.0}, "budget = -1 must be above 0"),
         (lambda held: None, {"budget": float("nan")}, "budget = nan must be above 0"),
     ],
