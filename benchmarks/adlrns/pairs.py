@@ -27,7 +27,7 @@ class Pair(nn.Module):
         self.product = F.conv2d if convolution else F.linear
         self.tail = (1, 1) if convolution else ()
         out, into = layer.weight.shape[:2]
-        self.cut, self.rank, self.direction_macs = cut, rank, into + out
+        self.cut, self.rank = cut, rank
         bound = into**-0.5  # kaiming_uniform_ with a = sqrt(5), as every LoRA does it
         down = torch.empty(rank, into).uniform_(-bound, bound, generator=random)
         self.lora_down, self.lora_up = nn.Parameter(down), nn.Parameter(torch.zeros(out, rank))

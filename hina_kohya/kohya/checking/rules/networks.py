@@ -140,7 +140,12 @@ def adlrns_warmup_too_long(context: Context) -> Iterator[Finding]:
     steps = context.args["max_train_steps"]
     if warmup > 2 * steps / 3:
         what = f"warmup = {warmup} of max_train_steps = {steps}: directions are chosen too late to be trained"
-        yield warning(OPTION, what, "benchmarks/adlrns", _line(context, "warmup", f"warmup={3 * steps // 8}"))
+        yield warning(
+            OPTION,
+            what,
+            "its source: until then all directions act",
+            _line(context, "warmup", f"warmup={3 * steps // 8}"),
+        )
 
 
 @rule
