@@ -26,6 +26,7 @@ PARTS = ("layer", "step", "patches", "time", "adapter")
 class Mode:
     """layers: sizes x batch, with r_max a quarter; widths: epochs of each dense network; images: steps of each
 
+    more_seeds: by images, where methods differ by less than seeds do
     compared: methods by width or images, where not all of them
     """
 
@@ -38,6 +39,7 @@ class Mode:
     ranks: tuple[int, ...]
     trials: int
     seeds: int
+    more_seeds: Mapping[str, int] = dc.field(default_factory=dict)
     parts: tuple[str, ...] = PARTS
     only: tuple[str, ...] = ()
     compared: Mapping[str, tuple[str, ...]] = dc.field(default_factory=dict)
@@ -54,6 +56,7 @@ FULL = Mode(
     methods.RANKS,
     trials=2,
     seeds=3,
+    more_seeds={"100": 6, "24": 9},
     compared={"100": ("lora", "adlrns"), "24": ("lora", "adlrns"), "1024": ("static", "ours")},
 )
 MODES = {mode.name: mode for mode in (QUICK, FULL)}
@@ -131,7 +134,7 @@ class Plan:
         return min((r for r in records if r is not None), key=badness)["lr"]
 
     def final(self, cell: Cell, lr: float) -> list[Run]:
-        return [self.run(*cell, lr, seed) for seed in range(self.mode.seeds)]
+        return [self.run(*cell, lr, seed) for seed in range(self.mode.more_seeds.get(cell[2], self.mode.seeds))]
 
     # Runs that are known from the start.
 
@@ -186,7 +189,7 @@ class Plan:
         return {
             run.key
             for run in self.known(store)
-            if run.method in OURS and (record := store.get(run)) and record["code"] != code()
+            if run.method in OURS and (record := store.get(run)) and record["code"] != code(run.part)
         }
 
 

@@ -14,8 +14,8 @@ Masked is the same function with all directions computed.
 """
 STEP = """
 Forward and backward of a frozen Linear of {data}, 256 rows of 4 samples, R = 16: CPU ms of one thread,
-interleaved medians. `ms` is of steps that measure gains, as all do by default; overhead is what the adapter adds to
-the frozen layer.
+interleaved medians. Ours measures gains in every step, as by default; overhead is what the adapter adds to the frozen
+layer.
 """
 PATCHES = """
 8x8 patches of scikit-learn's two sample images, noise 25/255: trained on the left halves, PSNR on the right ones. MACs
@@ -59,7 +59,10 @@ def markdown(found: dict[str, Any], env: dict[str, Any], command: str, drawn: li
 
 
 def _notes(found: dict[str, Any]) -> str:
-    lines = [f"- {found['seeds']} seeds, {found['trials']} learning rates; ± is the standard deviation over seeds."]
+    more = "".join(f", {seeds} with {data} images" for data, seeds in found["more_seeds"].items())
+    lines = [
+        f"- {found['seeds']} seeds{more}; {found['trials']} learning rates; ± is the standard deviation over seeds."
+    ]
     if found["missing"]:
         lines.append(f"- **unfinished**: {found['missing']} of {found['runs']} runs are missing")
     if found["stale"]:
@@ -96,8 +99,8 @@ def _layer(data: str, each: dict[str, Any]) -> str:
 
 def _step(data: str, each: dict[str, Any]) -> str:
     rows = [{"name": name, **row, "overhead": 100 * row["overhead"]} for name, row in each["rows"].items()]
-    columns = {"name": "adapter", "step": "ms", "median": "ms without probes", "iqr": "IQR", "probe": "ms of a probe",
-               "overhead": "overhead, %", "to_bypass": "to LyCORIS's bypass"}  # fmt: skip
+    columns = {"name": "adapter", "median": "ms", "iqr": "IQR", "overhead": "overhead, %",
+               "to_bypass": "to LyCORIS's bypass"}  # fmt: skip
     return f"## Adapter step\n{STEP.format(data=data)}\n{measure.table(rows, columns)}"
 
 

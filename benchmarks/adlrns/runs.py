@@ -12,6 +12,10 @@ from benchmarks.convergence.task import digest
 
 PROTOCOL = 1  # raise it when the meaning of a field, a schedule or a count changes
 OURS = ("adlrns", "ours")  # methods, or measurements, that our code decides
+_NETWORK = ("adapter", "arguments", "balance", "execution", "files", "gains", "memory", "network", "registration",
+            "states", "water_level")  # fmt: skip
+_LAYER = ("capture", "complexity", "compressed", "compression", "grouped", "layer", "patches", "scheduling", "static",
+          "water_level")  # fmt: skip
 
 
 @dc.dataclass(frozen=True)
@@ -50,12 +54,13 @@ class Run:
 
 
 @cache
-def code() -> str:
-    """Digest of the package; a run of ours that another one made is stale."""
+def code(part: str) -> str:
+    """Digest of the modules that decide a part; a run of ours that others made is stale."""
     import hina_kohya.adlrns  # noqa: PLC0415
 
-    files = sorted(Path(hina_kohya.adlrns.__file__).parent.glob("*.py"))
-    return digest(*(file.read_bytes() for file in files if file.stem not in ("running", "settings")))
+    folder = Path(hina_kohya.adlrns.__file__).parent
+    names = _NETWORK if part in ("adapter", "step") else _LAYER
+    return digest(*((folder / f"{name}.py").read_bytes() for name in names))
 
 
 def execute(run: Run, folder: Path) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def execute(run: Run, folder: Path) -> dict[str, Any]:
         **found,
         "seconds": time.process_time() - began,
         "load": round(os.getloadavg()[0], 2),
-        "code": code() if run.method in OURS else "",
+        "code": code(run.part) if run.method in OURS else "",
         "protocol": PROTOCOL,
     }
 

@@ -18,8 +18,8 @@ from .runs import Run
 SIZE, ROWS, SAMPLES, STATES = 1024, 256, 4, 4
 
 
-def ours(base: nn.Linear, rank: int, mean: int | None, batch: tuple[int, ...], probing: bool = False) -> AdlrnsModule:
-    """mean: None keeps all directions; else each state its own `mean` neighbours."""
+def ours(base: nn.Linear, rank: int, mean: int | None, batch: tuple[int, ...]) -> AdlrnsModule:
+    """Measuring. mean: None keeps all directions, as in the warm-up; else each state its own, in a basis of theirs."""
     states = States(STATES)
     token = MAKING.set(states)
     module = AdlrnsModule("lora_unet_a", base, 1.0, rank, rank).train()
@@ -27,7 +27,8 @@ def ours(base: nn.Linear, rank: int, mean: int | None, batch: tuple[int, ...], p
     if mean is not None:
         kept = torch.stack([torch.arange(rank).roll(mean * state) < mean for state in range(STATES)])
         module.set_table(kept, torch.rand(STATES, rank), torch.ones(STATES, rank))
-    states._batch, states.samples, states.probing = Batch(batch), SAMPLES, probing
+        module.set_basis(torch.linalg.qr(torch.randn(rank, rank))[0].expand(2, -1, -1).contiguous())
+    states._batch, states.samples, states.probing, states.balancing = Batch(batch), SAMPLES, True, mean is None
     return module
 
 
@@ -57,9 +58,7 @@ def subjects(rank: int, size: int) -> dict[str, nn.Module]:
         (f"ours, mean rank {quarter}, one state", quarter, (1,) * SAMPLES),
         (f"ours, mean rank {quarter}, {STATES} states", quarter, mixed),
     ):
-        for probing in (False, True):
-            words = f"{name}, probe" if probing else name
-            found[words] = ours(copy.deepcopy(base), rank, mean, batch, probing)
+        found[name] = ours(copy.deepcopy(base), rank, mean, batch)
     return found
 
 
@@ -74,17 +73,9 @@ def measure_step(run: Run, _: Path) -> dict[str, Any]:
 
 
 def weighted(times: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """What each adds to the frozen layer, and in parts of LyCORIS's bypass. Ours are steps that measure gains."""
-    base = times["frozen layer"]["median"]
-    rows = {}
-    for name, found in times.items():
-        if name.endswith(", probe"):
-            continue
-        ms = found["median"]
-        row = {"median": ms, "iqr": found["iqr"]}
-        if (probe := times.get(f"{name}, probe")) is not None:
-            row["probe"] = probe["median"]
-            ms = probe["median"]
-        rows[name] = {**row, "step": ms, "overhead": ms / base - 1}
-    yardstick = rows["LyCORIS LoRA, bypass"]["step"]
-    return {name: {**row, "to_bypass": row["step"] / yardstick} for name, row in rows.items()}
+    """What each adds to the frozen layer, and in parts of LyCORIS's bypass."""
+    base, yardstick = (times[name]["median"] for name in ("frozen layer", "LyCORIS LoRA, bypass"))
+    return {
+        name: {**found, "overhead": found["median"] / base - 1, "to_bypass": found["median"] / yardstick}
+        for name, found in times.items()
+    }

@@ -26,6 +26,7 @@ def summarise(plan: Plan, store: Store) -> dict[str, Any]:
         "missing": len(everything) - sum(store.get(run) is not None for run in known),
         "stale": len(plan.stale(store)),
         "seeds": plan.mode.seeds,
+        "more_seeds": dict(plan.mode.more_seeds),
         "trials": plan.mode.trials,
     }
     for part in ("layer", "step", "time"):
@@ -163,13 +164,20 @@ def _adapter_promises(found: dict[str, Any], add: Any) -> None:
         rows = {(r["method"], r["mean_rank"]): r for r in table if within(r) or r["method"] == "adlrns"}
         for rank in sorted({rank for name, rank in rows if name == "adlrns"}):
             ours = rows["adlrns", rank]
-            others = [each["loss"] for (name, at), each in rows.items()
+            others = [each for (name, at), each in rows.items()
                       if at == rank and (name == "lora" or (data == "all" and name != "adlrns"))]  # fmt: skip
             if others:
-                ratio, strict = ours["loss"] / min(others), data == "all"
+                best, strict = min(others, key=itemgetter("loss")), data == "all"
+                ratio = ours["loss"] / best["loss"]
                 kept = within(ours) and (ratio < 1 if strict else ratio <= 1)
                 what = f"adapter, {data} images, mean rank {rank}: loss to {'the best other' if strict else 'static'}"
-                add(what, "< 1" if strict else "<= 1", ratio, kept, "{:.3f}")
+                error = math.hypot(_error(ours), _error(best)) / best["loss"]
+                add(what, "< 1" if strict else "<= 1", ratio, kept, f"{{:.4f}} ± {error:.4f}")
+
+
+def _error(row: Row) -> float:
+    """Of the mean over seeds."""
+    return (row["sd"] or 0.0) / row["seeds"] ** 0.5
 
 
 def within(row: Row) -> bool:

@@ -86,6 +86,8 @@ class AdlrnsModule(LycorisBaseModule):
         falling = 1 - torch.arange(lora_dim) / lora_dim
         self.register_buffer("adlrns_stats", torch.stack([falling, torch.ones(lora_dim)])[:, None].repeat(1, count, 1))
         self.window: Tensor | None = None
+        self.grams: Tensor | None = None  # sums of `balance`, until there is a basis
+        self.basis: Tensor | None = None  # [2, R, R] of `balance`: what is trained are the factors before it
         self._plan: tuple[torch.device, list[Directions]] | None = None
         self._unions: dict[frozenset[int], Directions] = {}
 
@@ -135,6 +137,10 @@ class AdlrnsModule(LycorisBaseModule):
         self.adlrns_stats.copy_(torch.stack([gain, energy]))
         self._plan = None
 
+    def set_basis(self, basis: Tensor | None) -> None:
+        """Of the same product; the table is that of its directions."""
+        self.basis = None if basis is None else basis.float()
+
     def plan(self, device: torch.device) -> list[Directions]:
         """The directions of each state."""
         if self._plan is None or self._plan[0] != device:
@@ -172,13 +178,29 @@ class AdlrnsModule(LycorisBaseModule):
             where = {} if self.product.linear else {**self.product.where, "groups": self.product.groups}
             like = self.product.op(torch.empty(x.shape, device="meta"), weight, None, **where)
             return x.new_zeros(like.shape) + self._none().to(x.dtype)
-        down = directions.of(self.lora_down.weight, 0).to(x)
-        hidden = self.product.hidden(x, down) * scale
+        hidden = self.product.hidden(x, self.down(directions).to(x)) * scale
         if batch is not None:
             hidden = self._kept(hidden, batch)
         if self.rank_dropout and self.training:
             hidden = hidden * self._rank_mask(hidden, directions.count)
-        return self.product.expand(hidden, directions.of(self.lora_up.weight, 1).to(x))
+        return self.product.expand(hidden, self.up(directions).to(x))
+
+    def up(self, directions: Directions) -> Tensor:
+        """[out, r, 1..] in the basis that kept directions are of."""
+        factor = self.lora_up.weight
+        if self.basis is None:
+            return directions.of(factor, 1)
+        mixed = _product(factor.flatten(1), directions.of(self.basis[0].to(factor.device), 1))
+        return mixed.view(*mixed.shape, *factor.shape[2:])
+
+    def down(self, directions: Directions) -> Tensor:
+        """[r, in / groups, k..] in the basis that kept directions are of."""
+        factor = self.lora_down.weight
+        if self.basis is None:
+            return directions.of(factor, 0)
+        return _product(directions.of(self.basis[1].to(factor.device), 0), factor.flatten(1)).view(
+            -1, *factor.shape[1:]
+        )
 
     def _kept(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Hidden values of all directions, those that are not kept as zeros; a probing step notes their gradients."""
@@ -225,6 +247,14 @@ class AdlrnsModule(LycorisBaseModule):
         sensitivity = self.product.a_sample(gradient.square(), samples) * samples**2
         rows = columns(directional, energy, sensitivity, positions)
         self.window.index_add_(0, batch.tensor(samples, hidden.device), rows)
+        if self.states.balancing:
+            self._add_grams(hidden, gradient * samples)
+
+    def _add_grams(self, hidden: Tensor, gradient: Tensor) -> None:
+        rows = torch.stack([self.product.a_position(each) for each in (hidden, gradient)])
+        grams = rows.mT @ rows
+        grams = grams.where(grams.isfinite().all(), 0)
+        self.grams = grams if self.grams is None else self.grams + grams
 
     def empty_window(self) -> Tensor:
         """Sums of `gains.columns` in each state."""
@@ -237,7 +267,8 @@ class AdlrnsModule(LycorisBaseModule):
     def get_diff_weight(
         self, multiplier: float = 1.0, shape: Any = None, device: Any = None
     ) -> tuple[Tensor, Tensor | None]:
-        up, down = self.lora_up.weight.flatten(1), self.lora_down.weight.flatten(1)
+        whole = Directions(self.lora_dim)
+        up, down = self.up(whole).flatten(1), self.down(whole).flatten(1)
         mean = share_of_energy(self.adlrns_kept, self.adlrns_stats[1]).to(up)
         diff = (up * mean) @ down * (self.scale * multiplier)
         return diff.reshape(self.shape if shape is None else shape).to(device or diff.device), None
@@ -258,3 +289,10 @@ class AdlrnsModule(LycorisBaseModule):
         for factor in (self.lora_up, self.lora_down):
             factor.weight.mul_(ratio.sqrt())
         return ratio < 1, norm * ratio
+
+
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    """At least in float32, autocast or not: a basis and its inverse have to stay each other's."""
+    wide = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
+    with torch.autocast(first.device.type, enabled=False):
+        return first.to(wide) @ second.to(wide)

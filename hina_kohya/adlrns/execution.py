@@ -56,6 +56,12 @@ class Product:
         parts = hidden.reshape(samples, -1, self.groups, hidden.shape[1] // self.groups, *hidden.shape[2:])
         return parts.flatten(4).sum((1, 2, 4))
 
+    def a_position(self, hidden: Tensor) -> Tensor:
+        """Hidden values as rows: [positions of all samples and groups, r]."""
+        if self.linear:
+            return hidden.flatten(0, -2)
+        return hidden.unflatten(1, (self.groups, -1)).movedim(2, -1).flatten(0, -2)
+
 
 @dc.dataclass(frozen=True, eq=False)
 class Directions:

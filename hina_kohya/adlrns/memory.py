@@ -27,6 +27,8 @@ def _add(network: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
 def _take(network: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     flat = state.pop(prefix + NAME, None)
     if flat is None:
+        for lora in network.adlrns_modules():  # factors of a file are in their basis
+            lora.set_basis(None)
         return
     parts = _read(network)
     if flat.numel() != sum(part.numel() for part in parts):
@@ -40,11 +42,12 @@ def _read(network: Any) -> list[Tensor]:
     positions = torch.tensor([network.positions.get(lora.lora_name, 0.0) for lora in modules])
     output = network.adlrns_states.output
     return [
-        torch.tensor([network.adlrns_step]),
+        torch.tensor([network.adlrns_step, network.balanced]),
         network.seen,
         positions,
         *(ledger.count, ledger.gain, ledger.variance, ledger.energy, ledger.kronecker),
         torch.zeros(network.settings.bins, 3) if output is None else output,
+        *(_square(lora) for lora in modules),
         *(lora.empty_window() if lora.window is None else lora.window for lora in modules),
     ]
 
@@ -52,13 +55,21 @@ def _read(network: Any) -> list[Tensor]:
 def _write(network: Any, parts: list[Tensor]) -> None:
     modules, ledger = network.adlrns_modules(), network.ledger
     step, network.seen, positions, *known = parts
-    network.adlrns_step = int(step)
+    network.adlrns_step, network.balanced = int(step[0]), bool(step[1])
     found = zip(modules, positions.tolist(), strict=True)
     network.positions = {lora.lora_name: count for lora, count in found if count}
     ledger.count, ledger.gain, ledger.variance, ledger.energy, ledger.kronecker = known[:5]
     first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
     device = modules[0].lora_up.weight.device
-    output, *windows = (part.float().to(device) if first else None for part in known[5:])
-    network.adlrns_states.output = output
-    for lora, window in zip(modules, windows, strict=True):
-        lora.window = window
+    output, *rest = (part.float().to(device) for part in known[5:])
+    network.adlrns_states.output = output if first else None
+    for lora, square, window in zip(modules, rest[: len(modules)], rest[len(modules) :], strict=True):
+        lora.window = window if first else None
+        lora.grams = square if first and not network.balanced else None
+        lora.set_basis(square if network.balanced and square.any() else None)
+
+
+def _square(lora: Any) -> Tensor:
+    """A basis, or what it will be made of; zeros for none."""
+    known = lora.grams if lora.basis is None else lora.basis
+    return torch.zeros(2, lora.lora_dim, lora.lora_dim) if known is None else known

@@ -13,9 +13,10 @@ import torch.distributed as dist
 from lycoris.kohya import LycorisNetworkKohya
 from torch import Tensor
 
-from hina_kohya.adlrns import arguments, files, gains, memory, registration
+from hina_kohya.adlrns import arguments, execution, files, gains, memory, registration
 from hina_kohya.adlrns.adapter import MAKING, AdlrnsModule
 from hina_kohya.adlrns.arguments import Settings
+from hina_kohya.adlrns.balance import balanced
 from hina_kohya.adlrns.states import States
 from hina_kohya.kohya import hooks
 
@@ -113,6 +114,7 @@ class AdlrnsNetwork(LycorisNetworkKohya):
         self.seen = torch.ones(settings.bins, dtype=torch.float64)
         self.positions: dict[str, float] = {}
         self.saving = False
+        self.balanced = not settings.warmup
         memory.remember(self)
         for lora in modules:
             lora.states = states
@@ -143,6 +145,7 @@ class AdlrnsNetwork(LycorisNetworkKohya):
         if step and step % settings.refresh_every == 0:
             self.refresh()
         self.adlrns_states.probing = step % settings.probe_every == 0
+        self.adlrns_states.balancing = not self.balanced
         self.adlrns_step += 1
 
     @torch.no_grad()
@@ -157,7 +160,25 @@ class AdlrnsNetwork(LycorisNetworkKohya):
             if count:
                 self.positions[lora.lora_name] = positions / count
         self.seen += output[:, 0]
+        if not self.balanced and 2 * self.adlrns_step >= self.settings.warmup:
+            self.balance()  # what was measured is of directions that are gone
+            return
         self.choose(apply=self.adlrns_step >= self.settings.warmup)
+
+    @torch.no_grad()
+    def balance(self) -> None:
+        """Directions become those of `balance`, where all of them act; from here on they are measured anew."""
+        modules = self.adlrns_modules()
+        self.balanced = True
+        empty = [torch.zeros(2, lora.lora_dim, lora.lora_dim) for lora in modules]
+        grams = self._over_ranks(
+            [blank if lora.grams is None else lora.grams for lora, blank in zip(modules, empty, strict=True)]
+        )
+        for lora, each in zip(modules, grams, strict=True):
+            lora.grams = None
+            if lora.adlrns_kept.all():
+                lora.set_basis(balanced(each, lora.lora_down.weight.flatten(1).double().cpu()))
+        self._open_ledger()
 
     def choose(self, apply: bool) -> None:
         """The table of what is known. Raises ValueError where the budget does not pay for r_min."""
@@ -190,23 +211,35 @@ class AdlrnsNetwork(LycorisNetworkKohya):
 
     def _summed(self, modules: list[AdlrnsModule]) -> list[Tensor]:
         """The windows of the states and of each module, over all ranks; they begin again. float64, CPU."""
-        device = modules[0].lora_up.weight.device
         empty = [torch.zeros(self.settings.bins, 3), *(lora.empty_window() for lora in modules)]
         held = [self.adlrns_states.output, *(lora.window for lora in modules)]
         windows = [blank if full is None else full for blank, full in zip(empty, held, strict=True)]
-        flat = torch.cat([window.to(device).flatten() for window in windows])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(flat)
         self.adlrns_states.output = None
         for lora in modules:
             lora.window = None
-        parts = flat.cpu().double().split([window.numel() for window in windows])
-        return [part.view(window.shape) for part, window in zip(parts, windows, strict=True)]
+        return self._over_ranks(windows)
+
+    def _over_ranks(self, sums: list[Tensor]) -> list[Tensor]:
+        device = self.adlrns_modules()[0].lora_up.weight.device
+        flat = torch.cat([each.to(device).flatten() for each in sums])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(flat)
+        parts = flat.cpu().double().split([each.numel() for each in sums])
+        return [part.view(each.shape) for part, each in zip(parts, sums, strict=True)]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """In the order of training, which the optimizer's state follows; a file's is sorted by gain."""
         tensors = super().state_dict(*args, **kwargs)
-        return files.by_gain(tensors) if self.saving else tensors
+        return files.by_gain(self._in_basis(tensors)) if self.saving else tensors
+
+    @torch.no_grad()
+    def _in_basis(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        factors: dict[str, Tensor] = {}
+        for lora in self.adlrns_modules():
+            whole = execution.Directions(lora.lora_dim)
+            for name, factor in (("lora_up", lora.up(whole)), ("lora_down", lora.down(whole))):
+                factors[f"{lora.lora_name}.{name}.weight"] = factor
+        return {key: factors[key].to(each) if key in factors else each for key, each in tensors.items()}
 
     def save_weights(self, file: Any, dtype: Any, metadata: dict[str, str] | None) -> None:
         settings = {name: getattr(self.settings, name) for name in arguments.NAMES}

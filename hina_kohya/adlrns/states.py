@@ -18,13 +18,14 @@ _FRACTIONS = {"Flux", "NextDiT", "Anima"}  # sd-scripts gives these 0 to 1; all 
 class States:
     """One object a network. `batch` is that of the running forward, until the next: checkpoints recompute in backward.
 
-    count: states; whole: granularity=batch; probing: this step measures; samples: of the last forward
+    count: states; whole: granularity=batch; probing: this step measures; balancing: also grams
+    samples: of the last forward
     output: sums [K, 3] of 1, |g|^2 and |g|^2 * outputs over samples, g the gradient of a sample's loss by the output
     """
 
     def __init__(self, count: int, whole: bool = False, timesteps: float | None = None):
         self.count, self.whole, self.timesteps = count, whole, timesteps
-        self.probing = False
+        self.probing = self.balancing = False
         self.samples = 1
         self.output: Tensor | None = None
         self._batch: Batch | None = None

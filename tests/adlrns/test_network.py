@@ -195,6 +195,8 @@ def test_it_learns_more_with_the_same_mean_rank():
     for bins in (1, 4):
         unet = frozen(UNet())
         network = create(unet, dim=8, budget=2, bins=bins, warmup=60, refresh_every=30, probe_every=1)
+        for lora in network.adlrns_modules():
+            torch.nn.init.zeros_(lora.lora_up.weight)  # as every training begins
         optimizer = torch.optim.Adam(network.parameters(), 2e-2)
         torch.manual_seed(0)
         tail = []

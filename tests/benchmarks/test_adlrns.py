@@ -69,15 +69,17 @@ def test_step_subjects_differ_in_what_runs_and_ours_measure(tmp_path):
             assert layer(x).shape == base(x).shape
         steps.step_of(layer, x)()
         window = getattr(layer, "window", None)
-        assert (window is not None) == name.endswith("probe")
+        assert (window is not None) == name.startswith("ours")
     quarter = found["ours, mean rank 2, 4 states"]
     assert [len(set(row.nonzero().flatten().tolist())) for row in quarter.adlrns_kept] == [2] * 4
     assert len({tuple(row) for row in quarter.adlrns_kept.tolist()}) == 4
+    assert (quarter.basis is not None, quarter.grams is not None) == (True, False)  # after the warm-up
+    warm = found["ours, all directions"]
+    assert (warm.basis is not None, warm.grams is not None) == (False, True)
     time = lambda ms: {"median": ms, "iqr": 0.0}
     rows = steps.weighted({
-        "frozen layer": time(10.0), "LyCORIS LoRA, bypass": time(12.0), "ours": time(11.0), "ours, probe": time(14.0),
+        "frozen layer": time(10.0), "LyCORIS LoRA, bypass": time(12.0), "ours": time(14.0),
     })  # fmt: skip
-    assert rows["ours"]["step"] == 14
     assert rows["ours"]["overhead"] == pytest.approx(0.4)
     assert rows["ours"]["to_bypass"] == pytest.approx(14 / 12)
     assert execute(Run("step", "ours", "32", 8, 2), tmp_path)["rows"]["LyCORIS LoRA, bypass"]["to_bypass"] == 1
@@ -279,7 +281,7 @@ def planted(run, folder):
     """As if rates near the first were best, and ours better by 10 %."""
     centre = plan.LR_OF.get(run.method, plan.LR.get(run.part))
     badly = 1 + abs(math.log(run.lr / centre)) if run.lr else 1.0
-    record = {**run.__dict__, "code": runs.code() if run.method in runs.OURS else "", "protocol": runs.PROTOCOL}
+    record = {**run.__dict__, "code": runs.code(run.part) if run.method in runs.OURS else "", "protocol": runs.PROTOCOL}
     record |= {"seconds": 1.0, "unit_ms": 2.0, "load": 0.1, "stored": 100}
     ranks = [run.rank] if run.rank else [2, 4]
     if run.part == "patches":
@@ -345,6 +347,10 @@ def test_modes_and_names(made):
     assert {(run.part, run.method) for run in narrow.everything()} == {("adapter", "lora"), ("adapter", "none")}
     assert set(plan.FULL.ranks) == {2, 4, 8}
     assert (plan.FULL.seeds, plan.FULL.trials) == (3, len(plan.RATES))
+    seeds = {
+        data: {len(narrow.final(cell, 1.0)) for cell in narrow.cells() if cell[2] == data} for data in ("all", "24")
+    }
+    assert seeds == {"all": {3}, "24": {plan.FULL.more_seeds["24"]}}
     few = plan.Plan(plan.narrowed(plan.FULL, ["adapter"], None), "unused")
     assert {cell[1] for cell in few.cells() if cell[2] == "24"} == {"lora", "adlrns"}
     assert {cell[1] for cell in few.cells() if cell[2] == "all"} == {*methods.METHODS} - {"none"}
@@ -415,7 +421,7 @@ def test_runs_of_other_code_are_stale(made, tmp_path, monkeypatch):
     store = Store(tmp_path / "runs.jsonl")
     finish(lambda: made.known(store), store)
     assert not made.stale(store)
-    monkeypatch.setattr(plan, "code", lambda: "other")
+    monkeypatch.setattr(plan, "code", lambda part: "other")
     stale = made.stale(store)
     assert stale
     assert all('"ours"' in key or '"adlrns"' in key for key in stale)
@@ -450,7 +456,7 @@ def test_the_report_is_written_from_what_is_there(made, tmp_path, share):
 
 
 def test_a_promise_over_budget_is_not_kept():
-    row = lambda name, loss, rank: {"method": name, "mean_rank": 4, "rank": rank, "loss": loss}
+    row = lambda name, loss, rank: {"method": name, "mean_rank": 4, "rank": rank, "loss": loss, "sd": 0.01, "seeds": 4}
     empty = {"layer": {}, "step": {}, "patches": {}, "dense": {}, "time": {}}
 
     def verdict(*rows):
@@ -462,3 +468,5 @@ def test_a_promise_over_budget_is_not_kept():
     assert verdict(row("lora", 0.3, 4), row("adlrns", 0.31, 4)) == "no"
     assert verdict(row("lora", 0.3, 4), row("tlora", 0.2, 8), row("adlrns", 0.29, 4)) == "yes"  # a cost of its own
     assert verdict(row("adlrns", 0.31, 4)) is None
+    found = promises({**empty, "adapter": {"24": [row("lora", 0.2, 4), row("adlrns", 0.2, 4)]}})
+    assert next(each["value"] for each in found if each["what"].startswith("adapter")) == "1.0000 ± 0.0354"
