@@ -47,18 +47,18 @@ def group(cell: Tensor, cells: int) -> Groups:
     return Groups(order, back, tuple(spans))
 
 
-def run_grouped(x: Tensor, groups: Groups, one: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """``one(rows, cell)`` for each group of the batch x [N, ...]; the result in the order of x."""
+def run_grouped(
+    x: Tensor, groups: Groups, one: Callable[[Tensor, int, Tensor | None], Tensor], into: Tensor | None = None
+) -> Tensor:
+    """``one(rows, cell, out)`` for each group of the batch x [N, ...]; the result in the order of x.
+
+    into: an empty tensor for the result, of which ``one`` fills its rows ``out``. It saves a copy, and fresh pages, which
+    cost as much as a product; there is none where gradients are needed.
+    """
     if len(groups.spans) == 1:
-        return one(x, groups.spans[0][0])
-    if groups.order is None:
-        return torch.cat([one(x[start:stop], cell) for cell, start, stop in groups.spans])
-    rows = [groups.order[start:stop] for _, start, stop in groups.spans]
-    parts = (one(x.index_select(0, each), cell) for each, (cell, _, _) in zip(rows, groups.spans, strict=True))
-    if torch.is_grad_enabled():
-        return groups.unsort(torch.cat(list(parts)))
-    first = next(parts)  # one large result instead of three: fresh pages cost as much as the layer
-    y = first.new_empty(len(x), *first.shape[1:]).index_copy_(0, rows[0], first)
-    for each, part in zip(rows[1:], parts, strict=True):
-        y.index_copy_(0, each, part)
-    return y
+        return one(x, groups.spans[0][0], into)
+    rows = groups.sort(x)
+    parts = [
+        one(rows[start:stop], cell, None if into is None else into[start:stop]) for cell, start, stop in groups.spans
+    ]
+    return groups.unsort(torch.cat(parts) if into is None else into)

@@ -23,12 +23,13 @@ def test_samples_come_sorted_and_go_back_in_order(cell):
     assert groups.unsort(groups.sort(x)).equal(x)
     calls = []
 
-    def one(rows, k):
+    def one(rows, k, out):
         calls.append((k, len(rows)))
-        return rows * (k + 1)
+        return torch.mul(rows, k + 1, out=out)
 
-    assert run_grouped(x, groups, one).equal(x * (torch.tensor(cell) + 1)[:, None, None])
-    assert calls == spans
+    for into in (None, torch.empty_like(x)):
+        assert run_grouped(x, groups, one, into).equal(x * (torch.tensor(cell) + 1)[:, None, None])
+    assert calls == 2 * spans
     assert run_grouped(groups.sort(x), groups.sorted(), one).equal(groups.sort(run_grouped(x, groups, one)))
 
 
@@ -40,7 +41,7 @@ def test_one_cell_is_not_sorted():
 def test_an_empty_batch_is_one_empty_group():
     groups = group(torch.zeros(0, dtype=torch.long), 3)
     assert groups.spans == ((0, 0, 0),)
-    assert run_grouped(torch.zeros(0, 4), groups, lambda rows, _: rows[:, :2]).shape == (0, 2)
+    assert run_grouped(torch.zeros(0, 4), groups, lambda rows, *_: rows[:, :2]).shape == (0, 2)
 
 
 def test_samples_without_a_score_are_warned_of():

@@ -70,6 +70,18 @@ def test_outputs_and_gradients_are_those_of_one_sample_at_a_time(kind):
     )
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_without_gradients_it_writes_in_place_and_gives_the_same(kind, bias):
+    layer, x = made(kind, bias=bias)
+    set_ranks(layer, [0, 3, 2, 5] if not layer.dims else [1, 3, 2, 5])
+    expected = layer(x)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x)[0], expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer.float()(x.float())[0].dtype == torch.bfloat16
+
+
 def test_every_vector_of_ranks_is_right_zero_included():
     layer, x = made(cells=3, r_max=2)
     layer.scheduler.r_min = layer.r_min = 0
