@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 from collections import defaultdict
-from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the workers are the parallelism, and layers are timed on one thread
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -14,12 +13,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from benchmarks import measure
-from benchmarks.convergence.driver import Bar, workers
+from benchmarks.campaign.driver import Bar, do, workers
+from benchmarks.campaign.options import complain
+from benchmarks.campaign.options import parser as shared_parser
 
 from . import methods, patches, plots, report
-from .driver import do
 from .plan import MODES, PARTS, Costs, Plan, narrowed
-from .runs import Run
+from .runs import Run, execute
 from .store import Store
 from .summary import summarise
 
@@ -39,25 +39,10 @@ adapters: {", ".join(methods.METHODS)}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "benchmarks.adlrns", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--quick", dest="mode", action="store_const", const="quick", help="at most 5 minutes; default")
-    which.add_argument("--full", dest="mode", action="store_const", const="full", help="at most 2 hours on 2 cores")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--plan", action="store_true", help="number of runs and estimated time; trains nothing")
-    what.add_argument("--report", action="store_true", help="only write the results of the finished runs")
+    parser = shared_parser("adlrns", __doc__, EXAMPLE, "at most 2 hours on 2 cores", "runs/adlrns-benchmark")
     parser.add_argument("--parts", nargs="+", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="these methods")
     parser.add_argument("--data", nargs="+", metavar="D", help="these widths of patch networks or numbers of images")
-    parser.add_argument("--minutes", type=float, default=0.0, help="start no run after so many minutes (0: no limit)")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes of one thread each")
-    parser.add_argument("--runs", type=Path, default=Path("runs/adlrns-benchmark"), help="where finished runs are kept")
-    parser.add_argument("--name", help="of the results; adlrns_MODE by default")
-    parser.add_argument("--results", type=Path, default=measure.RESULTS)
-    parser.add_argument("--rerun-stale", action="store_true", help="make runs again that other code of ours made")
-    parser.set_defaults(mode="quick")
     return parser.parse_args(argv)
 
 
@@ -80,27 +65,21 @@ def main(argv: list[str]) -> int:
     with workers(options.jobs) as pool:
         tastes = costs.tastes()
         with Bar("measuring steps", len(tastes)) as bar:
-            failed = do(lambda: tastes, costs.store, folder, pool, bar, jobs=options.jobs)
+            failed = do(execute, lambda: tastes, costs.store, folder, pool, bar, jobs=options.jobs)
         describe(plan, costs, store, options.jobs)
         if options.plan:
-            return _complain(failed)
+            return complain(failed)
         total = 60 * costs.minutes(plan.everything(), options.jobs)
         with Bar("adlrns", total) as bar:
             failed = do(
-                lambda: plan.known(store), store, folder, pool, bar,
+                execute, lambda: plan.known(store), store, folder, pool, bar,
                 lambda run: costs.seconds(run) / (1 if run.alone else max(1, options.jobs)),
                 options.jobs, lambda: time.perf_counter() > until,
             )  # fmt: skip
     write(plan, store, options, argv)
     if not plan.complete(store):
         print("not all runs are done; the same command goes on with them")
-    return _complain(failed)
-
-
-def _complain(failed: dict[str, str]) -> int:
-    for failure in failed.values():
-        print(f"failed: {failure}", file=sys.stderr)
-    return int(bool(failed))
+    return complain(failed)
 
 
 def describe(plan: Plan, costs: Costs, store: Store, jobs: int) -> None:

@@ -9,11 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.campaign.store import Record
 from benchmarks.convergence.plan import TRIAL_SEED
 
 from . import methods, patches
 from .runs import OURS, Run, code
-from .store import Record, Store
+from .store import Store
 
 LR = {"patches": 1e-3, "adapter": 6e-3}
 LR_OF = {"adalora": 2e-2}  # where the usual one is far off

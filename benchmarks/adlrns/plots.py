@@ -5,20 +5,12 @@ from typing import Any
 
 from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
+from benchmarks.campaign import pictures
+
 
 def save(found: dict[str, Any], stem: Path) -> list[str]:
     """Writes STEM_KIND.png of what there is; their names."""
-    names = []
-    for kind, draw in (("layer", _layer), ("patches", _patches), ("adapter", _adapter)):
-        figure = draw(found)
-        if figure is not None:
-            file = stem.with_name(f"{stem.name}_{kind}.png")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_name(f".{file.name}")
-            figure.savefig(unfinished, dpi=110, format="png")
-            unfinished.replace(file)
-            names.append(file.name)
-    return names
+    return pictures.save({"layer": _layer(found), "patches": _patches(found), "adapter": _adapter(found)}, stem)
 
 
 def _panels(count: int) -> tuple[Figure, list[Any]]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.campaign.store import Record
 from benchmarks.convergence.plan import TRIAL_SEED
 
 from .plan import Cell, Plan
 from .runs import Run
-from .store import Record, Store
+from .store import Store
 
 Row = dict[str, Any]
 

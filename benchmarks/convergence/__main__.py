@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 from collections import defaultdict
-from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the workers are the parallelism
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -14,11 +13,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from benchmarks import measure
+from benchmarks.campaign.driver import Bar, do, workers
+from benchmarks.campaign.options import complain
+from benchmarks.campaign.options import parser as shared_parser
 
 from . import plots, report
-from .driver import Bar, Costs, do, workers
+from .costs import Costs
 from .optimizers import OPTIMIZERS
 from .plan import MODES, Plan, narrowed
+from .runs import execute
 from .store import Store
 from .summary import plain, summarise
 from .workloads import WORKLOADS
@@ -36,24 +39,9 @@ optimizers: {", ".join(OPTIMIZERS)}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "benchmarks.convergence", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--quick", dest="mode", action="store_const", const="quick", help="at most 5 minutes; default")
-    which.add_argument("--full", dest="mode", action="store_const", const="full", help="at most 2 hours a call")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--plan", action="store_true", help="number of runs and estimated time; trains nothing")
-    what.add_argument("--report", action="store_true", help="only write the results of the finished runs")
+    parser = shared_parser("convergence", __doc__, EXAMPLE, "at most 2 hours a call", "runs/convergence")
     parser.add_argument("--only", nargs="+", metavar="OPTIMIZER", help="these, on both halves")
     parser.add_argument("--workloads", nargs="+", metavar="WORKLOAD")
-    parser.add_argument("--minutes", type=float, help="start no run after so many minutes (0: no limit)")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes of one thread each")
-    parser.add_argument("--runs", type=Path, default=Path("runs/convergence"), help="where finished runs are kept")
-    parser.add_argument("--name", help="of the results; convergence_MODE by default")
-    parser.add_argument("--results", type=Path, default=measure.RESULTS)
-    parser.add_argument("--rerun-stale", action="store_true", help="make runs again that other code of ours made")
-    parser.set_defaults(mode="quick")
     return parser.parse_args(argv)
 
 
@@ -79,22 +67,17 @@ def main(argv: list[str]) -> int:
         failures = costs.measure(pool, options.jobs)
         describe(plan, costs, store, options.jobs)
         if options.plan:
-            return _complain(failures)
+            return complain(failures)
         with Bar("convergence", costs.total() / max(1, options.jobs)) as bar:
-            complete, failures = do(
-                lambda: plan.known(store), store, base, pool, bar,
-                lambda run: costs.seconds(run) / max(1, options.jobs), options.jobs, deadline,
+            failures = do(
+                execute, lambda: plan.known(store), store, base, pool, bar,
+                lambda run: costs.seconds(run) / max(1, options.jobs), options.jobs,
+                lambda: time.perf_counter() > deadline,
             )  # fmt: skip
     write(plan, store, options, argv)
-    if not complete:
+    if not all(store.get(run) for run in plan.known(store)):
         print("not all runs are done; the same command goes on with them")
-    return _complain(failures)
-
-
-def _complain(failures: dict[str, str]) -> int:
-    for failure in failures.values():
-        print(f"failed: {failure}", file=sys.stderr)
-    return int(bool(failures))
+    return complain(failures)
 
 
 def describe(plan: Plan, costs: Costs, store: Store, jobs: int) -> None:

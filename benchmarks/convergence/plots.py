@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from benchmarks.campaign import pictures
+
 from .optimizers import BASELINES
 from .plan import FIRST_HALF
 from .summary import TAUS
@@ -30,17 +32,9 @@ def save(summary: dict[str, Any], stem: Path) -> list[str]:
     """Writes STEM_curves.png and STEM_profiles.png; the names of those that there was something for."""
     mode = summary["mode"]
     order = [name for name in mode["optimizers"] if name in (*FIRST_HALF, *mode["confirmed"])]
-    names = []
-    for kind, draw in (("curves", _curves), ("profiles", _profiles)):
-        figure = draw(summary, order)
-        if figure is not None:
-            file = stem.with_name(f"{stem.name}_{kind}.png")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_name(f".{file.name}")
-            figure.savefig(unfinished, dpi=110, format="png")
-            unfinished.replace(file)
-            _pyplot().close(figure)
-            names.append(file.name)
+    figures = {"curves": _curves(summary, order), "profiles": _profiles(summary, order)}
+    names = pictures.save(figures, stem)
+    _pyplot().close("all")
     return names
 
 

@@ -32,6 +32,13 @@ class Run:
     def key(self) -> str:
         return json.dumps([PROTOCOL, *dc.astuple(self)])
 
+    @property
+    def alone(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return f"{self.workload} {self.optimizer} lr {self.lr:g}"
+
 
 def schedule(step: int, steps: int) -> float:
     """A linear warm-up, then a cosine to zero over the whole budget."""

@@ -52,8 +52,8 @@ def run_grouped(
 ) -> Tensor:
     """``one(rows, cell, out)`` for each group of the batch x [N, ...]; the result in the order of x.
 
-    into: an empty tensor for the result, of which ``one`` fills its rows ``out``. It saves a copy, and fresh pages, which
-    cost as much as a product; there is none where gradients are needed.
+    into: an empty tensor for the result, of which ``one`` fills its rows ``out``: one copy less. There is none where
+    gradients are needed.
     """
     if len(groups.spans) == 1:
         return one(x, groups.spans[0][0], into)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.adlrns import adapter, driver, layers, lowrank, methods, patches, plan, plots, report, runs, steps
+from benchmarks.adlrns import adapter, layers, lowrank, methods, patches, plan, plots, report, runs, steps
 from benchmarks.adlrns.pairs import Cut, Pair
 from benchmarks.adlrns.runs import Run, execute
 from benchmarks.adlrns.store import Store
 from benchmarks.adlrns.summary import promises, summarise
-from benchmarks.convergence.driver import Bar, workers
+from benchmarks.campaign.driver import Bar, do, workers
 from benchmarks.convergence.plan import TRIAL_SEED
 from hina_kohya.adlrns.patches import Patches
 from hina_kohya.adlrns.patches import network as patch_network
@@ -303,14 +303,13 @@ def planted(run, folder):
 
 
 @pytest.fixture
-def made(monkeypatch):
-    monkeypatch.setattr(driver, "execute", planted)
+def made():
     return plan.Plan(TINY, "unused")
 
 
-def finish(known, store, **more):
+def finish(known, store, work=planted, **more):
     with workers(0) as pool, Bar("test", 1) as bar:
-        return driver.do(known, store, "unused", pool, bar, **more)
+        return do(work, known, store, "unused", pool, bar, **more)
 
 
 def test_every_method_gets_the_same_trials_ranks_and_seeds(made, tmp_path):
@@ -371,48 +370,46 @@ def test_the_estimate_is_set_up_and_steps(made, tmp_path):
     assert costs.minutes(alone, 2) == pytest.approx(costs.seconds(alone[0]) / 60)
 
 
-def test_it_goes_on_where_it_was_stopped(made, tmp_path, monkeypatch):
+def test_it_goes_on_where_it_was_stopped(made, tmp_path):
     file, done = tmp_path / "runs.jsonl", []
     store = Store(file)
 
     def work(run, folder):
-        if len(done) == 7:  # Ctrl-C twice: the first lets runs in hand finish, and there are none here
+        if len(done) == 7:
             raise KeyboardInterrupt
         done.append(run.key)
         return planted(run, folder)
 
-    monkeypatch.setattr(driver, "execute", work)
-    assert finish(lambda: made.known(store), store) == {}
-    assert len(done) == 7
+    with pytest.raises(KeyboardInterrupt):
+        finish(lambda: made.known(store), store, work)
     file.write_bytes(file.read_bytes() + b'{"part": "adap')  # the power went off
     store = Store(file)
     assert set(store.records) == set(done)
     again = []
-    monkeypatch.setattr(driver, "execute", lambda run, folder: again.append(run.key) or planted(run, folder))
-    assert finish(lambda: made.known(store), store) == {}
+    noted = lambda run, folder: again.append(run.key) or planted(run, folder)
+    assert finish(lambda: made.known(store), store, noted) == {}
     assert not set(again) & set(done)
     assert made.complete(Store(file))
     again.clear()
-    finish(lambda: made.known(store), store)
+    finish(lambda: made.known(store), store, noted)
     assert again == []
 
 
-def test_failures_stop_nothing_else_and_are_tried_again(made, tmp_path, monkeypatch):
+def test_failures_stop_nothing_else_and_are_tried_again(made, tmp_path):
     store = Store(tmp_path / "runs.jsonl")
-    monkeypatch.setattr(driver, "execute", lambda run, folder: 1 / 0 if run.method == "rana" else planted(run, folder))
-    failed = finish(lambda: made.known(store), store)
+    work = lambda run, folder: 1 / 0 if run.method == "rana" else planted(run, folder)
+    failed = finish(lambda: made.known(store), store, work)
     assert {"rana" in why and "ZeroDivisionError" in why for why in failed.values()} == {True}
     assert not made.complete(store)
-    monkeypatch.setattr(driver, "execute", planted)
     assert finish(lambda: made.known(store), store) == {}
     assert made.complete(store)
     finish(lambda: made.known(store), store, stop=lambda: True)
 
 
-def test_what_measures_time_runs_alone_and_last(made, tmp_path, monkeypatch):
+def test_what_measures_time_runs_alone_and_last(made, tmp_path):
     order, store = [], Store(tmp_path / "runs.jsonl")
-    monkeypatch.setattr(driver, "execute", lambda run, folder: order.append(run.alone) or planted(run, folder))
-    finish(lambda: made.known(store), store, jobs=2)
+    work = lambda run, folder: order.append(run.alone) or planted(run, folder)
+    finish(lambda: made.known(store), store, work, jobs=2)
     assert order == sorted(order)
     assert sum(order) == 3
 

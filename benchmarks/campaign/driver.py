@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .plan import Plan
-from .runs import Run, execute
-from .store import Store
+from .store import AnyRun, Record, Store
 
 LINE_EVERY = 20.0  # seconds between plain lines, where there is no terminal
-TASTE = 8  # steps of the run that tells what a step costs
 
 
 def _start_worker() -> None:
@@ -122,78 +119,46 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 def do(
-    known: Callable[[], list[Run]],
+    execute: Callable[[Any, Path], Record],
+    known: Callable[[], Sequence[AnyRun]],
     store: Store,
     folder: Path,
     pool: Executor,
     bar: Bar,
-    seconds_of: Callable[[Run], float] = lambda run: 1.0,
+    seconds_of: Callable[[Any], float] = lambda run: 1.0,
     jobs: int = 1,
-    deadline: float = float("inf"),
-) -> tuple[bool, dict[str, str]]:
-    """Until nothing is missing, the deadline (of `time.perf_counter`) or Ctrl-C. (whether all is done, failures)"""
-    flying: dict[Future, Run] = {}
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, str]:
+    """Until nothing of what is ``known`` by then is missing, ``stop``, or Ctrl-C, which lets the runs in hand finish.
+
+    Runs that measure time are done alone, after the others. What failed: key -> why.
+    """
+    flying: dict[Future, AnyRun] = {}
     failed: dict[str, str] = {}
     for run in known():
         if store.get(run):
             bar.skip(seconds_of(run))
-    with _asked_to_stop() as stop:
+
+    def collect(futures: Iterable[Future]) -> None:
+        for future in futures:
+            run = flying.pop(future)
+            if (error := future.exception()) is not None:
+                failed[run.key] = f"{run}: {type(error).__name__} {error}"
+            else:
+                store.add(future.result())
+            bar.advance(seconds_of(run), str(run))
+
+    with _asked_to_stop() as asked:
         while True:
-            over = stop() or time.perf_counter() > deadline
+            over = asked() or stop()
             busy = {run.key for run in flying.values()}
             todo = [r for r in known() if not store.get(r) and r.key not in busy and r.key not in failed]
-            for run in [] if over else todo[: max(1, jobs) - len(flying)]:
+            beside = [run for run in todo if not run.alone]
+            room = max(1, jobs) - len(flying)
+            if not beside and not flying:
+                beside, room = todo, 1
+            for run in [] if over else beside[:room]:
                 flying[pool.submit(execute, run, folder)] = run
             if not flying:
-                return not todo and not failed, failed
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                run = flying.pop(future)
-                if (error := future.exception()) is not None:
-                    failed[run.key] = f"{run.workload} {run.optimizer} lr {run.lr:g}: {type(error).__name__} {error}"
-                else:
-                    store.add(future.result())
-                bar.advance(seconds_of(run), f"{run.workload} {run.optimizer}")
-
-
-class Costs:
-    """Measured seconds of set-up and of a step for every pair of a plan."""
-
-    def __init__(self, plan: Plan, file: Path, base: Path):
-        """``file`` keeps what was measured, ``base`` is where the base models are."""
-        self._plan, self._base, self._store = plan, base, Store(file)
-
-    def _taste(self, workload: str, optimizer: str) -> Run:
-        lr = self._plan.trials(workload, optimizer)[0].lr
-        return self._plan.run(workload, optimizer, lr, TASTE, 0)
-
-    def measure(self, pool: Executor, jobs: int) -> dict[str, str]:
-        """What is not yet measured; a pair that fails here would fail in the benchmark."""
-        tastes = [self._taste(*pair) for pair in self._plan.pairs]
-        if all(self._store.get(run) for run in tastes):
-            return {}
-        with Bar("measuring a step", len(tastes)) as bar:
-            return do(lambda: tastes, self._store, self._base, pool, bar, jobs=jobs)[1]
-
-    def step_ms(self, workload: str, optimizer: str) -> tuple[float, float] | None:
-        """(a whole step, the optimizer's part)"""
-        record = self._store.get(self._taste(workload, optimizer))
-        return (record["step_ms"], record["optimizer_ms"]) if record else None
-
-    def setup(self, workload: str, optimizer: str) -> float:
-        """Seconds a run takes besides its steps; a worker's first run also loads libraries."""
-        records = [self._store.get(self._taste(workload, name)) for name in self._plan.mode.optimizers
-                   if (workload, name) in self._plan.pairs]  # fmt: skip
-        return min((r["seconds"] - TASTE * r["step_ms"] / 1e3 for r in records if r), default=0.1)
-
-    def seconds(self, run: Run) -> float:
-        cost = self.step_ms(run.workload, run.optimizer)
-        return max(0.01, self.setup(run.workload, run.optimizer)) + run.steps * (cost[0] if cost else 10) / 1e3
-
-    def pair(self, workload: str, optimizer: str) -> float:
-        """Seconds of all runs of an optimizer on a workload."""
-        plan, cost = self._plan, self.step_ms(workload, optimizer)
-        steps = plan.steps_of(workload) * (cost[0] if cost else 10) / 1e3
-        return plan.runs_of(workload) * max(0.01, self.setup(workload, optimizer)) + steps
-
-    def total(self) -> float:
-        return sum(self.pair(*pair) for pair in self._plan.pairs)
+                return failed
+            collect(wait(flying, return_when=FIRST_COMPLETED).done)

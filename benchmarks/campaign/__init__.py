@@ -1,0 +1,1 @@
+"""What the benchmarks of many runs share: they may be stopped at any point, and go on where they were."""
