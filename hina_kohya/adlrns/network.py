@@ -142,7 +142,7 @@ class AdlrnsNetwork(LycorisNetworkKohya):
         """Once a step (with gradient accumulation: once a part of it), before the forward."""
         super().on_step_start(*args)
         step, settings = self.adlrns_step, self.settings
-        if step and step % settings.refresh_every == 0:
+        if step and (step % settings.refresh_every == 0 or step == self._halfway()):
             self.refresh()
         self.adlrns_states.probing = step % settings.probe_every == 0
         self.adlrns_states.balancing = not self.balanced
@@ -160,10 +160,16 @@ class AdlrnsNetwork(LycorisNetworkKohya):
             if count:
                 self.positions[lora.lora_name] = positions / count
         self.seen += output[:, 0]
-        if not self.balanced and 2 * self.adlrns_step >= self.settings.warmup:
+        if not self.balanced and self.adlrns_step >= self._halfway():
             self.balance()  # what was measured is of directions that are gone
             return
         self.choose(apply=self.adlrns_step >= self.settings.warmup)
+
+    def _halfway(self) -> int:
+        """Of the warmup: the refresh there, or the step itself if that refresh is the one that ends the warmup."""
+        half, every = -(-self.settings.warmup // 2), self.settings.refresh_every
+        refresh = -(-half // every) * every
+        return refresh if refresh < self.settings.warmup else half
 
     @torch.no_grad()
     def balance(self) -> None:

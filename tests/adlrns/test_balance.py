@@ -86,6 +86,21 @@ def test_halfway_through_the_warmup_nothing_changes_but_the_directions():
     assert not float(network.ledger.count.sum())  # of directions that are gone
 
 
+@pytest.mark.parametrize(
+    ("warmup", "every", "balanced", "chosen"),
+    [(12, 3, 6, 12), (12, 5, 10, 15), (7, 3, 6, 9), (6, 10, 3, 10), (2, 1, 1, 2)],
+)
+def test_it_is_halfway_and_the_choice_comes_at_the_first_refresh_after_the_warmup(warmup, every, balanced, chosen):
+    unet = frozen(UNet())
+    network = create(unet, bins=3, budget=2, warmup=warmup, refresh_every=every)
+    lora, seen = network.adlrns_modules()[0], {}
+    for step in range(17):
+        train(unet, network, 1, seed=step)
+        seen.setdefault("balanced", step) if lora.basis is not None else None
+        seen.setdefault("chosen", step) if not lora.adlrns_kept.all() else None
+    assert seen == {"balanced": balanced, "chosen": chosen}
+
+
 def test_the_grams_are_those_of_hidden_values_and_their_gradients():
     unet = frozen(UNet())
     network = create(unet, bins=3, budget=2, warmup=12)

@@ -166,6 +166,7 @@ MISTAKES = {
     ADLRNS + 'network_args = ["preset=attn-mlp", "dora_wd=True"]': "adlrns_refused network_args",
     ADLRNS + 'network_args = ["preset=attn-mlp", "algo=lokr"]': "adlrns_refused network_args",
     ADLRNS + 'network_args = ["preset=attn-mlp", "warmup=1500"]': "adlrns_warmup_too_long network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "refresh_every=1500"]': "adlrns_warmup_too_long network_args",
     ADLRNS + 'network_args = ["preset=attn-mlp", "factor=4"]': "argument_of_another_algorithm network_args",
     # files
     'pretrained_model_name_or_path = "modell.safetensors"': "model_not_found pretrained_model_name_or_path",

@@ -53,7 +53,7 @@ def same(one, other, **how):
 
 def test_a_training_chooses_directions_within_the_budget(first):
     assert len(first.losses) == 6
-    assert "adlrns step 4: cost 2 of 2" in first.log
+    assert "adlrns step 2: cost 2 of 2" in first.log
     assert {name.partition(".")[2] for name in first.tensors} == ENDINGS
     kept = tables(first.tensors)
     assert {name.startswith("lora_te"): len(table) for name, table in kept.items()} == {True: 1, False: 3}
@@ -113,7 +113,7 @@ def test_gradient_checkpointing_changes_nothing(trainer, first):
 
 
 def test_two_processes_have_the_same_tables_and_bits(trainer):
-    args = ("bins=2", "budget=2", "warmup=2", "refresh_every=4", "probe_every=1")
+    args = ("bins=2", "budget=2", "warmup=2", "refresh_every=5", "probe_every=1")
     report = trainer.train(
         network="tests.kohya.adlrns_probe", network_args=args, launch="torchrun", steps=18,
         optimizer="tests.kohya.rank_probe.Probe",

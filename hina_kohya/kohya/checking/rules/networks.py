@@ -134,17 +134,18 @@ def adlrns_warmup_too_long(context: Context) -> Iterator[Finding]:
         return
     arguments = adlrns_arguments()
     try:
-        warmup = arguments.Settings(**arguments.take(context.network.arguments)[0]).warmup
+        settings = arguments.Settings(**arguments.take(context.network.arguments)[0])
     except ValueError:
         return  # said elsewhere
-    steps = context.args["max_train_steps"]
-    if warmup > 2 * steps / 3:
-        what = f"warmup = {warmup} of max_train_steps = {steps}: directions are chosen too late to be trained"
+    steps, warmup, every = context.args["max_train_steps"], settings.warmup, settings.refresh_every
+    name = "warmup" if warmup >= every else "refresh_every"
+    if warmup and -(-warmup // every) * every > 2 * steps / 3:
+        values = f"{name} = {getattr(settings, name)} of max_train_steps = {steps}"
         yield warning(
             OPTION,
-            what,
+            f"{values}: directions are chosen too late to be trained",
             "its source: until then all directions act",
-            _line(context, "warmup", f"warmup={3 * steps // 8}"),
+            _line(context, name, f"{name}={3 * steps // 8 if name == 'warmup' else max(1, steps // 32)}"),
         )
 
 
