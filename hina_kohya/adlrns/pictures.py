@@ -10,6 +10,7 @@ from torch import Tensor
 from hina_kohya.adlrns.files import Pair
 
 INK, FAINT, ACCENT, PAPER = "#1c1c28", "#b9b9c4", "#2f5fd0", "#fbfbf8"
+_LINEAR = 1e-3  # gains are drawn by their logarithm down to this
 
 
 def ranks(modules: Mapping[str, Pair]) -> Tensor:
@@ -41,10 +42,13 @@ def _ranks(axes: Any, modules: Mapping[str, Pair], figure: Any) -> None:
 
 def _directions(axes: Any, modules: Mapping[str, Pair], figure: Any) -> None:
     """Gains as colours, a dot where a direction is kept."""
+    from matplotlib.colors import SymLogNorm  # noqa: PLC0415
+
     name = max(modules, key=lambda each: float(modules[each].kept.sum(1).double().std(correction=0)))
     pair = modules[name]
     gain = pair.gain.float() / pair.gain.float().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    image = axes.imshow(gain.T.numpy(), aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    norm = SymLogNorm(_LINEAR, vmin=-1, vmax=1)
+    image = axes.imshow(gain.T.numpy(), aspect="auto", cmap="RdBu_r", norm=norm, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="gain, relative to the largest")
     states, directions = pair.kept.nonzero(as_tuple=True)
     axes.plot(states.numpy(), directions.numpy(), "o", color=INK, markersize=5)
@@ -65,7 +69,7 @@ def _level(axes: Any, modules: Mapping[str, Pair], figure: Any) -> None:
         axes.plot(rank[chosen].numpy(), gain[chosen].numpy(), ".", color=colour, markersize=3, label=label)
     mean = float(kept.sum()) / (len(modules) * states)
     axes.axvline(mean, color=INK, linestyle=":", label=f"mean rank {mean:.3g}")
-    axes.set_yscale("symlog", linthresh=1e-2)
+    axes.set_yscale("symlog", linthresh=_LINEAR)
     axes.set_title("every direction of every module and bin", loc="left", size=10, color=INK)
     axes.set(xlabel="mean rank if all to the left were kept", ylabel="gain, relative to the largest")
     axes.legend(frameon=False)
