@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 _LEAST = 1e-6  # of the largest eigenvalue: below it, a sum of float32 knows nothing
+_SHORTEST = 1e-4  # of the longest row: more directions than inputs leave rows of nothing, which are not blown up
 
 
 def balanced(grams: Tensor, down: Tensor) -> Tensor | None:
     """[2, R, R]: T and its inverse, the strongest direction first; None for sums that say nothing.
 
-    grams: [2, R, R], C and S; down: [R, inner]. All rows of T^-1 @ down have the mean length of those of down.
+    grams: [2, R, R], C and S; down: [R, inner]. Rows of T^-1 @ down that are not nothing have the mean length of those
+    of down.
     """
     grams, down = grams.double(), down.double()
     if not grams.isfinite().all() or not (grams.diagonal(dim1=1, dim2=2).sum(1) > 0).all():
@@ -27,4 +29,5 @@ def balanced(grams: Tensor, down: Tensor) -> Tensor | None:
     left, _, _ = torch.linalg.svd(sensitivity.T @ hidden)
     basis, inverse = torch.linalg.solve(sensitivity.T, left), left.T @ sensitivity.T
     length = (inverse @ down).norm(dim=1) / down.square().sum(1).mean().sqrt()
+    length = length.clamp(min=_SHORTEST * float(length.max()))
     return torch.stack([basis * length, inverse / length[:, None]])

@@ -59,6 +59,18 @@ def test_a_direction_that_does_nothing_is_the_last():
     assert float((product - up @ down).norm()) < 1e-3 * float((up @ down).norm())
 
 
+@pytest.mark.parametrize(("out", "inner"), [(12, 3), (3, 12), (4, 1)])
+def test_more_directions_than_channels_leave_the_product_and_no_huge_rows(out, inner):
+    up, down, after, before = pair(6, out, inner)
+    made = balanced(grams(up, down, after, before), down)
+    basis, inverse = made.float()
+    torch.testing.assert_close(
+        (up.float() @ basis) @ (inverse @ down.float()), (up @ down).float(), rtol=1e-4, atol=1e-4
+    )
+    moved = down + 1e-2 * torch.randn(down.shape, generator=torch.Generator().manual_seed(1))
+    assert float((made[1] @ moved).norm(dim=1).max()) < 1000 * float(down.norm(dim=1).mean())
+
+
 @pytest.mark.parametrize("broken", [0, float("nan"), float("inf")])
 def test_sums_that_say_nothing_are_no_basis(broken):
     up, down, after, before = pair()
