@@ -7,7 +7,7 @@ of a static network; ours gets the same share of the dense multiply-adds as its 
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from hina_kohya.adlrns import patches
 from hina_kohya.adlrns.compressed import CompressedModel
 from hina_kohya.adlrns.compression import compress
 from hina_kohya.adlrns.patches import Patches
+from hina_kohya.adlrns.rivals import Routed, Truncated
 from hina_kohya.adlrns.static import static_ranks
 
 from .layers import a_round, interleaved
-from .lowrank import Prefix, Router, fit_thresholds, prefixes, routers
 from .runs import Run
 
 BATCH, DENSE_LR, CALIBRATION = 256, 2e-3, 4096
@@ -34,7 +34,7 @@ def load(seed: int) -> tuple[Patches, Patches]:
     return patches.load(seed, BATCH)
 
 
-def dense(folder: Path, width: int, seed: int, epochs: int) -> nn.Module:
+def dense(folder: Path, width: int, seed: int, epochs: int) -> nn.Sequential:
     """The network that everything starts from; trained once and kept in ``folder``. Without epochs it is a new one."""
     model, file = patches.network(width, seed), folder / f"patches_{width}_{epochs}_{seed}.pt"
     if not epochs:
@@ -65,8 +65,7 @@ def macs(model: nn.Module, data: Patches) -> float:
     """Of a sample, a mean over ``data``; `model` has just run on all of it."""
     if isinstance(model, CompressedModel):
         return model.spent / len(data.clean)
-    found = [m.macs() for m in model.modules() if isinstance(m, (Prefix, Router))]
-    return sum(found) if found else float(weights_of(model))
+    return model.macs() if isinstance(model, (Truncated, Routed)) else float(weights_of(model))
 
 
 def stored(model: nn.Module) -> int:
@@ -92,52 +91,36 @@ def work(run: Run, folder: Path) -> dict[str, Any]:
     made = METHODS[run.method](model, train, run, score)
     torch.manual_seed(run.seed)
     began = time.process_time()
-    for _ in _prefixes_drawn(made, patches.fit(made, train, run.steps, run.lr)):
+    for _ in patches.fit(made, train, run.steps, run.lr):
         pass
     taken = time.process_time() - began
-    if run.method == "rana":
-        fit_thresholds(made, train.noisy)
+    if isinstance(made, Routed):
+        made.fit(train.noisy)
     for rank in RANKS[width] if run.method in NESTED else (run.rank,):
-        for layer in made.modules():
-            if isinstance(layer, Prefix):
-                layer.use = rank
+        if isinstance(made, Truncated):
+            made.cut(rank)
         score("tuned", made, rank)
     return {"results": results, "stored": stored(made), "unit_ms": 1e3 * taken / run.steps}
 
 
-def _prefixes_drawn(model: nn.Module, epochs: Iterator[float]) -> Iterator[float]:
-    """In training, DyLoRA's layers draw one rank a batch, the same in all layers."""
-    layers = [m for m in model.modules() if isinstance(m, Prefix)]
-
-    def draw(_: nn.Module, __: Any) -> None:
-        rank = int(torch.randint(1, layers[0].rank + 1, ()))
-        for layer in layers:
-            layer.use = rank
-
-    handle = model.register_forward_pre_hook(draw) if layers else None
-    yield from epochs
-    if handle:
-        handle.remove()
-
-
-def _static(model: nn.Module, train: Patches, run: Run, score: Callable[..., None]) -> nn.Module:
+def _static(model: nn.Sequential, train: Patches, run: Run, score: Callable[..., None]) -> nn.Module:
     calibration = list(train.noisy.split(CALIBRATION))
     score("free, SVD-LLM", static_ranks(model, calibration, run.rank, two_sided=False), run.rank)
-    made = static_ranks(model, calibration, run.rank, two_sided=True)
+    made = static_ranks(model, calibration, run.rank)
     score("free", made, run.rank)
     return made
 
 
-def _dylora(model: nn.Module, train: Patches, run: Run, score: Callable[..., None]) -> nn.Module:
+def _dylora(model: nn.Sequential, train: Patches, run: Run, score: Callable[..., None]) -> nn.Module:
     calibration = list(train.noisy.split(CALIBRATION))
-    return prefixes(static_ranks(model, calibration, max(RANKS[int(run.data)]), two_sided=True))
+    return Truncated(static_ranks(model, calibration, max(RANKS[int(run.data)])), run.seed).train()
 
 
-def _rana(model: nn.Module, train: Patches, run: Run, score: Callable[..., None]) -> nn.Module:
+def _rana(model: nn.Sequential, train: Patches, run: Run, score: Callable[..., None]) -> nn.Module:
     calibration = list(train.noisy.split(CALIBRATION))
     most = min(patches.SIZE**2, int(run.data))
-    made = routers(static_ranks(model, calibration, most, two_sided=False), run.rank)
-    fit_thresholds(made, train.noisy)
+    made = Routed(static_ranks(model, calibration, most, two_sided=False), run.rank)
+    made.fit(train.noisy)
     score("free", made, run.rank)
     return made
 
@@ -160,7 +143,7 @@ def measure_time(run: Run, folder: Path) -> dict[str, Any]:
     calibration = list(train.noisy.split(CALIBRATION))
     models = {"dense 0": copy.deepcopy(model)}
     for rank in RANKS[int(run.data)]:
-        models[f"static {rank}"] = static_ranks(model, calibration, rank, two_sided=True)
+        models[f"static {rank}"] = static_ranks(model, calibration, rank)
         models[f"ours {rank}"] = compress(model, calibration, share_of(model, rank))
     times = interleaved({name: lambda m=m: m(test.noisy) for name, m in models.items()}, run.steps)
     return {"rows": times, "unit_ms": a_round(times)}

@@ -1,103 +1,110 @@
-"""What `hina-kohya adlrns run` compares with, on a Sequential of Linear layers: DyLoRA's truncation and RaNA's masks.
+"""Two ways of others to make a factored network dynamic: a prefix of any rank (DyLoRA), and routed directions (RaNA).
 
-Written from the papers' ideas, not their code, and on this task only: arXiv 2210.07558 and 2503.18216.
+Both are made of a network of `static_ranks`, from the papers' ideas, not their code. `macs()`: of a sample of the last
+batch.
 """
 
+import copy
+import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from .compression import factors
 
 
-class _Pair(nn.Module):
-    """A Linear as up @ down of `rank`, the best of it for the inputs x [N, in]; `spent`: MACs of the last forward."""
+class Prefix(nn.Module):
+    """The first ``use`` of a pair's directions."""
 
-    def __init__(self, layer: nn.Linear, x: Tensor, rank: int):
+    def __init__(self, first: nn.Linear, second: nn.Linear):
         super().__init__()
-        x, identity = x.double(), torch.eye(layer.out_features, dtype=torch.float64)
-        down, up = factors(layer.weight.detach().double(), x.T @ x / len(x), identity)
-        self.down, self.up = nn.Parameter(down[:rank].float()), nn.Parameter(up[:, :rank].float())
-        self.bias = nn.Parameter(layer.bias.detach().clone())
-        self.spent = 0.0
-
-
-class Prefix(_Pair):
-    """The first `rank` directions, or all."""
-
-    rank: int | None = None
+        self.first, self.second, self.rank = first, second, first.out_features
+        self.use = self.rank
 
     def forward(self, x: Tensor) -> Tensor:
-        rank = self.rank or len(self.down)
-        self.spent = float(len(x) * rank * (self.down.shape[1] + len(self.up)))
-        return F.linear(F.linear(x, self.down[:rank]), self.up[:, :rank], self.bias)
+        return F.linear(F.linear(x, self.first.weight[: self.use]), self.second.weight[:, : self.use], self.second.bias)
+
+    def macs(self) -> float:
+        return self.use * (self.first.in_features + self.second.out_features)
 
 
-class Masked(_Pair):
-    """Only directions whose contribution h_i^2 |u_i|^2 to this sample is above one threshold; half of them on x.
+class Router(nn.Module):
+    """B (mask * A x) + b with the directions whose part of the output, |B_i|^2 (A x)_i^2, is above a threshold.
 
-    MACs are counted as if the others were never multiplied by `up`; here they are, as the mask differs by sample.
+    A is computed whole, as it decides; only B is spared: half of what a static ``rank`` has on average, which pays for
+    the further directions of A. RaNA (arXiv 2503.18216) does this with thresholds of its own; here it is the quantile
+    with which the mean cost is that of the static rank. Masked here; `macs` counts what the kept directions need.
     """
 
-    def __init__(self, layer: nn.Linear, x: Tensor, rank: int):
-        super().__init__(layer, x, rank)
-        self.threshold = self._size(F.linear(x, self.down)).detach().flatten().median()
-
-    def _size(self, hidden: Tensor) -> Tensor:
-        return (hidden * self.up.norm(dim=0)).square()
+    def __init__(self, first: nn.Linear, second: nn.Linear, rank: int):
+        """A pair with at least as many directions, the best first."""
+        super().__init__()
+        into, out = first.in_features, second.out_features
+        most = min(first.out_features, rank + round(rank / 2 * out / into))
+        self.keep = (rank * (into + out) - most * into) / out
+        self.first = nn.Linear(into, most, bias=False)
+        self.second = nn.Linear(most, out)
+        with torch.no_grad():
+            self.first.weight.copy_(first.weight[:most])
+            self.second.weight.copy_(second.weight[:, :most])
+            self.second.bias.copy_(second.bias)
+        self.fitting, self.threshold, self.kept = False, 0.0, math.nan
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.linear(x, self.down)
-        mask = self._size(hidden) > self.threshold
-        self.spent = float(len(x) * self.down.numel() + mask.sum() * len(self.up))
-        return F.linear(hidden * mask, self.up, self.bias)
+        hidden = self.first(x)
+        part = hidden.square() * self.second.weight.square().sum(0)
+        if self.fitting:
+            values = part.detach().flatten().sort().values
+            self.threshold = float(values[min(int((1 - self.keep / hidden.shape[1]) * len(values)), len(values) - 1)])
+        mask = part >= self.threshold
+        self.kept = float(mask.sum()) / len(x)
+        return self.second(hidden * mask)
+
+    def macs(self) -> float:
+        return self.first.weight.numel() + self.kept * self.second.out_features
 
 
-class Rival(nn.Sequential):
-    @property
-    def pairs(self) -> list[_Pair]:
-        return [layer for layer in self if isinstance(layer, _Pair)]
+class Truncated(nn.Sequential):
+    """DyLoRA (arXiv 2210.07558): in training a prefix of random length, the same in every layer; otherwise `cut`'s."""
 
-    @property
-    def spent(self) -> float:
-        return sum(pair.spent for pair in self.pairs)
+    def __init__(self, model: nn.Sequential, seed: int):
+        super().__init__(*_replaced(model, Prefix))
+        self.pairs: list[Prefix] = [layer for layer in self if isinstance(layer, Prefix)]
+        self.random = torch.Generator().manual_seed(seed)
 
-
-class Truncated(Rival):
-    """DyLoRA: in training a prefix of random length, the same in every layer; otherwise the first `rank` directions."""
-
-    def __init__(self, model: nn.Sequential, x: Tensor, ranks: list[int], seed: int):
-        super().__init__(*_layers(model, x, lambda layer, x: Prefix(layer, x, max(ranks))))
-        self.ranks, self.random = ranks, torch.Generator().manual_seed(seed)
-
-    def set_rank(self, rank: int) -> None:
+    def cut(self, rank: int) -> None:
         for pair in self.pairs:
-            assert isinstance(pair, Prefix)
-            pair.rank = rank
+            pair.use = rank
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training:
-            self.set_rank(self.ranks[int(torch.randint(len(self.ranks), (1,), generator=self.random))])
+            self.cut(int(torch.randint(1, self.pairs[0].rank + 1, (), generator=self.random)))
         return super().forward(input)
 
-
-def masked(model: nn.Sequential, x: Tensor, rank: int) -> Rival:
-    """RaNA-like, at the MACs of a static `rank`: more directions, of which a sample uses half."""
-
-    def pair(layer: nn.Linear, x: Tensor) -> Masked:
-        inputs, outputs = layer.in_features, layer.out_features
-        return Masked(layer, x, min(inputs, outputs, int((inputs + outputs) * rank / (inputs + outputs / 2))))
-
-    return Rival(*_layers(model, x, pair)).eval()
+    def macs(self) -> float:
+        return sum(pair.macs() for pair in self.pairs)
 
 
-def _layers(model: nn.Sequential, x: Tensor, pair: Callable[[nn.Linear, Tensor], nn.Module]) -> list[nn.Module]:
-    """Each Linear replaced by `pair(layer, its inputs)`, which are those of the dense model."""
-    made = []
-    with torch.no_grad():
-        for layer in model:
-            made.append(pair(layer, x) if isinstance(layer, nn.Linear) else layer)
-            x = layer(x)
-    return made
+class Routed(nn.Sequential):
+    """RaNA-like, at the MACs of a static ``rank``; ``model`` has as many directions as there can be."""
+
+    def __init__(self, model: nn.Sequential, rank: int):
+        super().__init__(*_replaced(model, lambda first, second: Router(first, second, rank)))
+        self.routers: list[Router] = [layer for layer in self if isinstance(layer, Router)]
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Thresholds, layer after layer, each with what really comes in."""
+        for fitting in (True, False):
+            for router in self.routers:
+                router.fitting = fitting
+            if fitting:
+                self(x)
+
+    def macs(self) -> float:
+        return sum(router.macs() for router in self.routers)
+
+
+def _replaced(model: nn.Sequential, make: Callable[..., nn.Module]) -> list[nn.Module]:
+    """make: of a pair's two Linear layers"""
+    return [make(*child) if isinstance(child, nn.Sequential) else child for child in copy.deepcopy(model)]

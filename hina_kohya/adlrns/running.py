@@ -128,6 +128,8 @@ class _Comparison:
         macs = sum(p.numel() for p in model.parameters() if p.dim() > 1)
         if hasattr(model, "spent"):
             macs = model.spent / len(self.test.clean)
+        elif hasattr(model, "macs"):
+            macs = model.macs()
         stored = sum(p.numel() for p in model.parameters())
         name = f"{family}, {size}" if size else family
         percent = 100 * macs / self.total
@@ -145,16 +147,23 @@ class _Comparison:
             self.add("static, tuned", f"rank {rank}", model)
 
     def rivals(self) -> None:
-        from .rivals import Truncated, masked  # noqa: PLC0415
+        from .rivals import Routed, Truncated  # noqa: PLC0415
+        from .static import static_ranks  # noqa: PLC0415
 
         if self.on["dylora"]:
-            model = Truncated(self.dense, self.train.noisy, self.args.ranks, self.args.seed).train()
+            largest = static_ranks(self.dense, self.calibration, max(self.args.ranks))
+            model = Truncated(largest, self.args.seed).train()
             self.tune("DyLoRA", model)
             for rank in self.args.ranks:
-                model.set_rank(rank)
+                model.cut(rank)
                 self.add("DyLoRA, cut", f"rank {rank}", model)
-        for rank in self.args.ranks if self.on["rana"] else ():
-            self.add("RaNA-like", f"rank {rank}", masked(self.dense, self.train.noisy, rank))
+        if self.on["rana"]:
+            most = min(_SIZE, self.args.width)
+            whole = static_ranks(self.dense, self.calibration, most, two_sided=False)
+            for rank in self.args.ranks:
+                routed = Routed(whole, rank)
+                routed.fit(self.train.noisy)
+                self.add("RaNA-like", f"rank {rank}", routed)
 
     def dynamic(self, budget: float) -> None:
         from .compression import compress  # noqa: PLC0415

@@ -12,8 +12,8 @@ from .complexity import LightweightScorer
 from .compression import factors
 
 
-def static_ranks(model: nn.Module, loader: Iterable[Any], rank: int, two_sided: bool = True) -> nn.Module:
-    """A copy with each Linear of a Sequential as two of ``rank``, by SVD in the metric of its input E[x x^T] (as
+def static_ranks(model: nn.Sequential, loader: Iterable[Any], rank: int, two_sided: bool = True) -> nn.Sequential:
+    """A copy with each Linear as two of ``rank``, by SVD in the metric of its input E[x x^T] (as
     SVD-LLM), or in both that and E[g g^T]."""
     model = copy.deepcopy(model).eval()
     scorer = LightweightScorer(cells=1)

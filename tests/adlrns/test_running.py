@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hina_kohya.adlrns.compression import compress
-from hina_kohya.adlrns.rivals import Truncated, masked
+from hina_kohya.adlrns.rivals import Routed, Truncated
 from hina_kohya.adlrns.running import with_one_rank, without_means
 from hina_kohya.adlrns.static import static_ranks
 from hina_kohya.cli import main
@@ -97,30 +97,37 @@ def test_help_has_an_example_and_needs_no_torch(words, capsys):
 
 def test_dylora_trains_every_prefix_and_cuts_where_told():
     model, x = small()
-    cut = Truncated(model, x, [2, 4], seed=0).train()
-    before = [pair.down.detach().clone() for pair in cut.pairs]
+    cut = Truncated(static_ranks(model, [x], 4), seed=0).train()
+    up = [pair.second.weight.detach().clone() for pair in cut.pairs]
     seen = set()
-    for _ in range(8):
+    for _ in range(30):
         cut(x).square().mean().backward()
-        seen.add(cut.pairs[0].rank)
-    assert seen == {2, 4}
-    cut.eval().set_rank(2)
-    expected = torch.relu(x @ before[0][:2].T @ cut.pairs[0].up[:, :2].T + cut.pairs[0].bias)
-    expected = expected @ before[1][:2].T @ cut.pairs[1].up[:, :2].T + cut.pairs[1].bias
+        assert len({pair.use for pair in cut.pairs}) == 1
+        seen.add(cut.pairs[0].use)
+    assert seen == {1, 2, 3, 4}
+    cut.eval().cut(2)
+    expected = x
+    for number, pair in enumerate(cut.pairs):
+        expected = torch.relu(expected) if number else expected
+        expected = expected @ pair.first.weight[:2].T @ up[number][:, :2].T + pair.second.bias
     torch.testing.assert_close(cut(x), expected)
-    assert cut.spent == len(x) * 2 * (8 + 6 + 6 + 5)
+    assert cut.macs() == 2 * (8 + 6 + 6 + 5)
 
 
-def test_rana_uses_half_of_its_directions_the_strongest():
-    model, x = small()
-    pair = masked(model, x, 3).pairs[0]
-    hidden = x @ pair.down.T
-    strength = (hidden * pair.up.norm(dim=0)).square()
-    mask = strength > strength.flatten().median()
-    assert abs(int(mask.sum()) - mask.numel() / 2) <= 1
-    torch.testing.assert_close(pair(x), (hidden * mask) @ pair.up.T + pair.bias)
-    assert pair.spent == len(x) * 8 * len(pair.down) + int(mask.sum()) * 6
-    assert pair.spent <= len(x) * 3 * (8 + 6)
+def test_rana_keeps_the_directions_that_do_the_most_at_the_cost_of_a_static_rank():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(12, 10)), torch.randn(400, 12)
+    routed = Routed(static_ranks(model, [x], 10, two_sided=False), 6)
+    routed.fit(x)
+    layer = routed.routers[0]
+    routed(x)
+    assert layer.first.out_features == 6 + round(3 * 10 / 12)
+    assert routed.macs() == pytest.approx(6 * (12 + 10), rel=0.02)
+    hidden = layer.first(x)
+    part = hidden.square() * layer.second.weight.square().sum(0)
+    kept = part >= layer.threshold
+    assert (part[kept].min() >= part[~kept].max()).item()
+    torch.testing.assert_close(routed(x), layer.second(hidden * kept))
 
 
 def test_components_off():

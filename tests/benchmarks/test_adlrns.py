@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.adlrns import adapter, layers, lowrank, methods, patches, plan, plots, report, runs, steps
+from benchmarks.adlrns import adapter, layers, methods, patches, plan, plots, report, runs, steps
 from benchmarks.adlrns.pairs import Cut, Pair
 from benchmarks.adlrns.runs import Run, execute
 from benchmarks.adlrns.store import Store
@@ -18,7 +18,6 @@ from benchmarks.campaign.driver import Bar, do, workers
 from benchmarks.convergence.plan import TRIAL_SEED
 from hina_kohya.adlrns.patches import Patches
 from hina_kohya.adlrns.patches import network as patch_network
-from hina_kohya.adlrns.static import static_ranks
 
 ENV = {"machine": "m", "device": "cpu", "threads": 1, "torch": "2", "commit": "c", "date": "d", "load_average": 0.0}
 FULL_RANK = 8
@@ -105,9 +104,7 @@ def test_patch_macs_are_those_that_torch_counts(method, few, tmp_path):
     scores = []
     made = patches.METHODS[method](model, few, run, lambda *each: scores.append(each))
     if method == "dylora":
-        for layer in made:
-            if isinstance(layer, lowrank.Prefix):
-                layer.use = 3
+        made.eval().cut(3)
     counted = flops(lambda: made(few.noisy)) / len(few.clean)
     spent = patches.macs(made, few)
     if method == "rana":  # masked: torch counts what the mask has thrown away
@@ -139,22 +136,6 @@ def test_patch_runs_score_what_they_trained(few, tmp_path):
         assert again["results"] == record["results"]
     times = execute(Run("time", "ours", "32", 0, 2, base="2"), tmp_path)["rows"]
     assert set(times) == {"dense 0", "static 4", "ours 4", "static 6", "ours 6"}
-
-
-def test_a_router_keeps_the_directions_that_do_the_most():
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(12, 10)), torch.randn(400, 12)
-    router = lowrank.routers(static_ranks(model, [x], 10, two_sided=False), 6)
-    lowrank.fit_thresholds(router, x)
-    layer = router[0]
-    router(x)
-    assert layer.first.out_features == 6 + round(3 * 10 / 12)
-    assert layer.macs() == pytest.approx(6 * (12 + 10), rel=0.02)
-    hidden = layer.first(x)
-    part = hidden.square() * layer.second.weight.square().sum(0)
-    kept = part >= layer.threshold
-    assert (part[kept].min() >= part[~kept].max()).item()
-    torch.testing.assert_close(router(x), layer.second(hidden * kept))
 
 
 # Adapters
