@@ -39,7 +39,7 @@ adapters: {", ".join(methods.METHODS)}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = shared_parser("adlrns", __doc__, EXAMPLE, "at most 2 hours on 2 cores", "runs/adlrns-benchmark")
+    parser = shared_parser("adlrns", __doc__, EXAMPLE, "about 2 hours on 2 cores", "runs/adlrns-benchmark")
     parser.add_argument("--parts", nargs="+", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="these methods")
     parser.add_argument("--data", nargs="+", metavar="D", help="these widths of patch networks or numbers of images")

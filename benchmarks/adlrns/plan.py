@@ -1,7 +1,7 @@
 """Which runs a benchmark is made of, and how long they take by measured steps.
 
-Every method gets as many learning rates at every rank and on every set of data: trials on one seed that no result is
-of, of which the best one trains all seeds.
+Every method gets as many learning rates at every rank and on every set of data: trials on seeds that no result is of,
+one for three of the results', of which the best one trains all seeds.
 """
 
 import dataclasses as dc
@@ -19,6 +19,7 @@ from .store import Store
 LR = {"patches": 1e-3, "adapter": 6e-3}
 LR_OF = {"adalora": 2e-2}  # where the usual one is far off
 RATES = (1, 1 / 2)
+BETWEEN = 2**-0.5  # one more where seeds are many enough to see what it is worth
 Cell = tuple[str, str, str, int]  # part, method, data, rank
 PARTS = ("layer", "step", "patches", "time", "adapter")
 
@@ -27,7 +28,7 @@ PARTS = ("layer", "step", "patches", "time", "adapter")
 class Mode:
     """layers: sizes x batch, with r_max a quarter; widths: epochs of each dense network; images: steps of each
 
-    more_seeds: by images, where methods differ by less than seeds do
+    more_seeds: by images, where methods differ by less than seeds do; there, learning rates are tuned finer, too
     compared: methods by width or images, where not all of them
     """
 
@@ -53,11 +54,11 @@ FULL = Mode(
     60,
     {256: 60, 1024: 30},
     10,
-    {"all": 600, "100": 240, "24": 120},
+    {"all": 1200, "100": 240, "24": 120},
     methods.RANKS,
     trials=2,
     seeds=3,
-    more_seeds={"100": 6, "24": 9},
+    more_seeds={"100": 9, "24": 12},
     compared={"100": ("lora", "adlrns"), "24": ("lora", "adlrns"), "1024": ("static", "ours")},
 )
 MODES = {mode.name: mode for mode in (QUICK, FULL)}
@@ -115,27 +116,34 @@ class Plan:
             return Run(part, method, data, rank, self.mode.epochs, lr, seed, str(self.mode.widths[int(data)]))
         return Run(part, method, data, rank, self.mode.images[data], lr, seed, self.model)
 
-    def rates(self, part: str, method: str) -> list[float]:
-        centre = LR_OF.get(method, LR[part])
-        return [float(f"{centre * factor:.3g}") for factor in RATES[: self.mode.trials]]
+    def rates(self, cell: Cell) -> list[float]:
+        part, method, data, _ = cell
+        centre, factors = LR_OF.get(method, LR[part]), RATES[: self.mode.trials]
+        if data in self.mode.more_seeds:
+            factors = (*factors, BETWEEN)
+        return [float(f"{centre * factor:.3g}") for factor in factors]
 
     def trials(self, cell: Cell) -> list[Run]:
         """None where there is only one learning rate."""
-        rates = self.rates(*cell[:2])
-        return [self.run(*cell, lr, TRIAL_SEED) for lr in rates] if len(rates) > 1 else []
+        rates = self.rates(cell)
+        seeds = range(TRIAL_SEED, TRIAL_SEED + max(1, self.seeds(cell) // 3))
+        return [self.run(*cell, lr, seed) for lr in rates for seed in seeds] if len(rates) > 1 else []
 
     def chosen(self, cell: Cell, store: Store) -> float | None:
-        """The learning rate of the best trial, once all are done."""
-        rates = self.rates(*cell[:2])
+        """The learning rate that was best in the mean over its trials, once all are done."""
+        rates = self.rates(cell)
         if len(rates) == 1:
             return rates[0]
-        records = [store.get(run) for run in self.trials(cell)]
-        if any(record is None for record in records):
+        records = [record for run in self.trials(cell) if (record := store.get(run))]
+        if len(records) < len(self.trials(cell)):
             return None
-        return min((r for r in records if r is not None), key=badness)["lr"]
+        return min(rates, key=lambda lr: sum(badness(record) for record in records if record["lr"] == lr))
+
+    def seeds(self, cell: Cell) -> int:
+        return self.mode.more_seeds.get(cell[2], self.mode.seeds)
 
     def final(self, cell: Cell, lr: float) -> list[Run]:
-        return [self.run(*cell, lr, seed) for seed in range(self.mode.more_seeds.get(cell[2], self.mode.seeds))]
+        return [self.run(*cell, lr, seed) for seed in range(self.seeds(cell))]
 
     # Runs that are known from the start.
 
@@ -178,7 +186,7 @@ class Plan:
         """As many runs as there will be, with a learning rate that may be another."""
         runs = self.references() + self.measurements()
         for cell in self.cells():
-            runs += self.trials(cell) + self.final(cell, self.rates(*cell[:2])[0])
+            runs += self.trials(cell) + self.final(cell, self.rates(cell)[0])
         return runs
 
     def complete(self, store: Store) -> bool:

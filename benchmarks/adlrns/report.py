@@ -28,7 +28,7 @@ The frozen embedded diffusion model learns the digits 8 and 9, batch {batch}; he
 {levels} noise levels with fixed noise. Without an adapter: {none}. **rank** is the adapter's
 measured mean multiply-adds on the held-out images in those of a static LoRA of rank 1; methods that mask in training
 count as what acts. `stored` values of the file; `ms`: CPU time of a training step. All have scale 1, AdamW, clipping at
-1, warm-up and cosine, and the best of the same number of learning rates on a seed of its own.
+1, warm-up and cosine, and the best of the same number of learning rates on seeds of its own.
 DyLoRA and MatryoshkaLoRA train rank 8 once and are cut; MatryoshkaLoRA is our own code after the paper (diagonal: mean
 over the prefixes of ranks 2, 4, 8, of scale sqrt(4 / rank)). T-LoRA: rank 2r at no noise falling linearly to 1,
 without its orthogonal start, whose frozen copy doubles cost and file. AdaLoRA is peft's, with its orthogonality added
@@ -61,7 +61,8 @@ def markdown(found: dict[str, Any], env: dict[str, Any], command: str, drawn: li
 def _notes(found: dict[str, Any]) -> str:
     more = "".join(f", {seeds} with {data} images" for data, seeds in found["more_seeds"].items())
     lines = [
-        f"- {found['seeds']} seeds{more}; {found['trials']} learning rates; ± is the standard deviation over seeds."
+        f"- {found['seeds']} seeds{more}; {found['trials']} learning rates (one more between them where seeds are "
+        "more), on a third as many seeds of their own; ± is the standard deviation over seeds."
     ]
     if found["missing"]:
         lines.append(f"- **unfinished**: {found['missing']} of {found['runs']} runs are missing")
@@ -82,7 +83,8 @@ def _notes(found: dict[str, Any]) -> str:
 
 def _promises(found: dict[str, Any]) -> str:
     columns = {"what": "asked for in issue 5", "asked": "bound", "value": "measured", "kept": "kept"}
-    return f"## Summary\n\n{measure.table(found['promises'], columns)}"
+    about = "Adapters: ± is the standard error of the mean difference over seeds, which both methods share."
+    return f"## Summary\n\n{about}\n\n{measure.table(found['promises'], columns)}"
 
 
 def _layer(data: str, each: dict[str, Any]) -> str:
@@ -121,10 +123,11 @@ def _adapter(data: str, rows: list[dict[str, Any]]) -> str:
         return ""
     count = IMAGES[data]
     images = "all images of the training part, 283" if count is None else f"the first {count} images of each digit"
+    steps = rows[0]["steps"]
     shown = [
         {**row, "loss": plus_minus(row, "loss", 4), "over": None if within(row) else "over"}
         for row in sorted(rows, key=lambda r: (r["mean_rank"], r["loss"]))
     ]
     columns = {"mean_rank": "asked", "method": "adapter", "loss": "held-out loss", "rank": "rank", "over": "budget",
                "stored": "stored", "step_ms": "ms", "lr": "lr"}  # fmt: skip
-    return f"### {data} images\n\nTrained on {images}.\n\n{measure.table(shown, columns)}"
+    return f"### {data} images\n\nTrained on {images}, for {steps} steps.\n\n{measure.table(shown, columns)}"

@@ -1,6 +1,7 @@
 """The ADLRNS benchmark: what it counts, the same chances for every method, resuming, and reports of what is there."""
 
 import copy
+import dataclasses
 import json
 import math
 
@@ -305,13 +306,30 @@ def test_every_method_gets_the_same_trials_ranks_and_seeds(made, tmp_path):
                 results = []
                 for cell in [cell for cell in made.cells() if cell[:3] == (part, name, data)]:
                     trials, lr = made.trials(cell), made.chosen(cell, store)
-                    assert lr == made.rates(part, name)[0]
+                    assert lr == made.rates(cell)[0]
                     assert {run.seed for run in trials} == {TRIAL_SEED}
                     assert len({run.lr for run in trials}) == 2
                     results += [(run.seed, rank) for run in made.final(cell, lr)
                                 for rank in ([run.rank] if run.rank else made.ranks(part, data))]  # fmt: skip
                 shapes.add((trials[0].steps, tuple(sorted(results))))
             assert len(shapes) == 1
+
+
+def test_trials_are_a_third_of_the_seeds_and_one_lucky_trial_does_not_decide(tmp_path):
+    many = plan.Plan(dataclasses.replace(TINY, more_seeds={"24": 9}), "unused")
+    cell, store = ("adapter", "lora", "24", 2), Store(tmp_path / "runs.jsonl")
+    trials, (first, second, between) = many.trials(cell), many.rates(cell)
+    assert first > between > second
+    assert [run.seed for run in trials] == 3 * [TRIAL_SEED, TRIAL_SEED + 1, TRIAL_SEED + 2]
+    assert not {run.seed for run in many.final(cell, first)} & {run.seed for run in trials}
+    losses = dict(zip(trials, (0.3, 0.3, 0.3, 0.31, 0.28, 0.32, 0.4, 0.4, 0.4), strict=True))
+    for number, (run, loss) in enumerate(losses.items()):
+        assert many.chosen(cell, store) is None
+        store.add({**planted(run, None), "results": {"2": {"loss": loss, "rank": 2, "macs": 1}}})
+        assert number == len(store.records) - 1
+    assert many.chosen(cell, store) == first
+    store.add({**planted(trials[3], None), "results": {"2": {"loss": 0.29, "rank": 2, "macs": 1}}})
+    assert many.chosen(cell, store) == second
 
 
 def test_modes_and_names(made):
@@ -434,7 +452,11 @@ def test_the_report_is_written_from_what_is_there(made, tmp_path, share):
 
 
 def test_a_promise_over_budget_is_not_kept():
-    row = lambda name, loss, rank: {"method": name, "mean_rank": 4, "rank": rank, "loss": loss, "sd": 0.01, "seeds": 4}
+    def row(name, loss, rank, *more):
+        losses = (loss, *more)
+        return {"method": name, "mean_rank": 4, "rank": rank, "loss": sum(losses) / len(losses),
+                "by_seed": dict(enumerate(losses))}  # fmt: skip
+
     empty = {"layer": {}, "step": {}, "patches": {}, "dense": {}, "time": {}}
 
     def verdict(*rows):
@@ -446,5 +468,16 @@ def test_a_promise_over_budget_is_not_kept():
     assert verdict(row("lora", 0.3, 4), row("adlrns", 0.31, 4)) == "no"
     assert verdict(row("lora", 0.3, 4), row("tlora", 0.2, 8), row("adlrns", 0.29, 4)) == "yes"  # a cost of its own
     assert verdict(row("adlrns", 0.31, 4)) is None
-    found = promises({**empty, "adapter": {"24": [row("lora", 0.2, 4), row("adlrns", 0.2, 4)]}})
-    assert next(each["value"] for each in found if each["what"].startswith("adapter")) == "1.0000 ± 0.0354"
+
+    def value(*rows, data="24"):
+        found = promises({**empty, "adapter": {data: list(rows)}})
+        return next(f"{each['value']} {each['kept']}" for each in found if each["what"].startswith("adapter"))
+
+    assert value(row("lora", 0.2, 4), row("adlrns", 0.2, 4)) == "1.0000 yes"  # one seed says nothing of the spread
+    assert value(row("lora", 0.2, 4), row("adlrns", 0.21, 4)) == "1.0500 no"
+    assert value(row("lora", 0.2, 4, 0.4), row("adlrns", 0.19, 4, 0.39)) == "0.9667 ± 0.0000 yes"  # seeds move both
+    worse = row("lora", 0.2, 4, 0.4), row("adlrns", 0.18, 4, 0.43)
+    assert value(*worse) == "1.0167 ± 0.0833 level"
+    assert value(*worse, data="all") == "1.0167 ± 0.0833 no"
+    assert value(row("lora", 0.2, 4, 0.4), row("adlrns", 0.21, 4, 0.42)) == "1.0500 ± 0.0167 no"
+    assert value(row("lora", 0.2, 4, 0.4), row("adlrns", 0.18, 5, 0.43)) == "1.0167 ± 0.0833 no"
