@@ -1,5 +1,6 @@
 """Layer time, PSNR over multiply-adds, held-out loss over adapter cost."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ def save(found: dict[str, Any], stem: Path) -> list[str]:
 def _panels(count: int) -> tuple[Figure, list[Any]]:
     figure = Figure(figsize=(6.5 * count, 4.5), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _colors(names: Iterable[Any]) -> dict[Any, str]:
+    """One for each, the same in every panel."""
+    return {name: f"C{number}" for number, name in enumerate(dict.fromkeys(names))}
 
 
 def _layer(found: dict[str, Any]) -> Figure | None:
@@ -44,11 +50,12 @@ def _patches(found: dict[str, Any]) -> Figure | None:
     if not tables:
         return None
     figure, axes = _panels(len(tables))
+    colors = _colors((row["method"], row["stage"]) for rows in tables.values() for row in rows)
     for axis, (width, rows) in zip(axes, tables.items(), strict=True):
         for name in dict.fromkeys((row["method"], row["stage"]) for row in rows):
             points = sorted((r["percent"], r["psnr"]) for r in rows if (r["method"], r["stage"]) == name)
             style = "-" if name[1] == "tuned" else "--"
-            axis.plot(*zip(*points, strict=True), style, marker="o", label=", ".join(name))
+            axis.plot(*zip(*points, strict=True), style, marker="o", color=colors[name], label=", ".join(name))
         axis.axhline(found["dense"][width]["psnr"], color="grey", linestyle=":", label="dense, 100 %")
         axis.set(title=f"width {width}", xlabel="multiply-adds, % of dense", ylabel="PSNR on unseen halves, dB")
     axes[0].legend(fontsize=8)
@@ -60,11 +67,12 @@ def _adapter(found: dict[str, Any]) -> Figure | None:
     if not tables:
         return None
     figure, axes = _panels(len(tables))
+    colors = _colors(row["method"] for rows in tables.values() for row in rows)
     for axis, (data, rows) in zip(axes, tables.items(), strict=True):
         for name in dict.fromkeys(row["method"] for row in rows):
             points = sorted((r["rank"], r["loss"], r["sd"] or 0.0) for r in rows if r["method"] == name)
             costs, losses, errors = zip(*points, strict=True)
-            axis.errorbar(costs, losses, errors, marker="o", capsize=2, label=name)
+            axis.errorbar(costs, losses, errors, marker="o", capsize=2, color=colors[name], label=name)
         axis.set(title=f"{data} images", xlabel="mean adapter cost, static ranks", ylabel="held-out loss", xscale="log")
         ticks = sorted({row["mean_rank"] for row in rows})
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
