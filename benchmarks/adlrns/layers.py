@@ -71,6 +71,18 @@ class Masked:
         return F.linear(hidden * self.mask, layer.up) + layer.bias[self.cell]
 
 
+def of_known_cells(layer: DynamicLowRankLayer, x: Tensor) -> Callable[[], Any]:
+    """As `Masked`, a call that does not score the samples; it does sort them."""
+    cell, layer.context = layer._cell(x), CellContext()
+
+    def call() -> Any:
+        assert layer.context is not None
+        layer.context.groups = group(cell, CELLS)
+        return layer(x)
+
+    return call
+
+
 def inside(layer: DynamicLowRankLayer, x: Tensor) -> Callable[[], Any]:
     """A call as part of a `CompressedModel`, which has sorted the batch already."""
     groups = group(layer._cell(x), CELLS)
@@ -96,13 +108,15 @@ def measure_layer(run: Run, _: Path) -> dict[str, Any]:
         macs[f"static {mean}"] = 2.0 * size * mean
     for share in SHARES:
         mean = run.rank // share
-        alone, part = (layer_of(size, run.rank, mean, x) for _ in range(2))
+        alone, known, part = (layer_of(size, run.rank, mean, x) for _ in range(3))
         masked = Masked(alone, alone._cell(x))
         calls[f"masked {mean}"] = lambda masked=masked: masked(x)
         macs[f"masked {mean}"] = 2.0 * size * run.rank
         calls[f"grouped {mean}"] = lambda alone=alone: alone(x)
+        calls[f"grouped {mean}, of known cells"] = of_known_cells(known, x)
         calls[f"grouped {mean}, in a model"] = inside(part, x)
         spent = float(alone.ranks[alone._cell(x)].double().mean()) * 2 * size
-        macs[f"grouped {mean}"] = macs[f"grouped {mean}, in a model"] = spent
+        for where in ("", ", of known cells", ", in a model"):
+            macs[f"grouped {mean}{where}"] = spent
     times = interleaved(calls, run.steps)
     return {"rows": {name: {**times[name], "macs": macs[name]} for name in calls}, "unit_ms": a_round(times)}

@@ -33,7 +33,8 @@ def _layer(found: dict[str, Any]) -> Figure | None:
         for kind, belongs in {
             "static": lambda name: name.startswith("static"),
             "masked": lambda name: name.startswith("masked"),
-            "grouped": lambda name: name.startswith("grouped") and not name.endswith("model"),
+            "grouped": lambda name: name.startswith("grouped") and "," not in name,
+            "grouped, of known cells": lambda name: name.endswith("known cells"),
             "grouped, in a model": lambda name: name.endswith("model"),
         }.items():
             points = [(int(name.split()[1].strip(",")), row["median"]) for name, row in rows.items() if belongs(name)]

@@ -9,8 +9,8 @@ from .summary import within
 
 LAYER = """
 Forward of one Linear: CPU ms of one thread, interleaved medians. Grouped: 6 cells of equal size whose ranks double from
-cell to cell. Alone it scores and sorts the batch itself; in a model the batch is sorted already, once for all layers.
-Masked is the same function with all directions computed.
+cell to cell. Alone it scores and sorts the batch itself; of known cells it sorts it; in a model the batch is sorted
+already, once for all layers. Masked is the same function of known cells with all directions computed.
 """
 STEP = """
 Forward and backward of a frozen Linear of {data}, 256 rows of 4 samples, R = 16: CPU ms of one thread,

@@ -126,7 +126,7 @@ def promises(found: dict[str, Any]) -> list[Row]:
 
     layer = found["layer"].get("1024x256", {}).get("rows", {})
     for other, most in (("masked 64", 0.5), ("dense", 0.3)):
-        for name in ("grouped 64", "grouped 64, in a model"):
+        for name in ("grouped 64", "grouped 64, of known cells", "grouped 64, in a model"):
             ratio = layer[name]["median"] / layer[other]["median"] if layer else None
             add(f"1024x1024, batch 256: {name} to {other}", f"<= {most}", ratio, ratio is not None and ratio <= most)
     step = next(iter(found["step"].values()), {}).get("rows", {})

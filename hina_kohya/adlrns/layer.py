@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .complexity import GateNetwork, LightweightScorer, cells_of
-from .grouped import Groups, group, run_grouped
+from .grouped import Groups, group, run_grouped, run_matrices
 from .scheduling import RankScheduler
 
 CONVOLUTIONS: list[Any] = [F.linear, F.conv1d, F.conv2d, F.conv3d]
@@ -217,7 +217,10 @@ class DynamicLowRankLayer(nn.Module):
         else:
             groups = self.context.groups
         plan = self.plan(budget)
-        y = run_grouped(x, groups, lambda rows, k, out: self._one(rows, k, plan[k], len(x), out), self._empty(x))
+        if self.dims or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+            y = run_grouped(x, groups, lambda rows, k: self._one(rows, k, plan[k], len(x)))
+        else:
+            y = run_matrices(x, groups, plan, self.down, self.up, self.shift, self.bias)
         spent = sum(plan[k] * (stop - start) for k, start, stop in groups.spans)
         if self.context is None:
             return y, spent / len(x) if len(x) else math.nan
@@ -230,26 +233,13 @@ class DynamicLowRankLayer(nn.Module):
         with torch.no_grad():
             return cells_of(self.scorer(x), self.scorer.edges if self.gate is None else self.gate.edges())
 
-    def _empty(self, x: Tensor) -> Tensor | None:
-        """For the outputs, where a product can write them in place: matrices without gradients, and no autocast."""
-        if self.dims or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
-            return None
-        return x.new_empty(*x.shape[:-1], self.out_features)
-
-    def _one(self, x: Tensor, k: int, r: int, samples: int, out: Tensor | None) -> Tensor:
+    def _one(self, x: Tensor, k: int, r: int, samples: int) -> Tensor:
         """x: samples of one cell."""
         shift = None if self.shift is None else self.shift[k, :r]
         hidden = self._project(x, self.down[:r], shift)
         if self.scheduler.kind == "adaptive" and self.training and hidden.requires_grad and k < self.cells:
             seen = hidden.detach()
             hidden.register_hook(lambda grad: self._follow(k, grad * samples * seen))
-        if out is not None:
-            flat, where = hidden.flatten(0, -2), out.flatten(0, -2)
-            if self.bias is None:
-                torch.mm(flat, self.up[:, :r].T, out=where)
-            else:
-                torch.addmm(self.bias[k], flat, self.up[:, :r].T, out=where)
-            return out
         up = self.up[:, :r].reshape(self.out_features, r, *(1,) * self.dims)
         return CONVOLUTIONS[self.dims](hidden, up, None if self.bias is None else self.bias[k])
 

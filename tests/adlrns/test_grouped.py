@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hina_kohya.adlrns.grouped import group, run_grouped
+from hina_kohya.adlrns.grouped import group, run_grouped, run_matrices
 
 
 def expected(cell, cells):
@@ -23,14 +23,27 @@ def test_samples_come_sorted_and_go_back_in_order(cell):
     assert groups.unsort(groups.sort(x)).equal(x)
     calls = []
 
-    def one(rows, k, out):
+    def one(rows, k):
         calls.append((k, len(rows)))
-        return torch.mul(rows, k + 1, out=out)
+        return rows * (k + 1)
 
-    for into in (None, torch.empty_like(x)):
-        assert run_grouped(x, groups, one, into).equal(x * (torch.tensor(cell) + 1)[:, None, None])
-    assert calls == 2 * spans
+    assert run_grouped(x, groups, one).equal(x * (torch.tensor(cell) + 1)[:, None, None])
+    assert calls == spans
     assert run_grouped(groups.sort(x), groups.sorted(), one).equal(groups.sort(run_grouped(x, groups, one)))
+
+
+@pytest.mark.parametrize("means", [True, False])
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 2, 6)])
+def test_matrices_are_the_products_of_each_sample(shape, means):
+    torch.manual_seed(0)
+    cell, ranks = [2, 0, 3, 1, 0, 2], [2, 0, 4, 5]
+    x, down, up = torch.randn(len(cell), *shape), torch.randn(5, 6), torch.randn(7, 5)
+    shift, bias = (torch.randn(4, 5), torch.randn(4, 7)) if means else (None, None)
+    y = run_matrices(x, group(torch.tensor(cell), 4), ranks, down, up, shift, bias)
+    assert y.shape == (len(cell), *shape[:-1], 7)
+    for row, k, got in zip(x, cell, y, strict=True):
+        hidden = row @ down[: ranks[k]].T + (shift[k, : ranks[k]] if means else 0)
+        torch.testing.assert_close(got, hidden @ up[:, : ranks[k]].T + (bias[k] if means else 0))
 
 
 def test_one_cell_is_not_sorted():
@@ -41,7 +54,7 @@ def test_one_cell_is_not_sorted():
 def test_an_empty_batch_is_one_empty_group():
     groups = group(torch.zeros(0, dtype=torch.long), 3)
     assert groups.spans == ((0, 0, 0),)
-    assert run_grouped(torch.zeros(0, 4), groups, lambda rows, *_: rows[:, :2]).shape == (0, 2)
+    assert run_grouped(torch.zeros(0, 4), groups, lambda rows, _: rows[:, :2]).shape == (0, 2)
 
 
 def test_samples_without_a_score_are_warned_of():

@@ -47,6 +47,9 @@ def test_layer_macs_are_those_that_torch_counts_and_masked_is_the_same_function(
     torch.testing.assert_close(masked(x), layer(x)[0], rtol=1e-4, atol=1e-5)
     assert flops(lambda: masked(x)) == 96 * 32 * 2 * 128
     expected = layer(x)[0][cell.argsort(stable=True)]
+    known = layers.of_known_cells(copy.deepcopy(layer), x)
+    torch.testing.assert_close(known(), layer(x)[0])
+    assert flops(known) == int(ranks.sum()) * 2 * 128
     inside = layers.inside(copy.deepcopy(layer), x)
     torch.testing.assert_close(inside(), expected, rtol=1e-4, atol=1e-5)
     assert flops(inside) == int(ranks.sum()) * 2 * 128
@@ -277,7 +280,8 @@ def planted(run, folder):
         ranks = [0] if run.method == "none" else ranks
         return record | {"results": {str(r): {"loss": loss, "rank": r, "macs": 1} for r in ranks}}
     kinds = [f"{kind} {rank}" for kind in ("static", "masked", "grouped") for rank in (32, 64)]
-    names = {"layer": [*kinds, "grouped 32, in a model", "grouped 64, in a model"],
+    kinds += [f"grouped {rank}, {where}" for rank in (32, 64) for where in ("of known cells", "in a model")]
+    names = {"layer": kinds,
              "step": ["frozen layer", "LyCORIS LoRA, bypass", "ours, all directions"],
              "time": ["dense 0", "static 8", "ours 8"]}[run.part]  # fmt: skip
     row = {"median": 1.0, "iqr": 0.1, "macs": 2.0, "overhead": 0.1, "step": 1.0, "to_bypass": 1.0}
