@@ -60,9 +60,10 @@ def markdown(found: dict[str, Any], env: dict[str, Any], command: str, drawn: li
 
 def _notes(found: dict[str, Any]) -> str:
     more = "".join(f", {seeds} with {data} images" for data, seeds in found["more_seeds"].items())
+    trials = ", ".join(f"{count} for {part}" for part, count in found["trials"].items())
     lines = [
-        f"- {found['seeds']} seeds{more}; {found['trials']} learning rates (one more between them where seeds are "
-        "more), on a third as many seeds of their own; ± is the standard deviation over seeds."
+        f"- {found['seeds']} seeds{more}; learning rates tried: {trials}, on a third as many seeds of their own; ± is "
+        "the standard deviation over seeds."
     ]
     if found["missing"]:
         lines.append(f"- **unfinished**: {found['missing']} of {found['runs']} runs are missing")
@@ -83,7 +84,11 @@ def _notes(found: dict[str, Any]) -> str:
 
 def _promises(found: dict[str, Any]) -> str:
     columns = {"what": "asked for in issue 5", "asked": "bound", "value": "measured", "kept": "kept"}
-    about = "Adapters: ± is the standard error of the mean difference over seeds, which both methods share."
+    about = (
+        "Adapters: ± is the standard error of the mean difference over seeds, which both methods share. *Surely*: the "
+        "upper end of the one-sided 95 % interval. Not worse than static means that surely not more than a hundredth "
+        "of what static gains over no adapter is lost."
+    )
     return f"## Summary\n\n{about}\n\n{measure.table(found['promises'], columns)}"
 
 
