@@ -49,14 +49,14 @@ class LightweightScorer(nn.Module):
         flat = x.float().flatten(1)
         mean, norm = flat.mean(1), torch.linalg.vector_norm(flat, dim=1)
         # Not Tensor.std, which takes as long as a whole layer on a CPU. float32 resolves no less than mean / 1000.
-        variance = norm.square() / flat.shape[1] - mean.square()
-        std = torch.maximum(variance, 1e-6 * mean.square() + torch.finfo(torch.float32).tiny).sqrt()
-        score = std.log()
+        squared_mean = mean.square()
+        variance = norm.square() / flat.shape[1] - squared_mean
+        score = torch.maximum(variance, 1e-6 * squared_mean + torch.finfo(torch.float32).tiny).log() / 2
         if self.learned is None:
             return score
         features = x.float().movedim(self.feature_dim, -1)
         each = features.flatten(1, -2).mean(1) if features.dim() > 2 else features
-        return score + self.learned(each / std[:, None])[:, 0]
+        return score + self.learned(each / score.exp()[:, None])[:, 0]
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Run each sample at its own cell's rank: sort the batch by cell once, then one contiguous matrix pair a cell."""
 
 import dataclasses as dc
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 @dc.dataclass(frozen=True)
@@ -22,6 +22,10 @@ class Groups:
     def sort(self, x: Tensor) -> Tensor:
         return x if self.order is None else x.index_select(0, self.order)
 
+    def part(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """``sort(x)[start:stop]``, of which nothing else is moved."""
+        return x[start:stop] if self.order is None else x.index_select(0, self.order[start:stop])
+
     def unsort(self, x: Tensor) -> Tensor:
         return x if self.back is None else x.index_select(0, self.back)
 
@@ -35,18 +39,14 @@ def group(cell: Tensor, cells: int) -> Groups:
 
     Reads the group sizes back to the host, the only wait of a forward.
     """
-    spans, start = [], 0
-    for k, size in enumerate(torch.bincount(cell, minlength=cells + 1).tolist()):
-        if size:
-            spans.append((k, start, start + size))
-            start += size
+    sorted_cell, order = cell.sort(stable=True)
+    ends = torch.searchsorted(sorted_cell, torch.arange(cells + 1, device=cell.device), right=True).tolist()
+    spans = tuple((k, start, end) for k, (start, end) in enumerate(itertools.pairwise([0, *ends])) if start < end)
     if spans and spans[-1][0] == cells:
         warnings.warn("samples that are not finite run at full rank; their outputs are not finite", stacklevel=2)
     if len(spans) <= 1:
-        return Groups(None, None, tuple(spans) or ((0, 0, 0),))
-    order = cell.argsort(stable=True)
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return Groups(order, back, tuple(spans))
+        return Groups(None, None, spans or ((0, 0, 0),))
+    return Groups(order, order.argsort(), spans)
 
 
 def run_grouped(x: Tensor, groups: Groups, one: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -68,18 +68,19 @@ def run_matrices(
 ) -> Tensor:
     """``up[:, :r] (down[:r] x + shift[k, :r]) + bias[k]`` with r = ranks[k] of a sample's cell k, without gradients.
 
-    As `run_grouped`, but each product writes its own rows of the result.
+    As `run_grouped`, but each product reads its rows where they are and writes its own of the result.
 
     x: [N, ..., in]; down: [R, in]; up: [out, R]; shift: [cells, R]; bias: [cells, out]
     """
+    # `layer.DynamicLowRankLayer` keeps its factors so that these two are contiguous.
+    into, out = down.T, up.T
     each = math.prod(x.shape[1:-1])
-    rows = groups.sort(x).reshape(-1, x.shape[-1])
-    y = rows.new_empty(len(rows), len(up))
+    y = x.new_empty(len(x) * each, len(up))
     for k, start, stop in groups.spans:
-        part, r = slice(start * each, stop * each), ranks[k]
-        hidden = F.linear(rows[part], down[:r], None if shift is None else shift[k, :r])
+        r, rows, written = ranks[k], groups.part(x, start, stop).flatten(0, -2), y[start * each : stop * each]
+        hidden = rows @ into[:, :r] if shift is None else torch.addmm(shift[k, :r], rows, into[:, :r])
         if bias is None:
-            torch.mm(hidden, up[:, :r].T, out=y[part])
+            torch.mm(hidden, out[:r], out=written)
         else:
-            torch.addmm(bias[k], hidden, up[:, :r].T, out=y[part])
+            torch.addmm(bias[k], hidden, out[:r], out=written)
     return groups.unsort(y.view(*x.shape[:-1], len(up)))

@@ -22,6 +22,12 @@ class CellContext:
         self.macs = 0
 
 
+def _factor(rows: int, columns: int, transposed: bool, **where: Any) -> Tensor:
+    """[rows, columns], uninitialised. Products of few samples with a prefix of directions take a quarter less time on a
+    CPU if neither factor has to be transposed for them."""
+    return torch.empty(columns, rows, **where).T if transposed else torch.empty(rows, columns, **where)
+
+
 class DynamicLowRankLayer(nn.Module):
     """``y = up[:, :r] @ (down[:r] @ x + shift[k, :r]) + bias[k]`` for a sample in cell k of rank r = ranks[k].
 
@@ -84,8 +90,8 @@ class DynamicLowRankLayer(nn.Module):
             self.scorer = LightweightScorer(in_features, scorer_hidden, cells, 1 if kernel_size else -1)
             self.gate = GateNetwork(num_gate_blocks) if num_gate_blocks else None
         where = {"device": device, "dtype": dtype}
-        self.down = nn.Parameter(torch.empty(r_max, inner, **where))
-        self.up = nn.Parameter(torch.empty(out_features, r_max, **where))
+        self.down = nn.Parameter(_factor(r_max, inner, transposed=not kernel_size, **where))
+        self.up = nn.Parameter(_factor(out_features, r_max, transposed=not kernel_size, **where))
         # The last row is that of samples without a finite score.
         self.shift = nn.Parameter(torch.zeros(cells + 1, r_max, **where)) if bias else None
         self.bias = nn.Parameter(torch.zeros(cells + 1, out_features, **where)) if bias else None
@@ -236,11 +242,13 @@ class DynamicLowRankLayer(nn.Module):
     def _one(self, x: Tensor, k: int, r: int, samples: int) -> Tensor:
         """x: samples of one cell."""
         shift = None if self.shift is None else self.shift[k, :r]
-        hidden = self._project(x, self.down[:r], shift)
+        down, up = self.down[:r], self.up[:, :r].reshape(self.out_features, r, *(1,) * self.dims)
+        if not self.dims:  # the same, but with gradients in the order of their parameters, which saves copies
+            down, up = self.down.T[:, :r].T, self.up.T[:r].T
+        hidden = self._project(x, down, shift)
         if self.scheduler.kind == "adaptive" and self.training and hidden.requires_grad and k < self.cells:
             seen = hidden.detach()
             hidden.register_hook(lambda grad: self._follow(k, grad * samples * seen))
-        up = self.up[:, :r].reshape(self.out_features, r, *(1,) * self.dims)
         return CONVOLUTIONS[self.dims](hidden, up, None if self.bias is None else self.bias[k])
 
     def _project(self, x: Tensor, down: Tensor, shift: Tensor | None) -> Tensor:

@@ -246,6 +246,22 @@ def test_gains_follow_the_training_backward():
         assert layer.gain[k, r:].equal(before[k, r:])
 
 
+@pytest.mark.parametrize("kind", SHAPES)
+def test_products_need_no_transposed_factor_however_the_layer_came_to_be(kind):
+    """A Linear's factors stay in the order that is fast, a convolution's in the usual one; gradients follow them."""
+    layer, x = made(kind)
+    set_ranks(layer, [1, 3, 2, 5])
+    layer(x)[0].sum().backward()
+    again = made(kind, seed=1)[0]
+    again.load_state_dict({name: value.contiguous() for name, value in layer.state_dict().items()})
+    trimmed = copy.deepcopy(layer)
+    trimmed.trim(4)
+    for each in (layer, copy.deepcopy(layer).float(), trimmed, again):
+        assert all(factor.is_contiguous() == bool(layer.dims) for factor in (each.down, each.up))
+        assert layer.dims or (each.down.T.is_contiguous() and each.up.T.is_contiguous())
+    assert all(factor.grad.stride() == factor.stride() for factor in (layer.down, layer.up))
+
+
 def test_trimming_leaves_cheaper_plans_as_they_are():
     layer, x = made()
     layer.calibrate(x)
