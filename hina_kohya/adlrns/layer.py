@@ -23,8 +23,8 @@ class CellContext:
 
 
 def _factor(rows: int, columns: int, transposed: bool, **where: Any) -> Tensor:
-    """[rows, columns], uninitialised. Products of few samples with a prefix of directions take a quarter less time on a
-    CPU if neither factor has to be transposed for them."""
+    """[rows, columns], uninitialised. Products of few samples with a prefix of directions take less time on a CPU if
+    neither factor has to be transposed for them: docs/adlrns.md."""
     return torch.empty(columns, rows, **where).T if transposed else torch.empty(rows, columns, **where)
 
 
@@ -242,8 +242,9 @@ class DynamicLowRankLayer(nn.Module):
     def _one(self, x: Tensor, k: int, r: int, samples: int) -> Tensor:
         """x: samples of one cell."""
         shift = None if self.shift is None else self.shift[k, :r]
-        down, up = self.down[:r], self.up[:, :r].reshape(self.out_features, r, *(1,) * self.dims)
-        if not self.dims:  # the same, but with gradients in the order of their parameters, which saves copies
+        if self.dims:
+            down, up = self.down[:r], self.up[:, :r].reshape(self.out_features, r, *(1,) * self.dims)
+        else:  # sliced so that gradients come in the order of their parameters, which saves copies
             down, up = self.down.T[:, :r].T, self.up.T[:r].T
         hidden = self._project(x, down, shift)
         if self.scheduler.kind == "adaptive" and self.training and hidden.requires_grad and k < self.cells:
