@@ -73,11 +73,11 @@ class Masked:
 
 def of_known_cells(layer: DynamicLowRankLayer, x: Tensor) -> Callable[[], Any]:
     """As `Masked`, a call that does not score the samples; it does sort them."""
-    cell, layer.context = layer._cell(x), CellContext()
+    scored, layer.context = layer._score(x), CellContext()
 
     def call() -> Any:
         assert layer.context is not None
-        layer.context.groups = group(cell, CELLS)
+        layer.context.groups = group(*scored)
         return layer(x)
 
     return call
@@ -85,7 +85,7 @@ def of_known_cells(layer: DynamicLowRankLayer, x: Tensor) -> Callable[[], Any]:
 
 def inside(layer: DynamicLowRankLayer, x: Tensor) -> Callable[[], Any]:
     """A call as part of a `CompressedModel`, which has sorted the batch already."""
-    groups = group(layer._cell(x), CELLS)
+    groups = group(*layer._score(x))
     layer.context = CellContext()
     layer.context.groups = groups.sorted()
     rows = groups.sort(x)

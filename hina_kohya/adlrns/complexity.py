@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+TINY = torch.tensor(torch.finfo(torch.float32).tiny)  # a tensor, as adding a number takes twice as long
+
 
 class LightweightScorer(nn.Module):
     """The score of a sample is the log of its standard deviation, or of a thousandth of its mean where that is more;
@@ -41,7 +43,7 @@ class LightweightScorer(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [N, ...], floating -> scores [N], float32."""
+        """x: [N, ...], floating -> scores [N], float32; infinite for a sample with a value that is not finite."""
         if not x.is_floating_point() or x.dim() < 2:
             raise ValueError(
                 f"the input is {x.dtype} of shape {tuple(x.shape)}; a score needs floats, [N, features...]"
@@ -51,12 +53,12 @@ class LightweightScorer(nn.Module):
         # Not Tensor.std, which takes as long as a whole layer on a CPU. float32 resolves no less than mean / 1000.
         squared_mean = mean.square()
         variance = norm.square() / flat.shape[1] - squared_mean
-        score = torch.maximum(variance, 1e-6 * squared_mean + torch.finfo(torch.float32).tiny).log() / 2
-        if self.learned is None:
-            return score
-        features = x.float().movedim(self.feature_dim, -1)
-        each = features.flatten(1, -2).mean(1) if features.dim() > 2 else features
-        return score + self.learned(each / score.exp()[:, None])[:, 0]
+        score = torch.maximum(variance, torch.add(TINY, squared_mean, alpha=1e-6)).log() / 2
+        if self.learned is not None:
+            features = x.float().movedim(self.feature_dim, -1)
+            each = features.flatten(1, -2).mean(1) if features.dim() > 2 else features
+            score = score + self.learned(each / score.exp()[:, None])[:, 0]
+        return score.nan_to_num(nan=math.inf, posinf=math.inf)
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ class LightweightScorer(nn.Module):
 
 
 def cells_of(score: Tensor, edges: Tensor) -> Tensor:
-    """edges: [cells], the last infinite -> [N]; infinity and NaN are above all edges."""
+    """edges: [cells], the last infinite -> [N]; infinity is above all edges."""
     return torch.bucketize(score.detach(), edges.detach(), right=True)
 
 

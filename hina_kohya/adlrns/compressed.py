@@ -90,7 +90,7 @@ class CompressedModel(nn.Module):
             layers[name].set_budget(rank * layers[name].direction_macs * 100 / layers[name].dense_macs * (1 + 1e-9))
 
     def forward(self, x: Tensor) -> Tensor:
-        groups = group(self.scorer.cell(x), self.scorer.cells)
+        groups = group(self.scorer(x), self.scorer.edges)
         # Kept until the next forward: gradient checkpointing runs the layers again in the backward.
         self.context.groups, self.context.macs, self._samples = groups.sorted(), 0, len(x)
         y = self.model(groups.sort(x))

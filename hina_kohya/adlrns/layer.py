@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .complexity import GateNetwork, LightweightScorer, cells_of
-from .grouped import Groups, group, run_grouped, run_matrices
+from .grouped import Groups, group, run_grouped
+from .matrices import MatricesOfCells, run_matrices
 from .scheduling import RankScheduler
 
 CONVOLUTIONS: list[Any] = [F.linear, F.conv1d, F.conv2d, F.conv3d]
@@ -104,6 +105,7 @@ class DynamicLowRankLayer(nn.Module):
         self.register_buffer("gain", torch.zeros(cells, r_max, dtype=torch.float64))
         self.register_buffer("share", torch.zeros(cells, dtype=torch.float64))
         self._plans: dict[float | None, tuple[int, ...]] = {}
+        self._matrices = MatricesOfCells()
         self.energy: Tensor | None = None
         self.to(device)
 
@@ -214,7 +216,7 @@ class DynamicLowRankLayer(nn.Module):
                 raise ValueError(f"budget = {budget}: gates learn their own cost in training; budgets are for eval")
             return self._soft(x)
         if self.context is None:
-            groups = group(self._cell(x), self.cells)
+            groups = group(*self._score(x))
         elif self.context.groups is None or self.context.groups.spans[-1][2] != len(x):
             raise ValueError(
                 f"a batch of {len(x)} samples came to a layer of a CompressedModel whose own batch it is not; call "
@@ -226,18 +228,22 @@ class DynamicLowRankLayer(nn.Module):
         if self.dims or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
             y = run_grouped(x, groups, lambda rows, k: self._one(rows, k, plan[k], len(x)))
         else:
-            y = run_matrices(x, groups, plan, self.down, self.up, self.shift, self.bias)
+            y = run_matrices(x, groups, self._matrices(plan, self.down, self.shift, self.up, self.bias))
         spent = sum(plan[k] * (stop - start) for k, start, stop in groups.spans)
         if self.context is None:
             return y, spent / len(x) if len(x) else math.nan
         if len(x):
-            self.context.macs += spent * self.direction_macs * (y[0].numel() // self.out_features)
+            self.context.macs += spent * self.direction_macs * (y.numel() // (len(x) * self.out_features))
         return y
 
-    def _cell(self, x: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [N], and the edges [cells] between which they are in a cell."""
         assert self.scorer is not None
-        with torch.no_grad():
-            return cells_of(self.scorer(x), self.scorer.edges if self.gate is None else self.gate.edges())
+        return self.scorer(x), self.scorer.edges if self.gate is None else self.gate.edges()
+
+    def _cell(self, x: Tensor) -> Tensor:
+        return cells_of(*self._score(x))
 
     def _one(self, x: Tensor, k: int, r: int, samples: int) -> Tensor:
         """x: samples of one cell."""
@@ -263,7 +269,7 @@ class DynamicLowRankLayer(nn.Module):
         assert self.gate is not None
         score = self.scorer(x)
         cell = cells_of(score, self.gate.edges())
-        gates = self.gate(score.nan_to_num(nan=math.inf))  # no finite score: all open, as in eval
+        gates = self.gate(score)
         ends = self._block_ends()
         sizes = torch.tensor([end - start for start, end in zip([0, *ends], ends, strict=False)], device=x.device)
         weight = gates.repeat_interleave(sizes, 1)

@@ -49,6 +49,10 @@ def test_constant_samples_are_the_simplest_and_broken_ones_have_no_cell():
     x[1, 2], x[2, 3], x[3, 0] = math.nan, math.inf, -math.inf
     before = x.clone()
     assert scorer.cell(x).tolist() == [0, 3, 3, 3]
+    assert scorer(x)[1:].tolist() == [math.inf] * 3
+    learned = LightweightScorer(12, hidden_dim=4)
+    torch.nn.init.normal_(learned.learned[2].weight)
+    assert learned(x)[1:].tolist() == [math.inf] * 3
     assert float(scorer(x[:1])) == pytest.approx(math.log(7e-3))
     assert x.nan_to_num(1.25).equal(before.nan_to_num(1.25))  # never cleaned up
 

@@ -83,6 +83,47 @@ def test_without_gradients_it_writes_in_place_and_gives_the_same(kind, bias):
             assert layer.float()(x.float())[0].dtype == torch.bfloat16
 
 
+def replaced(layer):
+    layer.up = torch.nn.Parameter(layer.up.detach() * 2)
+
+
+def repointed(layer):
+    layer.down.data = layer.down.data * 2
+
+
+def loaded(layer, assign=False):
+    other = dict(made(seed=1)[0].named_parameters())
+    layer.load_state_dict({name: value.detach() for name, value in other.items()}, strict=False, assign=assign)
+
+
+CHANGES = {
+    "written to": lambda layer: layer.up.data.mul_(2),
+    "an optimizer's step": lambda layer: torch.optim.SGD([layer.bias], 1.0).step(),
+    "loaded": loaded,
+    "assigned": lambda layer: loaded(layer, assign=True),
+    "replaced": replaced,
+    "repointed": repointed,
+    "converted": lambda layer: layer.bfloat16().double(),
+    "trimmed": lambda layer: layer.trim(4),
+    "another plan": lambda layer: set_ranks(layer, [1, 2, 3, 4]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_without_gradients_the_weights_are_always_the_present_ones(change):
+    layer, x = made()
+    set_ranks(layer, [1, 3, 2, 5])
+    layer.bias.grad = torch.ones_like(layer.bias)
+    with torch.no_grad():
+        before, other = layer(x)[0], copy.deepcopy(layer)
+    change(layer)
+    with torch.no_grad():
+        y = layer(x)[0]
+        assert not y.equal(before)
+        assert other(x)[0].equal(before)
+    torch.testing.assert_close(y, layer(x)[0].detach())
+
+
 def test_every_vector_of_ranks_is_right_zero_included():
     layer, x = made(cells=3, r_max=2)
     layer.scheduler.r_min = layer.r_min = 0

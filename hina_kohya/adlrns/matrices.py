@@ -1,0 +1,71 @@
+"""A Linear's product for each cell, without gradients: views of its factors that are kept, and what runs them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .grouped import Groups
+
+
+class Matrices(NamedTuple):
+    """What the samples of a cell are multiplied with. down: [in, r]; shift: [r]; up: [r, out]; bias: [out]"""
+
+    down: Tensor
+    shift: Tensor | None
+    up: Tensor
+    bias: Tensor | None
+
+
+class MatricesOfCells:
+    """``self(ranks, down, shift, up, bias)`` is each cell's `Matrices`, all views.
+
+    They are kept from call to call, as to make them takes a tenth of a layer's time. What is written into a weight they
+    see; if one is elsewhere in memory than before, or a rank is another, they are made anew.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[Any, tuple[Matrices, ...]] = (None, ())
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return MatricesOfCells, ()  # a copy is another layer's
+
+    def __call__(
+        self, ranks: tuple[int, ...], down: Tensor, shift: Tensor | None, up: Tensor, bias: Tensor | None
+    ) -> tuple[Matrices, ...]:
+        """ranks: one for each cell; down: [R, in]; shift: [cells, R]; up: [out, R]; bias: [cells, out]"""
+        weights = (down, shift, up, bias)
+        made_of = (ranks, *(None if weight is None else weight.data_ptr() for weight in weights))
+        kept = self._kept
+        if kept[0] != made_of:
+            kept = self._kept = made_of, tuple(_views(k, r, *weights) for k, r in enumerate(ranks))
+        return kept[1]
+
+
+def _views(k: int, r: int, down: Tensor, shift: Tensor | None, up: Tensor, bias: Tensor | None) -> Matrices:
+    return Matrices(
+        down.detach()[:r].T,
+        None if shift is None else shift.detach()[k, :r],
+        up.detach()[:, :r].T,
+        None if bias is None else bias.detach()[k],
+    )
+
+
+def run_matrices(x: Tensor, groups: Groups, cells: Sequence[Matrices]) -> Tensor:
+    """x: [N, ..., in] -> ``(x @ down + shift) @ up + bias``, each sample with its own cell's.
+
+    As `grouped.run_grouped`, but each product writes its own rows of the result.
+    """
+    each, out = math.prod(x.shape[1:-1]), cells[0].up.shape[1]
+    y = x.new_empty(len(x) * each, out)
+    parts = y.split([(stop - start) * each for _, start, stop in groups.spans])
+    for (k, _, _), rows, written in zip(groups.spans, groups.parts(x), parts, strict=True):
+        (down, shift, up, bias), flat = cells[k], rows.flatten(0, -2)
+        hidden = flat @ down if shift is None else torch.addmm(shift, flat, down)
+        if bias is None:
+            torch.mm(hidden, up, out=written)
+        else:
+            torch.addmm(bias, hidden, up, out=written)
+    return groups.unsort(y.view(*x.shape[:-1], out))
