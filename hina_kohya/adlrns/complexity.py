@@ -11,8 +11,8 @@ TINY = torch.tensor(torch.finfo(torch.float32).tiny)  # a tensor, as adding a nu
 
 
 class LightweightScorer(nn.Module):
-    """The score of a sample is the log of its standard deviation, or of a thousandth of its mean where that is more;
-    cells are quantiles of it over the fitted samples.
+    """The score of a sample is the log of its standard deviation, or of a thousandth of its root mean square
+    where that is more; cells are quantiles of it over the fitted samples.
 
     Without parameters (``hidden_dim`` 0, the default) there is nothing to learn. With them a small network on the
     standardised features is added to the score; it starts at zero and learns through a `GateNetwork`.
@@ -50,10 +50,10 @@ class LightweightScorer(nn.Module):
             )
         flat = x.float().flatten(1)
         mean, norm = flat.mean(1), torch.linalg.vector_norm(flat, dim=1)
-        # Not Tensor.std, which takes as long as a whole layer on a CPU. float32 resolves no less than mean / 1000.
-        squared_mean = mean.square()
-        variance = norm.square() / flat.shape[1] - squared_mean
-        score = torch.maximum(variance, torch.add(TINY, squared_mean, alpha=1e-6)).log() / 2
+        # Not Tensor.std, which takes as long as a whole layer on a CPU. float32 resolves no less than a thousandth.
+        square = norm.square() / flat.shape[1]
+        variance = torch.addcmul(square, mean, mean, value=-1)
+        score = torch.maximum(variance, torch.add(TINY, square, alpha=1e-6)).log() / 2
         if self.learned is not None:
             features = x.float().movedim(self.feature_dim, -1)
             each = features.flatten(1, -2).mean(1) if features.dim() > 2 else features

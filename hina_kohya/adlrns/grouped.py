@@ -3,7 +3,7 @@
 import dataclasses as dc
 import itertools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,11 +20,6 @@ class Groups:
 
     def sort(self, x: Tensor) -> Tensor:
         return x if self.order is None else x.index_select(0, self.order)
-
-    def parts(self, x: Tensor) -> Iterable[Tensor]:
-        """``sort(x)`` span by span; a span is moved when its turn comes."""
-        sizes = [stop - start for _, start, stop in self.spans]
-        return x.split(sizes) if self.order is None else (x.index_select(0, o) for o in self.order.split(sizes))
 
     def unsort(self, x: Tensor) -> Tensor:
         return x if self.back is None else x.index_select(0, self.back)

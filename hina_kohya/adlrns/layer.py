@@ -236,11 +236,11 @@ class DynamicLowRankLayer(nn.Module):
             self.context.macs += spent * self.direction_macs * (y.numel() // (len(x) * self.out_features))
         return y
 
-    @torch.no_grad()
     def _score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [N], and the edges [cells] between which they are in a cell."""
         assert self.scorer is not None
-        return self.scorer(x), self.scorer.edges if self.gate is None else self.gate.edges()
+        with torch.no_grad():
+            return self.scorer(x), self.scorer.edges if self.gate is None else self.gate.edges()
 
     def _cell(self, x: Tensor) -> Tensor:
         return cells_of(*self._score(x))

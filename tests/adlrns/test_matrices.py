@@ -13,24 +13,31 @@ EDGES = torch.tensor([1, 2, 3, math.inf])
 RANKS = (2, 0, 4, 5)
 
 
-def weights(means=True):
+def weights(means=True, out=7):
     torch.manual_seed(0)
-    down, shift, up, bias = torch.randn(5, 6), torch.randn(4, 5), torch.randn(7, 5), torch.randn(4, 7)
+    down, shift, up, bias = torch.randn(5, 6), torch.randn(4, 5), torch.randn(out, 5), torch.randn(4, out)
     return (down, shift, up, bias) if means else (down, None, up, None)
 
 
 @pytest.mark.parametrize("means", [True, False])
+@pytest.mark.parametrize("out", [5, 6, 7])
 @pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 2, 6)])
-def test_each_sample_is_multiplied_with_its_cells_matrices(shape, means):
-    cell = [2, 0, 3, 1, 0, 2]
-    down, shift, up, bias = weights(means)
+@pytest.mark.parametrize("cell", [[2, 0, 3, 1, 0, 2], [0, 0, 2], [3, 3], []])
+def test_each_sample_is_multiplied_with_its_cells_matrices(cell, shape, out, means):
+    down, shift, up, bias = weights(means, out)
     x = torch.randn(len(cell), *shape)
-    y = run_matrices(x, group(torch.tensor(cell) + 0.5, EDGES), MatricesOfCells()(RANKS, down, shift, up, bias))
-    assert y.shape == (len(cell), *shape[:-1], 7)
+    before, groups = x.clone(), group(torch.tensor(cell) + 0.5, EDGES)
+    matrices = MatricesOfCells()(RANKS, down, shift, up, bias)
+    y = run_matrices(x, groups, matrices)
+    assert y.shape == (len(cell), *shape[:-1], out)
     for row, k, got in zip(x, cell, y, strict=True):
         r = RANKS[k]
         hidden = row @ down[:r].T + (shift[k, :r] if means else 0)
         torch.testing.assert_close(got, hidden @ up[:, :r].T + (bias[k] if means else 0))
+    in_order = groups.sort(x).clone()
+    assert run_matrices(in_order, groups.sorted(), matrices).equal(groups.sort(y))
+    assert x.equal(before)  # a result is never written over the caller's rows
+    assert in_order.equal(groups.sort(before))
 
 
 def test_views_are_kept_and_made_anew_where_they_would_be_others():
