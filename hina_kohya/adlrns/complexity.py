@@ -49,11 +49,12 @@ class LightweightScorer(nn.Module):
                 f"the input is {x.dtype} of shape {tuple(x.shape)}; a score needs floats, [N, features...]"
             )
         flat = x.float().flatten(1)
-        mean, norm = flat.mean(1), torch.linalg.vector_norm(flat, dim=1)
+        features = flat.shape[1]
+        total, norm = flat.sum(1), torch.linalg.vector_norm(flat, dim=1)
         # Not Tensor.std, which takes as long as a whole layer on a CPU. float32 resolves no less than a thousandth.
-        square = norm.square() / flat.shape[1]
-        variance = torch.addcmul(square, mean, mean, value=-1)
-        score = torch.maximum(variance, torch.add(TINY, square, alpha=1e-6)).log() / 2
+        square = torch.add(TINY, norm * norm, alpha=1 / features)
+        variance = torch.addcmul(square, total, total, value=-1 / features**2)
+        score = torch.maximum(variance, torch.add(TINY, square, alpha=1e-6)).sqrt().log()
         if self.learned is not None:
             features = x.float().movedim(self.feature_dim, -1)
             each = features.flatten(1, -2).mean(1) if features.dim() > 2 else features
