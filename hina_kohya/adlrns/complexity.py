@@ -49,11 +49,11 @@ class LightweightScorer(nn.Module):
                 f"the input is {x.dtype} of shape {tuple(x.shape)}; a score needs floats, [N, features...]"
             )
         flat = x.float().flatten(1)
-        features = flat.shape[1]
+        count = max(1, flat.shape[1])  # a sample of no tokens has no values
         total, norm = flat.sum(1), torch.linalg.vector_norm(flat, dim=1)
         # Not Tensor.std, which takes as long as a whole layer on a CPU. float32 resolves no less than a thousandth.
-        square = torch.add(TINY, norm * norm, alpha=1 / features)
-        variance = torch.addcmul(square, total, total, value=-1 / features**2)
+        square = torch.add(TINY, norm * norm, alpha=1 / count)
+        variance = torch.addcmul(square, total, total, value=-1 / count**2)
         score = torch.maximum(variance, torch.add(TINY, square, alpha=1e-6)).sqrt().log()
         if self.learned is not None:
             features = x.float().movedim(self.feature_dim, -1)

@@ -57,6 +57,12 @@ def test_constant_samples_are_the_simplest_and_broken_ones_have_no_cell():
     assert x.nan_to_num(1.25).equal(before.nan_to_num(1.25))  # never cleaned up
 
 
+def test_samples_of_no_tokens_are_the_simplest():
+    scorer = LightweightScorer(cells=3)
+    scorer.fit(samples())
+    assert scorer.cell(torch.zeros(2, 0, 12)).tolist() == [0, 0]
+
+
 def test_a_scorer_has_no_parameters_or_ones_that_get_a_gradient():
     assert not list(LightweightScorer().parameters())
     x = samples()
