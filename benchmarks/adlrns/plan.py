@@ -29,6 +29,7 @@ PARTS = ("layer", "step", "patches", "time", "adapter")
 class Mode:
     """layers: sizes x batch, with r_max a quarter; widths: epochs of each dense network; images: steps of each
 
+    rounds: of a measurement, a quarter of which counts
     trials: learning rates, at most
     more_seeds: by images, where methods differ by less than seeds do
     compared: methods by width or images, where not all of them
@@ -49,11 +50,11 @@ class Mode:
     compared: Mapping[str, tuple[str, ...]] = dc.field(default_factory=dict)
 
 
-QUICK = Mode("quick", ("1024x256",), 15, {128: 12}, 3, {"100": 60}, (4,), trials=1, seeds=1)
+QUICK = Mode("quick", ("1024x256",), 60, {128: 12}, 3, {"100": 60}, (4,), trials=1, seeds=1)
 FULL = Mode(
     "full",
     ("256x256", "512x256", "1024x256", "2048x256", "1024x1024"),
-    60,
+    240,
     {256: 60, 1024: 30},
     10,
     {"all": 1200, "100": 240, "24": 120},

@@ -8,14 +8,15 @@ from .adapter import BATCH, IMAGES, LEVELS
 from .summary import within
 
 LAYER = """
-Forward of one Linear: CPU ms of one thread, interleaved medians. Grouped: 6 cells of equal size whose ranks double from
-cell to cell. Alone it scores and sorts the batch itself; of known cells it sorts it; in a model the batch is sorted
-already, once for all layers. Masked is the same function of known cells with all directions computed.
+Forward of one Linear: CPU ms of one thread, interleaved, medians of the quietest quarter of rounds. Grouped: 6 cells of
+equal size whose ranks double from cell to cell. Alone it scores and sorts the batch itself; of known cells it sorts it;
+in a model the batch is sorted already, once for all layers. Masked is the same function of known cells with all
+directions computed.
 """
 STEP = """
 Forward and backward of a frozen Linear of {data}, 256 rows of 4 samples, R = 16: CPU ms of one thread,
-interleaved medians. Ours measures gains in every step, as by default; overhead is what the adapter adds to the frozen
-layer.
+interleaved, medians of the quietest quarter of rounds. Ours measures gains in every step, as by default; overhead is
+what the adapter adds to the frozen layer.
 """
 PATCHES = """
 8x8 patches of scikit-learn's two sample images, noise 25/255: trained on the left halves, PSNR on the right ones. MACs

@@ -55,6 +55,16 @@ def test_layer_macs_are_those_that_torch_counts_and_masked_is_the_same_function(
     assert flops(inside) == int(ranks.sum()) * 2 * 128
 
 
+def test_of_rounds_the_quarter_counts_that_took_least(monkeypatch):
+    rounds = [4.0] * 3 + [9.0, 3.0, 5.0, 2.0, 7.0, 6.0, 8.0, 1.0]  # the first three warm up
+    seconds = iter([pair for each in rounds for pair in ((each, each), (2 * each, 3 * each))])
+    monkeypatch.setattr(layers.measure, "timed", lambda call, device: next(seconds))
+    times = layers.interleaved({"a": list, "b": list}, 8)
+    assert next(seconds, None) is None
+    assert times["a"] == {"median": 1500.0, "iqr": 500.0, "wall": 1500.0}  # of 1 and 2 seconds
+    assert times["b"] == {"median": 4500.0, "iqr": 1500.0, "wall": 3000.0}
+
+
 def test_the_layer_record(tmp_path):
     rows = execute(Run("layer", "ours", "64x48", 16, 2), tmp_path)["rows"]
     assert rows["dense"]["macs"] == 64 * 64
