@@ -42,7 +42,7 @@ def _layer(found: dict[str, Any]) -> Figure | None:
         axis.axhline(rows["dense"]["median"], color="grey", linestyle=":", label="dense")
         axis.set(title=f"layer {data}", xlabel="mean rank", ylabel="ms", xscale="log")
         axis.set_ylim(bottom=0)
-    axes[0].legend()
+    axes[-1].legend(fontsize="small")
     return figure
 
 
