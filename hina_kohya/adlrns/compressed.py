@@ -5,8 +5,8 @@ import dataclasses as dc
 from torch import Tensor, nn
 
 from .complexity import LightweightScorer
-from .grouped import group
-from .layer import CellContext, DynamicLowRankLayer
+from .grouped import CellContext, group
+from .layer import DynamicLowRankLayer
 
 
 @dc.dataclass(frozen=True)

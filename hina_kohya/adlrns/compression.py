@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from .capture import Statistics, inputs, passes
 from .complexity import LightweightScorer
 from .compressed import CompressedModel, Place
-from .layer import CellContext, DynamicLowRankLayer
+from .grouped import CellContext
+from .layer import DynamicLowRankLayer
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

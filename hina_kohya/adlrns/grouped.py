@@ -29,6 +29,14 @@ class Groups:
         return Groups(None, None, self.spans)
 
 
+class CellContext:
+    """The groups of the batch that a model is working on, shared by its layers; and the MACs they have spent on it."""
+
+    def __init__(self) -> None:
+        self.groups: Groups | None = None
+        self.macs = 0
+
+
 def group(score: Tensor, edges: Tensor) -> Groups:
     """score: [N], not NaN; edges: [cells], the last infinite. Cell k is that of scores in [edges[k - 1], edges[k]);
     infinite ones are in cell number ``cells``, that of samples without a finite score, and warned of.

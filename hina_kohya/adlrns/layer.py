@@ -8,19 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .complexity import GateNetwork, LightweightScorer, cells_of
-from .grouped import Groups, group, run_grouped
+from .grouped import CellContext, group, run_grouped
 from .matrices import MatricesOfCells, run_matrices
 from .scheduling import RankScheduler
 
 CONVOLUTIONS: list[Any] = [F.linear, F.conv1d, F.conv2d, F.conv3d]
-
-
-class CellContext:
-    """The groups of the batch that a model is working on, shared by its layers; and the MACs they have spent on it."""
-
-    def __init__(self) -> None:
-        self.groups: Groups | None = None
-        self.macs = 0
 
 
 def _factor(rows: int, columns: int, transposed: bool, **where: Any) -> Tensor:
