@@ -33,7 +33,9 @@ def main(argv: list[str]) -> int:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="TOML", help="see configs/adlrns")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="TOML", help="such as configs/adlrns/patches.toml"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("runs/adlrns"), metavar="DIR", help="default: %(default)s"
     )
@@ -73,7 +75,8 @@ def _check(args: argparse.Namespace, settings: Settings) -> None:
     """Before minutes of training. Raises ValueError."""
     if settings != Settings.of({"train": {k: getattr(settings.train, k) for k in ("batch_size", "epochs", "lr")}}):
         raise ValueError(
-            f"{args.config} says more than this command uses: it uses batch_size, epochs and lr of [train] only"
+            f"{args.config} says more than this command uses, which is batch_size, epochs and lr of [train]: remove "
+            "the rest, or train a network of your own by it with ADLRNSTrainer, as in docs/adlrns.md"
         )
     if args.width < 2 or args.dense_epochs < 1:
         raise ValueError(f"--width {args.width} and --dense-epochs {args.dense_epochs} must be at least 2 and 1")

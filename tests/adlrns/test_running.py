@@ -73,7 +73,7 @@ def test_mistakes_get_a_line_not_a_traceback(config, tmp_path, capsys):
     assert "--budgets 1 must be from 1.17, the cost of rank 1, to 100 percent" in said("--budgets", "1")
     assert "--dense-epochs 0 must be" in said("--dense-epochs", "0")
     config.write_text("[model]\nr_max = 32\n", encoding="utf-8")
-    assert "uses batch_size, epochs and lr of [train] only" in said()
+    assert "uses, which is batch_size, epochs and lr of [train]: remove the rest, or train" in said()
     config.write_text("[train]\nepoch = 1\n", encoding="utf-8")
     assert "unknown key train.epoch; did you mean epochs" in said()
 

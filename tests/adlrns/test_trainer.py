@@ -1,6 +1,7 @@
 """Training, replanning, resuming; the configuration files."""
 
 import copy
+import dataclasses as dc
 import subprocess
 import sys
 from pathlib import Path
@@ -144,8 +145,7 @@ def test_an_energy_budget_needs_a_counter_and_then_holds_by_it(tmp_path, monkeyp
 def test_the_shipped_configurations_train(path):
     settings = Settings.read(path)
     torch.manual_seed(0)
-    more = {"scorer_hidden": settings.model.scorer_hidden, "num_gate_blocks": settings.model.num_gate_blocks}
-    layer = DynamicLowRankLayer(80, 90, settings.model.r_max, settings.model.r_min, **more)
+    layer = DynamicLowRankLayer(80, 90, **dc.asdict(settings.model))
     x = torch.randn(64, 80)
     history = ADLRNSTrainer(layer, settings).train([(x, x[:, :1].expand(-1, 90))], [(x, torch.zeros(64, 90))], 1)
     assert history[0]["val_rank"] > 0
