@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TINY = torch.tensor(torch.finfo(torch.float32).tiny)  # a tensor, as adding a number takes twice as long
+# A tensor, as adding a number takes twice as long; of no dimensions, so that it joins those of any device.
+TINY = torch.tensor(torch.finfo(torch.float32).tiny, device="cpu")
 
 
 class LightweightScorer(nn.Module):

@@ -9,16 +9,10 @@ from torch.nn import functional as F
 
 from .complexity import GateNetwork, LightweightScorer, cells_of
 from .grouped import CellContext, group, run_grouped
-from .matrices import MatricesOfCells, run_matrices
+from .matrices import MatricesOfCells, factor, run_matrices
 from .scheduling import RankScheduler
 
 CONVOLUTIONS: list[Any] = [F.linear, F.conv1d, F.conv2d, F.conv3d]
-
-
-def _factor(rows: int, columns: int, transposed: bool, **where: Any) -> Tensor:
-    """[rows, columns], uninitialised. Products of few samples with a prefix of directions take less time on a CPU if
-    neither factor has to be transposed for them: docs/adlrns.md."""
-    return torch.empty(columns, rows, **where).T if transposed else torch.empty(rows, columns, **where)
 
 
 class DynamicLowRankLayer(nn.Module):
@@ -83,8 +77,8 @@ class DynamicLowRankLayer(nn.Module):
             self.scorer = LightweightScorer(in_features, scorer_hidden, cells, 1 if kernel_size else -1)
             self.gate = GateNetwork(num_gate_blocks) if num_gate_blocks else None
         where = {"device": device, "dtype": dtype}
-        self.down = nn.Parameter(_factor(r_max, inner, transposed=not kernel_size, **where))
-        self.up = nn.Parameter(_factor(out_features, r_max, transposed=not kernel_size, **where))
+        self.down = nn.Parameter(factor(r_max, inner, transposed=not kernel_size, **where))
+        self.up = nn.Parameter(factor(out_features, r_max, transposed=not kernel_size, **where))
         # The last row is that of samples without a finite score.
         self.shift = nn.Parameter(torch.zeros(cells + 1, r_max, **where)) if bias else None
         self.bias = nn.Parameter(torch.zeros(cells + 1, out_features, **where)) if bias else None
@@ -154,7 +148,7 @@ class DynamicLowRankLayer(nn.Module):
             raise ValueError(f"gains must be finite, of shape {tuple(self.gain.shape)}; got {tuple(gain.shape)}")
         self.gain.copy_(gain)
         self.share.copy_((counts / counts.sum()).clamp_min(1e-9))  # a cell that never occurs still needs a rank
-        self._plans.clear()
+        self._forget()
 
     def set_budget(self, budget: float) -> None:
         """Hold a budget (percent of the dense MACs) until the next call of this."""
@@ -189,7 +183,11 @@ class DynamicLowRankLayer(nn.Module):
             self.shift = nn.Parameter(self.shift[:, :r_max].clone())
         self.gain = self.gain[:, :r_max].clone()
         self.ranks = self.ranks.clamp(max=r_max)
+        self._forget()
+
+    def _forget(self) -> None:
         self._plans.clear()
+        self._matrices.forget()
 
     def _block_ends(self) -> list[int]:
         steps = self.cells - 1
@@ -197,7 +195,11 @@ class DynamicLowRankLayer(nn.Module):
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._plans.clear()
+        self._forget()
+
+    def _apply(self, *args, **kwargs) -> Any:
+        self._forget()  # what is kept would hold the memory that the weights leave
+        return super()._apply(*args, **kwargs)
 
     # Running.
 

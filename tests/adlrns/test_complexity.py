@@ -1,6 +1,8 @@
 """Scores, cells and gates."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,6 +57,16 @@ def test_constant_samples_are_the_simplest_and_broken_ones_have_no_cell():
     assert learned(x)[1:].tolist() == [math.inf] * 3
     assert float(scorer(x[:1])) == pytest.approx(math.log(7e-3))
     assert x.nan_to_num(1.25).equal(before.nan_to_num(1.25))  # never cleaned up
+
+
+def test_a_default_device_at_its_import_does_not_matter():
+    code = """
+import torch
+with torch.device("meta"):
+    from hina_kohya.adlrns import LightweightScorer
+assert LightweightScorer()(torch.randn(4, 8)).isfinite().all()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_samples_of_no_tokens_are_the_simplest():

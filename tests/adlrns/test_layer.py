@@ -124,6 +124,16 @@ def test_without_gradients_the_weights_are_always_the_present_ones(change):
     torch.testing.assert_close(y, layer(x)[0].detach())
 
 
+@pytest.mark.parametrize("change", ["loaded", "assigned", "converted", "trimmed"])
+def test_nothing_that_is_kept_holds_the_memory_that_weights_leave(change):
+    layer, x = made()
+    with torch.no_grad():
+        layer(x)
+    assert len(layer._matrices._kept[1]) == layer.cells + 1
+    CHANGES[change](layer)
+    assert layer._matrices._kept[1] == ()
+
+
 def test_every_vector_of_ranks_is_right_zero_included():
     layer, x = made(cells=3, r_max=2)
     layer.scheduler.r_min = layer.r_min = 0
