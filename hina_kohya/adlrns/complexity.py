@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# A tensor, as adding a number takes twice as long; of no dimensions, so that it joins those of any device.
+# Tensors, as an operation with a number takes twice as long; of no dimensions, to join those of any device.
 TINY = torch.tensor(torch.finfo(torch.float32).tiny, device="cpu")
+INFINITY = torch.tensor(math.inf, device="cpu")
 
 
 class LightweightScorer(nn.Module):
-    """The score of a sample is the log of its standard deviation, or of a thousandth of its root mean square
-    where that is more; cells are quantiles of it over the fitted samples.
+    """The score of a sample is its variance and a millionth of its squared mean, which float32 cannot tell from none;
+    cells are quantiles of it over the fitted samples.
 
-    Without parameters (``hidden_dim`` 0, the default) there is nothing to learn. With them a small network on the
-    standardised features is added to the score; it starts at zero and learns through a `GateNetwork`.
+    Without parameters (``hidden_dim`` 0, the default) there is nothing to learn. With them the score is multiplied by
+    exp(2 f) of a small network f on the standardised features; f starts at zero and learns through a `GateNetwork`.
 
     in_features : features of a sample, needed for ``hidden_dim`` only
     cells       : how many cells; until `fit` all samples fall in cell 0
@@ -52,15 +53,14 @@ class LightweightScorer(nn.Module):
         flat = x.float().flatten(1)
         count = max(1, flat.shape[1])  # a sample of no tokens has no values
         total, norm = flat.sum(1), torch.linalg.vector_norm(flat, dim=1)
-        # Not Tensor.std, which takes as long as a whole layer on a CPU. float32 resolves no less than a thousandth.
+        # Not Tensor.var, which takes as long as a whole layer on a CPU.
         square = torch.add(TINY, norm * norm, alpha=1 / count)
-        variance = torch.addcmul(square, total, total, value=-1 / count**2)
-        score = torch.maximum(variance, torch.add(TINY, square, alpha=1e-6)).sqrt().log()
+        score = torch.addcmul(square, total, total, value=-(1 - 1e-6) / count**2)
         if self.learned is not None:
             features = x.float().movedim(self.feature_dim, -1)
             each = features.flatten(1, -2).mean(1) if features.dim() > 2 else features
-            score = score + self.learned(each / score.exp()[:, None])[:, 0]
-        return score.nan_to_num(nan=math.inf, posinf=math.inf)
+            score = score * (2 * self.learned(each / log_deviation(score).exp()[:, None])[:, 0]).exp()
+        return torch.fmin(score, INFINITY)  # of NaN and infinity it is infinity
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> Tensor:
@@ -88,8 +88,14 @@ def cells_of(score: Tensor, edges: Tensor) -> Tensor:
     return torch.bucketize(score.detach(), edges.detach(), right=True)
 
 
+def log_deviation(score: Tensor) -> Tensor:
+    """[N] -> [N], the log of the standard deviation that a score stands for"""
+    return score.clamp_min(torch.finfo(torch.float32).tiny).log() / 2
+
+
 class GateNetwork(nn.Module):
-    """Blocks of directions that open one after another as the score rises; the scores at which they do are learned.
+    """Blocks of directions that open one after another as the score rises; the scores at which they do are learned, as
+    logs of standard deviations.
 
     Block 0 is always open, block b opens at ``edges()[b - 1]``. `forward` gives soft gates for training; outside of
     training a block is open or not, which makes ``num_blocks`` cells.
@@ -104,20 +110,21 @@ class GateNetwork(nn.Module):
         self.steps = nn.Parameter(torch.zeros(num_blocks - 2))  # gaps, as softplus: the edges stay in order
 
     def edges(self) -> Tensor:
-        """[num_blocks], ascending, where each block's cell ends: the last at infinity"""
-        return torch.cat(
-            [self.first, self.first + F.softplus(self.steps).cumsum(0), self.first.new_full((1,), math.inf)]
-        )
+        """[num_blocks], ascending, the score at which each block's cell ends: the last at infinity"""
+        return torch.cat([(2 * self._logs()).exp(), self.first.new_full((1,), math.inf)])
+
+    def _logs(self) -> Tensor:
+        return torch.cat([self.first, self.first + F.softplus(self.steps).cumsum(0)])
 
     def forward(self, score: Tensor) -> Tensor:
         """[N] -> [N, num_blocks] in (0, 1], falling along the blocks."""
-        soft = torch.sigmoid((score[:, None] - self.edges()[:-1]) / self.temperature)
+        soft = torch.sigmoid((log_deviation(score)[:, None] - self._logs()) / self.temperature)
         return torch.cat([torch.ones_like(soft[:, :1]), soft], 1)
 
     @torch.no_grad()
     def fit(self, score: Tensor) -> None:
         """Start from the quantiles of the scores."""
         at = torch.arange(1, self.num_blocks, device=score.device) * len(score) // self.num_blocks
-        edges = score.sort().values[at]
-        self.first.copy_(edges[:1])
-        self.steps.copy_(edges.diff().clamp_min(1e-3).expm1().log())
+        logs = log_deviation(score.sort().values[at])
+        self.first.copy_(logs[:1])
+        self.steps.copy_(logs.diff().clamp_min(1e-3).expm1().log())

@@ -40,7 +40,7 @@ def compress(
 
     calibration_loader : of x, or (x, target, ...); read three times, so a list or a DataLoader that does not shuffle
     loss    : of (output, target), a mean over the batch; without it errors of all outputs count the same
-    cells   : complexity cells, quantiles of the log standard deviation of the model's input
+    cells   : complexity cells, quantiles of the variance of the model's input
     exclude : names of layers to leave as they are. They and what cannot be converted (`CompressedModel.dense` says
               why) cost their part of the budget
     ridge   : added to the metrics' diagonals, relative to their means

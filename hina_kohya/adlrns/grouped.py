@@ -1,22 +1,21 @@
 """Run each sample at its own cell's rank: sort the batch by cell once, then one contiguous matrix pair a cell."""
 
-import dataclasses as dc
 import itertools
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dc.dataclass(frozen=True)
-class Groups:
+class Groups(NamedTuple):
     """order, back: [N], the sorting permutation and its inverse, None if the batch is sorted already.
     spans: (cell, start, stop) of the sorted batch; never empty, so that an empty batch is a span of no samples."""
 
     order: Tensor | None
     back: Tensor | None
-    spans: tuple[tuple[int, int, int], ...]
+    spans: list[tuple[int, int, int]]
 
     def sort(self, x: Tensor) -> Tensor:
         return x if self.order is None else x.index_select(0, self.order)
@@ -45,11 +44,11 @@ def group(score: Tensor, edges: Tensor) -> Groups:
     """
     rising, order = score.sort(stable=True)
     ends = [0, *torch.searchsorted(rising, edges).tolist(), len(score)]
-    spans = tuple((k, start, end) for k, (start, end) in enumerate(itertools.pairwise(ends)) if start < end)
+    spans = [(k, start, end) for k, (start, end) in enumerate(itertools.pairwise(ends)) if start < end]
     if spans and spans[-1][0] == len(edges):
         warnings.warn("samples that are not finite run at full rank; their outputs are not finite", stacklevel=2)
     if len(spans) <= 1:
-        return Groups(None, None, spans or ((0, 0, 0),))
+        return Groups(None, None, spans or [(0, 0, 0)])
     return Groups(order, order.argsort(), spans)
 
 

@@ -70,8 +70,7 @@ class DynamicLowRankLayer(nn.Module):
         self.dims = len(kernel_size)
         self.how = {"stride": stride, "padding": padding, "dilation": dilation} if kernel_size else {}
         self.context = context
-        cells = num_gate_blocks or cells
-        self.cells = cells
+        self.cells = cells = num_gate_blocks or cells
         self.scorer = self.gate = None
         if context is None:
             self.scorer = LightweightScorer(in_features, scorer_hidden, cells, 1 if kernel_size else -1)
@@ -85,9 +84,8 @@ class DynamicLowRankLayer(nn.Module):
         nn.init.normal_(self.up, std=(3 * r_max) ** -0.5)  # outputs as large as those of nn.Linear
         with torch.no_grad():
             self.down.copy_(nn.init.orthogonal_(torch.empty(r_max, inner)))
-        self.register_buffer(
-            "ranks", torch.tensor([*self._block_ends(), r_max] if self.gate else [r_max] * (cells + 1))
-        )
+        ranks = [*self._block_ends(), r_max] if self.gate else [r_max] * (cells + 1)
+        self.register_buffer("ranks", torch.tensor(ranks))
         self.register_buffer("gain", torch.zeros(cells, r_max, dtype=torch.float64))
         self.register_buffer("share", torch.zeros(cells, dtype=torch.float64))
         self._plans: dict[float | None, tuple[int, ...]] = {}
@@ -205,36 +203,39 @@ class DynamicLowRankLayer(nn.Module):
 
     def forward(self, x: Tensor, budget: float | None = None) -> Any:
         """(output, mean rank); the output alone within a `CompressedModel`."""
+        samples = len(x)
         if self.gate is not None and self.training:
             if budget is not None:
                 raise ValueError(f"budget = {budget}: gates learn their own cost in training; budgets are for eval")
             return self._soft(x)
         if self.context is None:
             groups = group(*self._score(x))
-        elif self.context.groups is None or self.context.groups.spans[-1][2] != len(x):
+        elif self.context.groups is None or self.context.groups.spans[-1][2] != samples:
             raise ValueError(
-                f"a batch of {len(x)} samples came to a layer of a CompressedModel whose own batch it is not; call "
+                f"a batch of {samples} samples came to a layer of a CompressedModel whose own batch it is not; call "
                 "the model itself, and keep samples along dimension 0"
             )
         else:
             groups = self.context.groups
         plan = self.plan(budget)
         if self.dims or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
-            y = run_grouped(x, groups, lambda rows, k: self._one(rows, k, plan[k], len(x)))
+            y = run_grouped(x, groups, lambda rows, k: self._one(rows, k, plan[k], samples))
         else:
             y = run_matrices(x, groups, self._matrices(plan, self.down, self.shift, self.up, self.bias))
-        spent = sum(plan[k] * (stop - start) for k, start, stop in groups.spans)
+        spent = sum([plan[k] * (stop - start) for k, start, stop in groups.spans])
         if self.context is None:
-            return y, spent / len(x) if len(x) else math.nan
-        if len(x):
-            self.context.macs += spent * self.direction_macs * (y.numel() // (len(x) * self.out_features))
+            return y, spent / samples if samples else math.nan
+        if samples:
+            self.context.macs += spent * self.direction_macs * (y.numel() // (samples * self.out_features))
         return y
 
     def _score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [N], and the edges [cells] between which they are in a cell."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._score(x)
         assert self.scorer is not None
-        with torch.no_grad():
-            return self.scorer(x), self.scorer.edges if self.gate is None else self.gate.edges()
+        return self.scorer(x), self.scorer.edges if self.gate is None else self.gate.edges()
 
     def _cell(self, x: Tensor) -> Tensor:
         return cells_of(*self._score(x))

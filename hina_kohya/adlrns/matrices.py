@@ -74,7 +74,8 @@ def run_matrices(x: Tensor, groups: Groups, cells: Sequence[Matrices]) -> Tensor
     rows = groups.sort(x).flatten(0, -2)
     y = rows if groups.order is not None and rows.shape[1] == out else rows.new_empty(len(rows), out)
     sizes = [(stop - start) * each for _, start, stop in groups.spans]
-    for (k, _, _), part, written in zip(groups.spans, rows.split(sizes), y.split(sizes), strict=True):
+    parts = rows.split(sizes)
+    for (k, _, _), part, written in zip(groups.spans, parts, parts if y is rows else y.split(sizes), strict=True):
         down, shift, up, bias = cells[k]
         hidden = part @ down if shift is None else torch.addmm(shift, part, down)
         if bias is None:

@@ -59,7 +59,7 @@ def test_one_cell_is_not_sorted():
 
 def test_an_empty_batch_is_one_empty_group():
     groups = grouped([], 3)
-    assert groups.spans == ((0, 0, 0),)
+    assert groups.spans == [(0, 0, 0)]
     assert run_grouped(torch.zeros(0, 4), groups, lambda rows, _: rows[:, :2]).shape == (0, 2)
 
 
