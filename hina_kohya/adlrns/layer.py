@@ -218,7 +218,8 @@ class DynamicLowRankLayer(nn.Module):
         else:
             groups = self.context.groups
         plan = self.plan(budget)
-        if self.dims or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+        device = "cpu" if x.is_cpu else x.device.type  # making the name takes a CPU as long as a small product
+        if self.dims or torch.is_grad_enabled() or torch.is_autocast_enabled(device):
             y = run_grouped(x, groups, lambda rows, k: self._one(rows, k, plan[k], samples))
         else:
             y = run_matrices(x, groups, self._matrices(plan, self.down, self.shift, self.up, self.bias))
@@ -279,8 +280,7 @@ class DynamicLowRankLayer(nn.Module):
             hidden = hidden + shift[cell][along]
         up = self.up.view(self.out_features, self.r_max, *(1,) * self.dims)
         y = CONVOLUTIONS[self.dims](hidden * weight[along].to(hidden.dtype), up)
-        y = y if bias is None else y + bias[cell][along]
-        return y, float(soft_rank.detach())
+        return y if bias is None else y + bias[cell][along], float(soft_rank.detach())
 
     @torch.no_grad()
     def _follow(self, k: int, seen: Tensor) -> None:

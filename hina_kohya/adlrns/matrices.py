@@ -1,7 +1,6 @@
 """A Linear's product for each cell, without gradients: its factors in memory, views of them that are kept, and what
 runs them."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -70,16 +69,17 @@ def run_matrices(x: Tensor, groups: Groups, cells: Sequence[Matrices]) -> Tensor
     As `grouped.run_grouped`, but each product writes its own rows of the result: over those it was made of, where they
     are a sorted copy and as long, as memory that is in the cache already takes a tenth less time.
     """
-    each, out = math.prod(x.shape[1:-1]), cells[0].up.shape[1]
-    rows = groups.sort(x).flatten(0, -2)
-    y = rows if groups.order is not None and rows.shape[1] == out else rows.new_empty(len(rows), out)
-    sizes = [(stop - start) * each for _, start, stop in groups.spans]
-    parts = rows.split(sizes)
-    for (k, _, _), part, written in zip(groups.spans, parts, parts if y is rows else y.split(sizes), strict=True):
+    rows, out, tokens = groups.sort(x), cells[0].up.shape[1], x.dim() > 2
+    y = rows if groups.order is not None and x.shape[-1] == out else x.new_empty(*x.shape[:-1], out)
+    sizes = [stop - start for _, start, stop in groups.spans]
+    parts = rows.split_with_sizes(sizes)
+    results = parts if y is rows else y.split_with_sizes(sizes)
+    for (k, _, _), before, after in zip(groups.spans, parts, results, strict=True):
         down, shift, up, bias = cells[k]
+        part, written = (before.flatten(0, -2), after.view(-1, out)) if tokens else (before, after)
         hidden = part @ down if shift is None else torch.addmm(shift, part, down)
         if bias is None:
             torch.mm(hidden, up, out=written)
         else:
             torch.addmm(bias, hidden, up, out=written)
-    return groups.unsort(y.view(*x.shape[:-1], out))
+    return groups.unsort(y)

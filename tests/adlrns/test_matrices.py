@@ -40,6 +40,18 @@ def test_each_sample_is_multiplied_with_its_cells_matrices(cell, shape, out, mea
     assert in_order.equal(groups.sort(before))
 
 
+@pytest.mark.parametrize("out", [6, 7])
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 2, 6)])
+def test_samples_may_lie_in_memory_in_any_order(shape, out):
+    groups, matrices = group(torch.tensor([2, 0, 3]) + 0.5, EDGES), MatricesOfCells()(RANKS, *weights(out=out))
+    x = torch.randn(3, *shape)
+    turned = x.movedim(-1, 0).contiguous().movedim(0, -1)
+    assert not turned.is_contiguous()
+    for each in (groups, groups.sorted()):
+        torch.testing.assert_close(run_matrices(turned, each, matrices), run_matrices(x, each, matrices))
+        assert turned.equal(x)
+
+
 def test_views_are_kept_and_made_anew_where_they_would_be_others():
     matrices, made_of = MatricesOfCells(), weights()
     kept = matrices(RANKS, *made_of)
