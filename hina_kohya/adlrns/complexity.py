@@ -13,11 +13,12 @@ INFINITY = torch.tensor(math.inf, device="cpu")
 
 
 class LightweightScorer(nn.Module):
-    """The score of a sample is its variance and a millionth of its squared mean, which float32 cannot tell from none;
-    cells are quantiles of it over the fitted samples.
+    """The score of a sample is its variance, and of its squared mean as much as float32 rounds off at most, which
+    keeps it above zero. Cells are quantiles of it over the fitted samples.
 
     Without parameters (``hidden_dim`` 0, the default) there is nothing to learn. With them the score is multiplied by
-    exp(2 f) of a small network f on the standardised features; f starts at zero and learns through a `GateNetwork`.
+    exp(2 f) of a small network f on the standardised features, taken as -20 or 20 where it is beyond them; f starts at
+    zero and learns through a `GateNetwork`.
 
     in_features : features of a sample, needed for ``hidden_dim`` only
     cells       : how many cells; until `fit` all samples fall in cell 0
@@ -50,16 +51,21 @@ class LightweightScorer(nn.Module):
             raise ValueError(
                 f"the input is {x.dtype} of shape {tuple(x.shape)}; a score needs floats, [N, features...]"
             )
-        flat = x.float().flatten(1)
-        count = max(1, flat.shape[1])  # a sample of no tokens has no values
-        total, norm = flat.sum(1), torch.linalg.vector_norm(flat, dim=1)
-        # Not Tensor.var, which takes as long as a whole layer on a CPU.
+        # Not Tensor.var, which takes as long as a whole layer on a CPU; and one dimension after another, as float32
+        # would lose a thousandth in a single sum of an image's squares.
+        total = norm = x.float()
+        while total.dim() > 1:
+            total, norm = total.sum(-1), torch.linalg.vector_norm(norm, dim=-1)
+        shape = x.shape[1:]
+        count = max(1, math.prod(shape))  # a sample of no tokens has no values
         square = torch.add(TINY, norm * norm, alpha=1 / count)
-        score = torch.addcmul(square, total, total, value=-(1 - 1e-6) / count**2)
+        rounded = 1e-6 + 4e-9 * max(shape)  # twice what was seen
+        score = torch.addcmul(square, total, total, value=(rounded - 1) / count**2)
         if self.learned is not None:
             features = x.float().movedim(self.feature_dim, -1)
             each = features.flatten(1, -2).mean(1) if features.dim() > 2 else features
-            score = score * (2 * self.learned(each / log_deviation(score).exp()[:, None])[:, 0]).exp()
+            learned = self.learned(each / log_deviation(score).exp()[:, None])[:, 0]
+            score = score * (2 * learned.clamp(-20, 20)).exp()  # unbounded, a score would be infinite, its gradient NaN
         return torch.fmin(score, INFINITY)  # of NaN and infinity it is infinity
 
     @torch.no_grad()

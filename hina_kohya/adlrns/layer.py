@@ -223,7 +223,7 @@ class DynamicLowRankLayer(nn.Module):
             y = run_grouped(x, groups, lambda rows, k: self._one(rows, k, plan[k], samples))
         else:
             y = run_matrices(x, groups, self._matrices(plan, self.down, self.shift, self.up, self.bias))
-        spent = sum([plan[k] * (stop - start) for k, start, stop in groups.spans])
+        spent = sum(plan[k] * (stop - start) for k, start, stop in groups.spans)
         if self.context is None:
             return y, spent / samples if samples else math.nan
         if samples:
@@ -232,7 +232,7 @@ class DynamicLowRankLayer(nn.Module):
 
     def _score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [N], and the edges [cells] between which they are in a cell."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # no_grad takes as long as a small product, where it changes nothing, too
             with torch.no_grad():
                 return self._score(x)
         assert self.scorer is not None

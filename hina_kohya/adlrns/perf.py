@@ -40,10 +40,14 @@ class Nvml:
     def __init__(self, index: int):
         import pynvml  # type: ignore[import-not-found]  # noqa: PLC0415 (only where there is such a device)
 
-        pynvml.nvmlInit()
-        self._read, self._device = pynvml.nvmlDeviceGetTotalEnergyConsumption, pynvml.nvmlDeviceGetHandleByIndex(index)
         self.name = f"NVML device {index}"
-        self.mJ()
+        self._read = pynvml.nvmlDeviceGetTotalEnergyConsumption
+        try:
+            pynvml.nvmlInit()
+            self._device = pynvml.nvmlDeviceGetHandleByIndex(index)
+            self.mJ()
+        except pynvml.NVMLError as exc:
+            raise OSError(f"{self.name}: {exc}") from exc
 
     def mJ(self) -> float:
         return float(self._read(self._device))
@@ -77,7 +81,7 @@ def energy_counter(device: torch.device) -> tuple[Counter | None, str]:
     """(counter, "") or (None, why there is none)."""
     try:
         return (Nvml(device.index or 0) if device.type == "cuda" else Rapl()), ""
-    except Exception as exc:  # NVML has errors of its own, without a common base if it is not installed
+    except (ImportError, OSError) as exc:
         return None, f"no energy counter for {device.type}: {type(exc).__name__}: {exc}"
 
 

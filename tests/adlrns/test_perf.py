@@ -96,6 +96,7 @@ def test_rapl_adds_up_the_packages_and_goes_on_after_a_wrap(tmp_path, monkeypatc
 def test_nvml_reads_the_device_s_total(monkeypatch):
     fake = types.ModuleType("pynvml")
     readings = iter([1000, 1250])
+    fake.NVMLError = type("NVMLError", (Exception,), {})
     fake.nvmlInit = lambda: None
     fake.nvmlDeviceGetHandleByIndex = lambda index: f"device {index}"
     fake.nvmlDeviceGetTotalEnergyConsumption = lambda device: next(readings) if device == "device 1" else 0
@@ -104,6 +105,15 @@ def test_nvml_reads_the_device_s_total(monkeypatch):
     assert isinstance(counter, Nvml)
     assert reason == ""
     assert counter.mJ() == 1250
+
+    def missing():
+        raise fake.NVMLError("Driver Not Loaded")
+
+    fake.nvmlInit = missing
+    assert energy_counter(torch.device("cuda", 1)) == (
+        None,
+        "no energy counter for cuda: OSError: NVML device 1: Driver Not Loaded",
+    )
     monkeypatch.setitem(sys.modules, "pynvml", None)
     counter, reason = energy_counter(torch.device("cuda", 0))
     assert counter is None
