@@ -14,8 +14,8 @@ PROTOCOL = 1  # raise it when the meaning of a field, a schedule or a count chan
 OURS = ("adlrns", "ours")  # methods, or measurements, that our code decides
 _NETWORK = ("adapter", "arguments", "balance", "execution", "files", "gains", "memory", "network", "registration",
             "states", "water_level")  # fmt: skip
-_LAYER = ("capture", "complexity", "compressed", "compression", "grouped", "layer", "matrices", "patches", "scheduling",
-          "static", "water_level")  # fmt: skip
+_LAYER = ("capture", "complexity", "compressed", "compression", "grouped", "layer", "matrices", "patches", "precision",
+          "scheduling", "static", "water_level")  # fmt: skip
 
 
 @dc.dataclass(frozen=True)

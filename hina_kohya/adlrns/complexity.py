@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .precision import KeepsBuffers
+
 # Tensors, as an operation with a number takes twice as long; of no dimensions, to join those of any device.
 TINY = torch.tensor(torch.finfo(torch.float32).tiny, device="cpu")
 INFINITY = torch.tensor(math.inf, device="cpu")
 
 
-class LightweightScorer(nn.Module):
+class LightweightScorer(KeepsBuffers):
     """The score of a sample is its variance, and of its squared mean as much as float32 rounds off at most, which
     keeps it above zero. Cells are quantiles of it over the fitted samples.
 
@@ -37,7 +39,7 @@ class LightweightScorer(nn.Module):
         if hidden_dim and in_features < 1:
             raise ValueError(f"in_features = {in_features} must be given for a scorer with hidden_dim = {hidden_dim}")
         self.cells, self.feature_dim = cells, feature_dim
-        self.register_buffer("edges", torch.full((cells,), float("inf")))  # upper ends
+        self.register_buffer("edges", torch.full((cells,), math.inf, dtype=torch.float32))  # upper ends
         self.learned = None
         if hidden_dim:
             self.learned = nn.Sequential(nn.Linear(in_features, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1))
@@ -54,17 +56,20 @@ class LightweightScorer(nn.Module):
         # Not Tensor.var, which takes as long as a whole layer on a CPU; and one dimension after another, as float32
         # would lose a thousandth in a single sum of an image's squares.
         total = norm = x.float()
+        count = longest = 1
         while total.dim() > 1:
+            size = total.shape[-1]
+            count, longest = count * size, max(longest, size)
             total, norm = total.sum(-1), torch.linalg.vector_norm(norm, dim=-1)
-        shape = x.shape[1:]
-        count = max(1, math.prod(shape))  # a sample of no tokens has no values
+        count = max(1, count)  # a sample of no tokens has no values
         square = torch.add(TINY, norm * norm, alpha=1 / count)
-        rounded = 1e-6 + 4e-9 * max(shape)  # twice what was seen
+        rounded = 1e-6 + 4e-9 * longest  # twice what was seen
         score = torch.addcmul(square, total, total, value=(rounded - 1) / count**2)
         if self.learned is not None:
             features = x.float().movedim(self.feature_dim, -1)
             each = features.flatten(1, -2).mean(1) if features.dim() > 2 else features
-            learned = self.learned(each / log_deviation(score).exp()[:, None])[:, 0]
+            standardised = each / log_deviation(score).exp()[:, None]
+            learned = self.learned(standardised.to(next(self.learned.parameters()).dtype))[:, 0].float()
             score = score * (2 * learned.clamp(-20, 20)).exp()  # unbounded, a score would be infinite, its gradient NaN
         return torch.fmin(score, INFINITY)  # of NaN and infinity it is infinity
 
@@ -117,10 +122,12 @@ class GateNetwork(nn.Module):
 
     def edges(self) -> Tensor:
         """[num_blocks], ascending, the score at which each block's cell ends: the last at infinity"""
-        return torch.cat([(2 * self._logs()).exp(), self.first.new_full((1,), math.inf)])
+        logs = self._logs()
+        return torch.cat([(2 * logs).exp(), logs.new_full((1,), math.inf)])
 
     def _logs(self) -> Tensor:
-        return torch.cat([self.first, self.first + F.softplus(self.steps).cumsum(0)])
+        first, steps = self.first.float(), self.steps.float()  # scores in half precision would overflow
+        return torch.cat([first, first + F.softplus(steps).cumsum(0)])
 
     def forward(self, score: Tensor) -> Tensor:
         """[N] -> [N, num_blocks] in (0, 1], falling along the blocks."""

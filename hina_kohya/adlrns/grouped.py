@@ -17,6 +17,10 @@ class Groups(NamedTuple):
     back: Tensor | None
     spans: list[tuple[int, int, int]]
 
+    @property
+    def samples(self) -> int:
+        return self.spans[-1][2]
+
     def sort(self, x: Tensor) -> Tensor:
         return x if self.order is None else x.index_select(0, self.order)
 

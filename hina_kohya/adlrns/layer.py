@@ -10,12 +10,13 @@ from torch.nn import functional as F
 from .complexity import GateNetwork, LightweightScorer, cells_of
 from .grouped import CellContext, group, run_grouped
 from .matrices import MatricesOfCells, factor, run_matrices
+from .precision import KeepsBuffers
 from .scheduling import RankScheduler
 
 CONVOLUTIONS: list[Any] = [F.linear, F.conv1d, F.conv2d, F.conv3d]
 
 
-class DynamicLowRankLayer(nn.Module):
+class DynamicLowRankLayer(KeepsBuffers):
     """``y = up[:, :r] @ (down[:r] @ x + shift[k, :r]) + bias[k]`` for a sample in cell k of rank r = ranks[k].
 
     ``layer(x, budget=5.0) -> (output, current_rank)``: current_rank is the mean rank over the samples of the batch (a
@@ -66,8 +67,7 @@ class DynamicLowRankLayer(nn.Module):
             raise ValueError(f"r_min = {r_min} of a convolution must be at least 1")
         self.scheduler = RankScheduler(scheduler, r_min, r_max)
         self.in_features, self.out_features, self.kernel_size = in_features, out_features, tuple(kernel_size)
-        self.inner, self.r_min, self.r_max = inner, r_min, r_max
-        self.dims = len(kernel_size)
+        self.inner, self.r_min, self.r_max, self.dims = inner, r_min, r_max, len(kernel_size)
         self.how = {"stride": stride, "padding": padding, "dilation": dilation} if kernel_size else {}
         self.context = context
         self.cells = cells = num_gate_blocks or cells
@@ -203,27 +203,26 @@ class DynamicLowRankLayer(nn.Module):
 
     def forward(self, x: Tensor, budget: float | None = None) -> Any:
         """(output, mean rank); the output alone within a `CompressedModel`."""
-        samples = len(x)
         if self.gate is not None and self.training:
             if budget is not None:
                 raise ValueError(f"budget = {budget}: gates learn their own cost in training; budgets are for eval")
             return self._soft(x)
         if self.context is None:
             groups = group(*self._score(x))
-        elif self.context.groups is None or self.context.groups.spans[-1][2] != samples:
+        elif self.context.groups is None or self.context.groups.samples != len(x):
             raise ValueError(
-                f"a batch of {samples} samples came to a layer of a CompressedModel whose own batch it is not; call "
+                f"a batch of {len(x)} samples came to a layer of a CompressedModel whose own batch it is not; call "
                 "the model itself, and keep samples along dimension 0"
             )
         else:
             groups = self.context.groups
-        plan = self.plan(budget)
+        plan, samples = self.plan(budget), groups.samples
         device = "cpu" if x.is_cpu else x.device.type  # making the name takes a CPU as long as a small product
         if self.dims or torch.is_grad_enabled() or torch.is_autocast_enabled(device):
             y = run_grouped(x, groups, lambda rows, k: self._one(rows, k, plan[k], samples))
         else:
             y = run_matrices(x, groups, self._matrices(plan, self.down, self.shift, self.up, self.bias))
-        spent = sum(plan[k] * (stop - start) for k, start, stop in groups.spans)
+        spent = sum([plan[k] * (stop - start) for k, start, stop in groups.spans])
         if self.context is None:
             return y, spent / samples if samples else math.nan
         if samples:
@@ -236,7 +235,8 @@ class DynamicLowRankLayer(nn.Module):
             with torch.no_grad():
                 return self._score(x)
         assert self.scorer is not None
-        return self.scorer(x), self.scorer.edges if self.gate is None else self.gate.edges()
+        score = self.scorer.forward(x)  # by name: to call a module takes as long as a small operation
+        return score, self.scorer.edges if self.gate is None else self.gate.edges()
 
     def _cell(self, x: Tensor) -> Tensor:
         return cells_of(*self._score(x))

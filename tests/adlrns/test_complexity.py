@@ -122,6 +122,22 @@ def test_a_new_learned_score_starts_at_the_plain_one():
     assert LightweightScorer(12, hidden_dim=4)(samples()).equal(LightweightScorer()(samples()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_edges_are_the_same_in_half_precision(dtype, scale):
+    x = samples() * scale
+    scorer, gate = LightweightScorer(cells=5), GateNetwork(5)
+    score = scorer.fit(x)
+    gate.fit(score)
+    cell, edges = scorer.cell(x), gate.edges()
+    assert scorer.to(dtype).cell(x).equal(cell)
+    assert scorer.edges.dtype == torch.float32
+    assert scorer.to("meta").edges.is_meta
+    # The gates' are parameters, which do lose bits, but as logs
+    torch.testing.assert_close(gate.to(dtype).edges().log(), edges.log(), rtol=0, atol=0.1)
+    assert gate(score).isfinite().all()
+
+
 def test_gates_open_in_order_and_agree_with_the_cells():
     gate = GateNetwork(5, temperature=0.1)
     score = LightweightScorer()(samples())
