@@ -15,8 +15,8 @@ INFINITY = torch.tensor(math.inf, device="cpu")
 
 
 class LightweightScorer(KeepsBuffers):
-    """The score of a sample is its variance, and of its squared mean as much as float32 rounds off at most, which
-    keeps it above zero. Cells are quantiles of it over the fitted samples.
+    """The score of a sample is its variance and a little of its squared mean, twice what float32 was seen to round off,
+    which keeps it above zero. Cells are quantiles of it over the fitted samples.
 
     Without parameters (``hidden_dim`` 0, the default) there is nothing to learn. With them the score is multiplied by
     exp(2 f) of a small network f on the standardised features, taken as -20 or 20 where it is beyond them; f starts at
@@ -55,7 +55,7 @@ class LightweightScorer(KeepsBuffers):
             )
         # Not Tensor.var, which takes as long as a whole layer on a CPU; and one dimension after another, as float32
         # would lose a thousandth in a single sum of an image's squares.
-        total = norm = x.float()
+        total = norm = x.float().contiguous()  # in another order it would round off more
         count = longest = 1
         while total.dim() > 1:
             size = total.shape[-1]
@@ -82,11 +82,7 @@ class LightweightScorer(KeepsBuffers):
 
     @torch.no_grad()
     def fit_scores(self, score: Tensor) -> None:
-        finite = score[score.isfinite()].sort().values
-        if not len(finite):
-            raise ValueError("no sample has a finite score; the calibration data is empty or not finite")
-        at = torch.arange(1, self.cells, device=score.device) * len(finite) // self.cells
-        self.edges[:-1] = finite[at]
+        self.edges[:-1] = quantiles(score, self.cells)
 
     @torch.no_grad()
     def cell(self, x: Tensor) -> Tensor:
@@ -97,6 +93,14 @@ class LightweightScorer(KeepsBuffers):
 def cells_of(score: Tensor, edges: Tensor) -> Tensor:
     """edges: [cells], the last infinite -> [N]; infinity is above all edges."""
     return torch.bucketize(score.detach(), edges.detach(), right=True)
+
+
+def quantiles(score: Tensor, parts: int) -> Tensor:
+    """[N] -> [parts - 1], ascending: what divides the finite scores into parts of equal size"""
+    finite = score[score.isfinite()].sort().values
+    if not len(finite):
+        raise ValueError("no sample has a finite score; the calibration data is empty or not finite")
+    return finite[torch.arange(1, parts, device=score.device) * len(finite) // parts]
 
 
 def log_deviation(score: Tensor) -> Tensor:
@@ -137,7 +141,6 @@ class GateNetwork(nn.Module):
     @torch.no_grad()
     def fit(self, score: Tensor) -> None:
         """Start from the quantiles of the scores."""
-        at = torch.arange(1, self.num_blocks, device=score.device) * len(score) // self.num_blocks
-        logs = log_deviation(score.sort().values[at])
+        logs = log_deviation(quantiles(score, self.num_blocks))
         self.first.copy_(logs[:1])
         self.steps.copy_(logs.diff().clamp_min(1e-3).expm1().log())

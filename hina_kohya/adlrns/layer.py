@@ -235,8 +235,7 @@ class DynamicLowRankLayer(KeepsBuffers):
             with torch.no_grad():
                 return self._score(x)
         assert self.scorer is not None
-        score = self.scorer.forward(x)  # by name: to call a module takes as long as a small operation
-        return score, self.scorer.edges if self.gate is None else self.gate.edges()
+        return self.scorer(x), self.scorer.edges if self.gate is None else self.gate.edges()
 
     def _cell(self, x: Tensor) -> Tensor:
         return cells_of(*self._score(x))

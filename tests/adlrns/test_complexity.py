@@ -35,6 +35,15 @@ def test_of_samples_with_a_large_mean_it_is_above_zero_and_near_the_variance(con
     assert (error <= (2e-6 + 8e-9 * max(shape)) * mean_square).all()
 
 
+@pytest.mark.parametrize("shape", [(65536,), (77, 768), (16, 128, 128)])
+def test_it_is_the_same_however_the_samples_lie_in_memory(shape):
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(24, *(1,) * len(shape), generator=random) * (1 + 1e-6 * torch.randn(24, *shape, generator=random))
+    turned = x.movedim(0, -1).contiguous().movedim(-1, 0)
+    assert not turned.is_contiguous()
+    assert LightweightScorer()(turned).equal(LightweightScorer()(x))
+
+
 def test_log_deviation_is_the_log_of_the_standard_deviation():
     x = samples(features=40) - 3
     expected = x.double().std(1, correction=0).log()
@@ -150,6 +159,15 @@ def test_gates_open_in_order_and_agree_with_the_cells():
     assert ((soft > 0.5).sum(1) - 1)[clear].equal(cells_of(score, gate.edges())[clear])
 
 
+def test_gates_are_fitted_to_sound_samples_only():
+    gate, broken = GateNetwork(5), GateNetwork(5)
+    score = LightweightScorer()(samples())
+    gate.fit(score)
+    broken.fit(torch.cat([torch.full((300,), math.inf), score]))
+    assert broken.edges().equal(gate.edges())
+    assert broken.steps.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -159,6 +177,7 @@ def test_gates_open_in_order_and_agree_with_the_cells():
         (lambda: LightweightScorer()(torch.ones(3)), r"\(3,\)"),
         (lambda: LightweightScorer().fit(torch.full((3, 4), math.nan)), "no sample has a finite score"),
         (lambda: GateNetwork(1), "num_blocks = 1"),
+        (lambda: GateNetwork(2).fit(torch.full((3,), math.inf)), "no sample has a finite score"),
     ],
 )
 def test_bad_input_is_refused(call, says):
