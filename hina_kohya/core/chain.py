@@ -38,6 +38,7 @@ def run(
     """
     states = {technique.name: dict(states.get(technique.name, {})) for technique in chain}
     subtracted = False
+    last = _last_update(chain)
     for technique in chain:
         state = states[technique.name]
         if technique.stage is Stage.TORQUE:
@@ -49,7 +50,23 @@ def run(
         s = technique.apply(s.but(cofactors=shared.get(name), pooled=pooled.get(name)), state)
         if technique.stage is Stage.MOMENT:
             s = s.but(direction=s.update)
+        if technique is last:
+            s = _held(s, chain)
     return (s.param if subtracted else s.param - s.update), states
+
+
+def _last_update(chain: Chain) -> Technique | None:
+    """After which the update is held to the chain's reach; None where nothing can go beyond it."""
+    made = [technique for technique in chain if technique.stage in (Stage.MOMENT, Stage.UPDATE)]
+    return made[-1] if any(technique.stretches for technique in made) else None
+
+
+def _held(s: Signal, chain: Chain) -> Signal:
+    reach = next(technique for technique in chain if technique.stage is Stage.MOMENT).reach(s.step)
+    if reach is None:
+        return s
+    limit = s.scalar(s.lr * reach)
+    return s.but(update=s.update.clamp(-limit, limit))
 
 
 def _entering(technique: Technique, s: Signal, state: State) -> Enter:

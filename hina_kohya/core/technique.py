@@ -38,6 +38,9 @@ class Slot(IntEnum):
 
 
 State = dict[str, Tensor]
+# Learning rates that an entry may move in a step, before what multiplies the learning rate. Adam's steps, below 7.3 of
+# them at its usual betas, stay whole; a mask or Muon, which can put the step of many entries into one, is held to it.
+REACH = 10.0
 
 
 @dc.dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Technique:
     partner_shaped: ClassVar[bool] = False  # its state depends on the partner's shape
     splits_lr: ClassVar[bool] = False  # left out where the param groups already give partners different lrs
     yields_to: ClassVar[tuple[str, ...]] = ()  # techniques that displace it where they fit the same parameter
+    stretches: ClassVar[bool] = False  # may make an entry of the update too large; the chain holds it to `reach`
 
     def __post_init__(self):
         for field in dc.fields(self):  # JSON, TOML and command lines know no tuples, and a list has no hash
@@ -85,6 +89,10 @@ class Technique:
     def pool(self, pool: Pool) -> Tensor:
         """What each matrix gets, [G, M], from the numbers of all before the step; becomes `Signal.pooled`."""
         raise TypeError(f"{self.name} pools nothing")
+
+    def reach(self, step: Tensor) -> Tensor | float | None:
+        """Stage MOMENT: how many learning rates an entry may move; None: any number."""
+        return REACH
 
     def enter(self, s: Signal, momentum: Tensor, incoming: Tensor, state: State) -> Tensor:
         """Stage TORQUE: what becomes of ``incoming`` before it is averaged into ``momentum``."""

@@ -1,9 +1,12 @@
 import dataclasses as dc
+import math
+
+from torch import Tensor
 
 from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
 from hina_kohya.core.signal import Signal
-from hina_kohya.core.technique import Slot, Stage, State, Technique
+from hina_kohya.core.technique import REACH, Slot, Stage, State, Technique
 
 
 @register
@@ -26,6 +29,13 @@ class Adam(Technique):
     beta1: float = hyper(0.9, "[0, 1)", doc="decay of the average of gradients")
     beta2: float = hyper(0.999, "[0, 1)", doc="decay of the average of squared gradients")
     eps: float = hyper(1e-8, "(0, inf)", doc="added to the root of the second moment")
+
+    def reach(self, step: Tensor) -> float | None:
+        """The Cauchy-Schwarz bound of |m| / sqrt(v)."""
+        square = self.beta1**2
+        if square >= self.beta2:
+            return None
+        return max(REACH, (1 - self.beta1) / math.sqrt((1 - self.beta2) * (1 - square / self.beta2)))
 
     def apply(self, s: Signal, state: State) -> Signal:
         m, v = state["exp_avg"], state["exp_avg_sq"]

@@ -1,6 +1,7 @@
 import dataclasses as dc
-import math
 from collections.abc import Mapping
+
+import torch
 
 from hina_kohya.core.bucket import matrix_shape
 from hina_kohya.core.hyper import hyper
@@ -8,7 +9,7 @@ from hina_kohya.core.registry import register
 from hina_kohya.core.roles import Kind, Member
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Slot, Stage, State, Technique
-from hina_kohya.numerics.neurons import even_out
+from hina_kohya.numerics.neurons import Extent, even_out
 from hina_kohya.numerics.newton_schulz import orthogonalise
 
 
@@ -41,7 +42,7 @@ class Muon(Technique):
     Cost: one slot, and max(m, n) numbers with NorMuon; two products of the matrix with a k x k one, 17 of k x k.
     """
 
-    name, stage = "muon", Stage.MOMENT
+    name, stage, stretches = "muon", Stage.MOMENT, True
     slots = {"exp_avg": Slot.SIGNED, "neurons": Slot.FACTOR}
     yields_to = ("lora_rite",)
     beta: float = hyper(0.9, "[0, 1)", doc="mu: decay of the average of gradients")
@@ -70,6 +71,8 @@ class Muon(Technique):
         w = s.leave(w, g, 1 - self.beta ** (s.step + self.nesterov))
         o = orthogonalise(w, int(self.rounds))
         if self.normuon:
-            o, state["neurons"] = even_out(o, state["neurons"], self.beta2, self.eps)
+            o, state["neurons"] = even_out(o, s.grad, state["neurons"], self.beta2, self.eps)
             return s.but(update=o * s.scalar(s.lr * self.rms))
-        return s.but(update=o * s.scalar(s.lr * (self.rms * math.sqrt(max(o.shape[-2:])))))
+        extent = Extent(o, s.grad)
+        size = torch.maximum(extent.length, extent.width).sqrt_() * extent.length.clamp(max=1)
+        return s.but(update=o * s.scalar(s.lr * self.rms * size))
