@@ -18,6 +18,8 @@ from hina_kohya.numerics.rounding import stochastic_round_bf16
 # Elements stepped at a time. On the CPU the step is bound by memory traffic, so a chunk has to stay in cache; on a
 # GPU the bound is what temporaries may take.
 CPU_CHUNK, GPU_CHUNK = 1 << 18, 1 << 23
+# Odd numbers that spread steps and parameter indices over 32 bits, signed as torch has them.
+_STEP, _INDEX = 0x9E3779B1 - (1 << 32), 0x85EBCA77
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -45,6 +47,8 @@ class Key:
 
 
 class Bucket:
+    """``key.device`` is where the state lives; a parameter that is elsewhere for a while is stepped there (`gather`)."""
+
     def __init__(
         self, key: Key, indices: Sequence[int], params: Sequence[Tensor], members: Sequence[Member], codec: Codec
     ):
@@ -53,9 +57,13 @@ class Bucket:
         self.compute = torch.float64 if key.dtype == torch.float64 else torch.float32
         limit = CPU_CHUNK if key.device.type == "cpu" else GPU_CHUNK
         self.chunk_rows = max(1, limit // key.shape.numel())
-        self.steps = np.zeros(len(self), dtype=np.int32)
+        self.steps: Tensor  # int32 [N], on the device, and
+        self.tried: np.ndarray  # int32 [N]: slices of the plan's `counters`
         self.decays = np.array([member.role.decays for member in members], dtype=np.bool_)
-        self.ranks = np.array([member.cofactor_rank for member in members], dtype=np.int32)
+        ranks = np.array([member.cofactor_rank for member in members], dtype=np.float64)
+        self.ranks = to_device(ranks, key.device).view(-1, 1, 1)
+        salts = (np.array(self.indices, dtype=np.uint64) + np.uint64(1)) * np.uint64(_INDEX)
+        self._salts = to_device((salts & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32), key.device)
         self.slabs = {(t.name, name): self._slab(t, name, codec) for t in self.chain for name in t.kept()}
 
     def __len__(self) -> int:
@@ -68,7 +76,7 @@ class Bucket:
         like = torch.empty(0, dtype=dtype, device=self.key.device)
         slab = Slab(f"{technique.name}.{name}", slot, codec, (len(self), m, n), like)
         if slot is Slot.ANCHOR:
-            slab.parts[""].copy_(torch.stack(self.params).view(len(self), m, n))
+            slab.parts[""].copy_(torch.stack(self._here(self.params)).reshape(len(self), m, n))
         return slab
 
     def active_rows(self) -> list[int]:
@@ -84,8 +92,12 @@ class Bucket:
                 yield picked, to_device(np.array(picked), self.key.device)
 
     def gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        """[k, m, n] in the compute dtype."""
-        return torch.stack(list(tensors)).to(self.compute).view(len(tensors), self.m, self.n)
+        """[k, m, n] in the compute dtype, whatever the layout of each."""
+        return torch.stack(self._here(tensors)).to(self.compute).reshape(len(tensors), self.m, self.n)
+
+    def _here(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        device = self.key.device
+        return [tensor if tensor.device == device else tensor.to(device, non_blocking=True) for tensor in tensors]
 
     def scatter(self, values: Tensor, picked: Sequence[int], seed: Tensor | None) -> None:
         """Writes [k, m, n] back into the parameters, rounding stochastically where they are bf16."""
@@ -94,19 +106,22 @@ class Bucket:
         rows = values.reshape(len(picked), *self.key.shape).unbind(0)
         torch._foreach_copy_([self.params[row] for row in picked], list(rows))
 
-    def seeds(self, picked: Sequence[int]) -> Tensor:
+    def seeds(self, where: Rows, step: Tensor) -> Tensor:
         """int32 [k, 1, 1] from step and parameter index: equal on all ranks and after any resume."""
-        steps = self.steps[picked].astype(np.uint64)
-        indices = np.array([self.indices[row] for row in picked], dtype=np.uint64) + np.uint64(1)
-        mixed = (steps * np.uint64(0x9E3779B1)) ^ (indices * np.uint64(0x85EBCA77))
-        return to_device((mixed & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32), self.key.device).view(
-            -1, 1, 1
-        )
+        return (step * _STEP).bitwise_xor_(self._salts[where]).view(-1, 1, 1)
 
-    def fits(self) -> bool:
-        """False once a parameter was moved or cast after the optimizer was built (`--full_bf16`, `prepare`)."""
-        dtype, device = self.key.dtype, self.key.device
-        return all(param.dtype == dtype and param.device == device for param in self.params)
+    def of_dtype(self) -> bool:
+        """False once a parameter was cast after the plan was made (`--full_bf16`)."""
+        return all(param.dtype == self.key.dtype for param in self.params)
+
+    def elsewhere(self) -> bool:
+        """Whether all parameters have moved to one other device: for good, or as a block that is swapped."""
+        devices = {param.device for param in self.params}
+        return len(devices) == 1 and self.key.device not in devices
+
+    def nbytes(self) -> int:
+        slabs = sum(slab.nbytes() for slab in self.slabs.values())
+        return slabs + self.decays.nbytes + self.ranks.nbytes + self._salts.nbytes
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -36,6 +36,9 @@ def information(optimizer: HinaOptimizer) -> dict[str, Any]:
             "global_step": global_step(optimizer),
             "effective_lr": optimizer.effective_lr,
             "gradient_spikes": gradient_spikes(optimizer),
+            "non_finite_steps": {
+                optimizer.member_name(index): steps for index, steps in sorted(optimizer.skipped_steps().items())
+            },
         },
         "memory": memory(optimizer),
     }
@@ -52,7 +55,7 @@ def features(optimizer: HinaOptimizer) -> dict[str, dict[str, Any]]:
 
 
 def global_step(optimizer: HinaOptimizer) -> int:
-    return max((int(step) for bucket in optimizer.plan().buckets for step in bucket.steps), default=0)
+    return max((int(bucket.steps.max()) for bucket in optimizer.plan().buckets), default=0)
 
 
 def gradient_spikes(optimizer: HinaOptimizer) -> int:
@@ -89,13 +92,14 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
     weighted, counts = [0.0] * len(optimizer.param_groups), [0] * len(optimizer.param_groups)
     with torch.no_grad():
         plan.publish()
-        for bucket in plan.buckets:
-            scalars = optimizer.scalars(bucket, group_of)
+        for bucket, rates in zip(plan.buckets, plan.rates.of(optimizer.param_groups), strict=True):
             for picked, where in bucket.chunks(range(len(bucket))):
                 param = bucket.gather([bucket.params[row] for row in picked])
-                lr, decay, step, rank = scalars[:, where].view(4, -1, 1, 1).unbind(0)
+                (lr, decay), step = rates[:, where].unbind(0), bucket.steps[where].double().view(-1, 1, 1)
                 ones, none = lr.to(param.dtype).expand_as(param), torch.zeros_like(param)
-                s = Signal(param, param, none, none, lr, decay, step, update=ones, cofactor_rank=rank)
+                s = Signal(
+                    param, param, none, none, lr, decay, step, update=ones, cofactor_rank=bucket.ranks[where]
+                )  # fmt: skip
                 shared, pooled = plan.shared(bucket, where)
                 for technique in _step_sizes(bucket.chain):
                     slabs = {name: slab for (owner, name), slab in bucket.slabs.items() if owner == technique.name}

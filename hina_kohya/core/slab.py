@@ -27,10 +27,15 @@ class Slab:
         parts = {name: part[rows] for name, part in self.parts.items()}
         return self.codec.decode(parts, self.m, self.n, self.slot).to(dtype)
 
-    def write(self, rows: Rows, x: Tensor, seed: Tensor | None) -> None:
-        for name, part in self.codec.encode(x, self.slot, seed).items():
-            kept = self.parts[name]
-            kept[rows] = part.to(kept.dtype)  # rows given by index are not cast by themselves
+    def write(self, rows: Rows, x: Tensor, seed: Tensor | None, valid: Tensor, before: Tensor) -> None:
+        """``before`` is what was read of these rows; those that are not ``valid`` [k, 1, 1] keep every bit of it."""
+        kept = {name: part[rows] for name, part in self.parts.items()}
+        for name, part in self.codec.encode(x, self.slot, seed, (before, kept)).items():
+            part = part.to(kept[name].dtype)
+            if isinstance(rows, slice):
+                torch.where(valid, part, kept[name], out=kept[name])
+            else:
+                self.parts[name][rows] = torch.where(valid, part, kept[name])
 
     def views(self, row: int, shape: torch.Size) -> dict[str, Tensor]:
         """What ``optimizer.state[p]`` shows of one row: views, so that nothing is stored twice."""
@@ -47,7 +52,8 @@ class Slab:
         row_like = {name: part.unsqueeze(0).to(self.parts[""].device) for name, part in saved.items()}
         values = _codec_of(saved).decode(row_like, self.m, self.n, self.slot).view(1, self.m, self.n)
         seed = torch.zeros(1, 1, 1, dtype=torch.int32, device=values.device)
-        self.write(slice(row, row + 1), values.to(torch.float32), seed)
+        for name, part in self.codec.encode(values.to(torch.float32), self.slot, seed).items():
+            self.parts[name][row].copy_(part[0])
 
     def nbytes(self) -> int:
         return sum(part.untyped_storage().nbytes() for part in self.parts.values())

@@ -56,6 +56,7 @@ class Technique:
     partner_shaped: ClassVar[bool] = False  # its state depends on the partner's shape
     splits_lr: ClassVar[bool] = False  # left out where the param groups already give partners different lrs
     yields_to: ClassVar[tuple[str, ...]] = ()  # techniques that displace it where they fit the same parameter
+    betas: ClassVar[tuple[str, ...]] = ()  # its options that a group's `betas` set, in their order
     stretches: ClassVar[bool] = False  # may make an entry of the update too large; the chain holds it to `reach`
 
     def __post_init__(self):
@@ -63,6 +64,11 @@ class Technique:
             if isinstance(value := getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(value))
         check(self, prefix=f"{self.name}.")
+
+    @property
+    def memory(self) -> float:
+        """Largest decay of the averages that it keeps in SIGNED slots."""
+        return getattr(self, self.betas[0]) if self.betas else 0.0
 
     def fit(self, member: "Member") -> "Technique | None":
         """The technique as it applies to one parameter: itself, a variant, or None where it does not apply."""

@@ -1,6 +1,6 @@
 """Neurons of matrices [..., m, n]: the vectors along the shorter side, so rows of a tall one, columns of a wide one.
 
-What has no gradient does not count: a neuron without one in this step, and the part of every neuron that no step moves.
+What has no gradient does not count: neurons without one in this step, and lines across all neurons that no step moves.
 Else a few live neurons would be scaled up for all the dead ones.
 """
 
@@ -15,11 +15,12 @@ _FAINT = 1e-6
 
 
 class Extent:
-    """Which part of x, a matrix made of gradients, moves. ``grad`` is this step's gradient.
+    """Which part of x, an orthogonalised momentum, moves. ``grad`` is this step's gradient.
 
     live  : [..., 1, L] 1 for the neurons that have a gradient in this step, else 0
     energy: [..., 1, L] sum of x^2 over each neuron
     width : [..., 1, 1] entries of a neuron that move
+    length: [..., 1, 1] neurons that have a gradient
     """
 
     def __init__(self, x: Tensor, grad: Tensor):
@@ -30,29 +31,21 @@ class Extent:
         self.energy = self.row(squares.sum(dim=along, keepdim=True))
         lines = squares.sum(dim=across, keepdim=True)
         self.width = mat_sum((lines > lines.amax(dim=(-2, -1), keepdim=True) * _FAINT).to(x.dtype)).clamp_(min=1)
+        self.length = mat_sum(self.live)
 
     def row(self, x: Tensor) -> Tensor:
         return x if self.wide else x.mT
 
-    @property
-    def length(self) -> Tensor:
-        """[..., 1, 1] neurons that have a gradient."""
-        return mat_sum(self.live)
 
+def even_out(x: Tensor, grad: Tensor, size: Tensor, average: Tensor, beta: float, eps: float) -> tuple[Tensor, Tensor]:
+    """x with each neuron over the root of its running mean square, at an RMS of ``size``; and the new average.
 
-def even_out(x: Tensor, grad: Tensor, average: Tensor, beta: float, eps: float) -> tuple[Tensor, Tensor]:
-    """x with each neuron over the root of its running mean square, at an RMS of 1; and the new average.
-
-    average: [..., 1, max(m, n)]. A neuron without a gradient keeps its average; without any gradient x becomes zero.
+    The RMS is over neurons that have a gradient: x becomes zero without any. A neuron without keeps its average.
+    size: [..., 1, 1]; average: [..., 1, max(m, n)].
     """
     extent = Extent(x, grad)
     average = average.lerp(extent.energy / extent.width, extent.live * (1 - beta))
     root = average.sqrt().add_(eps)
-    evened = extent.energy / root.square()
-    # Of those that have a gradient now; and never less than of all that move, which are more than the former where
-    # gradients come and go, and would be blown up where those have next to nothing left of x.
-    every, tiny = extent.energy.sign(), torch.finfo(x.dtype).tiny
-    size = torch.maximum(*(mat_sum(evened * each) / mat_sum(each).clamp_(min=1) for each in (extent.live, every)))
-    size = size.div_(extent.width).sqrt_()
-    factor = extent.live.amax(dim=-1, keepdim=True) / root.mul_(size).clamp_(min=tiny)
+    evened = mat_sum(extent.energy / root.square()).clamp_(min=torch.finfo(x.dtype).tiny)
+    factor = size * (extent.length * extent.width / evened).sqrt_() / root
     return x * extent.row(factor), average

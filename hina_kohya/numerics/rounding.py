@@ -10,27 +10,29 @@ from torch import Tensor
 # "lowbias32" (Wellons), an integer hash with measured avalanche bias 0.17: two rounds of xor-shift and multiply.
 _MULTIPLY_1 = 0x7FEB352D
 _MULTIPLY_2 = 0x846CA68B - (1 << 32)  # as a signed 32-bit number
+_SPREAD = 0x9E3779B1 - (1 << 32)  # 2^32 over the golden ratio: neighbours start far apart
 
 
-def _xor_shift(x: Tensor, bits: int) -> Tensor:
+def _xor_shift_(x: Tensor, bits: int) -> Tensor:
     # torch shifts int32 arithmetically; the mask makes it the logical shift the hash is defined with.
-    return x ^ ((x >> bits) & ((1 << (32 - bits)) - 1))
+    return x.bitwise_xor_((x >> bits).bitwise_and_((1 << (32 - bits)) - 1))
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """The hash less its last xor-shift, which leaves the high bits alone; written over x. Overflow wraps, as it wants."""
+    return _xor_shift_(_xor_shift_(x, 16).mul_(_MULTIPLY_1), 15).mul_(_MULTIPLY_2)
 
 
 def hash32(x: Tensor) -> Tensor:
-    """Mixes int32 values; integer overflow wraps, as the hash wants."""
-    x = _xor_shift(x, 16) * _MULTIPLY_1
-    x = _xor_shift(x, 15) * _MULTIPLY_2
-    return _xor_shift(x, 16)
+    """Mixes int32 values: one to one, each bit of the result depends on all of the argument's."""
+    return _xor_shift_(_mixed(x.clone()), 16)
 
 
 def random_bits16(seed: Tensor, shape: torch.Size) -> Tensor:
     """Uniform integers in [0, 65535] as int32 of ``shape`` [N, m, n]; ``seed`` is int32 [N, 1, 1]."""
-    element = torch.arange(shape[-2] * shape[-1], dtype=torch.int32, device=seed.device).view(1, *shape[-2:])
-    # Full hashes once a shape and once a matrix; their sum needs one round more, whose high bits are the best mixed.
-    bits = (hash32(element) + hash32(seed)).mul_(_MULTIPLY_1)
-    bits.bitwise_xor_((bits >> 15).bitwise_and_(0x1FFFF)).mul_(_MULTIPLY_2)
-    return bits.bitwise_right_shift_(16).bitwise_and_(0xFFFF)
+    element = torch.arange(shape[-2] * shape[-1], dtype=torch.int32, device=seed.device).mul_(_SPREAD)
+    bits = _mixed(element.view(1, *shape[-2:]) + seed)
+    return bits.bitwise_right_shift_(16).bitwise_and_(0xFFFF)  # the high bits are the best mixed
 
 
 def stochastic_round_bf16(x: Tensor, seed: Tensor) -> Tensor:

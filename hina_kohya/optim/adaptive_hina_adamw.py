@@ -108,7 +108,7 @@ class AdaptiveHinaAdamW(Family):
         """What was found, what the names said, and where the two disagree."""
         relations = self._relations or Relationships(1, 0.5)
         found, members, relative = relations.relationships(), self.members, self._importance()[0]
-        name = self._name
+        name = self.member_name
         return {
             "total_relationships": len(found),
             "relationships": [
@@ -143,7 +143,7 @@ class AdaptiveHinaAdamW(Family):
             "high_importance_params": sum(value > HIGH for value in relative),
             "low_importance_params": sum(value < LOW for value in relative),
             "top": [
-                {"name": self._name(i), "importance": relative[i], "multiplier": multipliers[i]} for i in ranked[:TOP]
+                {"name": self.member_name(i), "importance": relative[i], "multiplier": multipliers[i]} for i in ranked[:TOP]
             ],
         }
 
@@ -175,12 +175,6 @@ class AdaptiveHinaAdamW(Family):
                 for index, place in pooling.places.items():
                     relative[index], multipliers[index] = both[0][place], both[1][place]
         return relative, multipliers
-
-    def _name(self, index: int) -> str:
-        if name := self.members[index].name:
-            return name
-        groups = self.group_of()
-        return f"group {groups[index]}, parameter {index - int(groups.searchsorted(groups[index]))}"
 
 
 def _statistics(values: Sequence[float]) -> dict[str, float]:

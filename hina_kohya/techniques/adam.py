@@ -25,6 +25,7 @@ class Adam(Technique):
 
     name, stage = "adam", Stage.MOMENT
     slots = {"exp_avg": Slot.SIGNED, "exp_avg_sq": Slot.UNSIGNED}
+    betas = ("beta1", "beta2")
     yields_to = ("lora_rite", "muon")
     beta1: float = hyper(0.9, "[0, 1)", doc="decay of the average of gradients")
     beta2: float = hyper(0.999, "[0, 1)", doc="decay of the average of squared gradients")

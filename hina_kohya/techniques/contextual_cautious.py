@@ -48,6 +48,10 @@ class ContextualCautious(Technique):
                 "such as (1, 5, 20, 100)"
             )
 
+    @property
+    def memory(self) -> float:
+        return 1 - 1 / self.scales[-1]
+
     def slot_shape(self, name: str, m: int, n: int, partner: tuple[int, int] | None) -> tuple[int, int]:
         return (len(self.scales), m + n) if name == "context" else (1, 1)
 

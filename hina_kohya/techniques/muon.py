@@ -44,6 +44,7 @@ class Muon(Technique):
 
     name, stage, stretches = "muon", Stage.MOMENT, True
     slots = {"exp_avg": Slot.SIGNED, "neurons": Slot.FACTOR}
+    betas = ("beta",)
     yields_to = ("lora_rite",)
     beta: float = hyper(0.9, "[0, 1)", doc="mu: decay of the average of gradients")
     nesterov: bool = hyper(True, doc="let the newest gradient count more: w above, else w = m")
@@ -71,8 +72,9 @@ class Muon(Technique):
         w = s.leave(w, g, 1 - self.beta ** (s.step + self.nesterov))
         o = orthogonalise(w, int(self.rounds))
         if self.normuon:
-            o, state["neurons"] = even_out(o, s.grad, state["neurons"], self.beta2, self.eps)
-            return s.but(update=o * s.scalar(s.lr * self.rms))
+            size = s.scalar(s.lr * self.rms)
+            o, state["neurons"] = even_out(o, s.grad, size, state["neurons"], self.beta2, self.eps)
+            return s.but(update=o)
         extent = Extent(o, s.grad)
         size = torch.maximum(extent.length, extent.width).sqrt_() * extent.length.clamp(max=1)
         return s.but(update=o * s.scalar(s.lr * self.rms * size))
