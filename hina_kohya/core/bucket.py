@@ -47,7 +47,7 @@ class Key:
 
 
 class Bucket:
-    """``key.device`` is where the state lives; a parameter that is elsewhere for a while is stepped there (`gather`)."""
+    """``key.device`` is where the state lives, and where a parameter that is elsewhere for a while is stepped."""
 
     def __init__(
         self, key: Key, indices: Sequence[int], params: Sequence[Tensor], members: Sequence[Member], codec: Codec

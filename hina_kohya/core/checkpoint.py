@@ -1,8 +1,8 @@
 """The checkpoint format, and fitting a checkpoint to the parameters of this run.
 
 A checkpoint is torch's: ``state`` by parameter index and ``param_groups``; beside them what wrote it (`about`). A
-parameter's state has ``step`` (int32, of one element; a plain int before format 1), ``technique.slot`` (values or codes)
-and ``technique.slot.scale``. Nothing in it knows of buckets or of chain order.
+parameter's state has ``step`` (int32, of one element; a plain int before format 1), ``technique.slot`` (values or
+codes) and ``technique.slot.scale``. Nothing in it knows of buckets or of chain order.
 """
 
 import dataclasses as dc
@@ -169,30 +169,28 @@ def _say_class(saved: Mapping[str, Any], name: str, keep: bool) -> None:
         )  # fmt: skip
 
 
-def _say_settings(
-    saved: Sequence[Mapping[str, Any]], current: Sequence[Mapping[str, Any]], keep: bool
-) -> None:
+def _say_settings(saved: Sequence[Mapping[str, Any]], current: Sequence[Mapping[str, Any]], keep: bool) -> None:
     """One line when the checkpoint and this run disagree on settings other than the learning rate."""
     differing: dict[str, tuple[Any, Any]] = {}
-    techniques = registry.techniques()
     for mine, theirs in zip(current, saved, strict=True):
         a, b = _flat(mine), _flat(theirs)
-        keys = (a.keys() & b.keys()) | {key for key in a.keys() ^ b.keys() if key.partition(".")[0] in techniques}
-        differing |= {key: (b.get(key, "off"), a.get(key, "off")) for key in sorted(keys) if a.get(key) != b.get(key)}
+        differing |= {key: (b[key], a[key]) for key in sorted(a.keys() & b.keys()) if a[key] != b[key]}
+        on, was_on = mine["techniques"], theirs["techniques"]
+        differing |= {f"{name} (technique)": ("off", "on") for name in sorted(on.keys() - was_on.keys())}
+        differing |= {f"{name} (technique)": ("on", "off") for name in sorted(was_on.keys() - on.keys())}
     if not differing:
         return
-    listed = ", ".join(f"{key} = {mine if keep else theirs}" for key, (theirs, mine) in differing.items())
-    against = ", ".join(str(theirs if keep else mine) for theirs, mine in differing.values())
+    used = ", ".join(f"{key} = {mine if keep else theirs}" for key, (theirs, mine) in differing.items())
+    instead = ", ".join(str(theirs if keep else mine) for theirs, mine in differing.values())
     whose = ("this run's", "the checkpoint's") if keep else ("the checkpoint's", "this run's")
     hint = "" if keep else f" ({_OVERRIDE} keeps this run's)"
-    logger.warning("resume: using %s %s instead of %s %s%s", whose[0], listed, whose[1], against, hint)
+    logger.warning("resume: using %s %s instead of %s %s%s", whose[0], used, whose[1], instead, hint)
 
 
 def _flat(group: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a group, those of techniques by `technique.option`, lists as tuples: JSON knows no others."""
     plain = {k: v for k, v in group.items() if k not in (*_NOT_SETTINGS, *_RATES, *_KEPT_BY_SCHEDULERS, "techniques")}
     for name, options in group["techniques"].items():
-        plain[name] = "on"
         plain |= {f"{name}.{option}": value for option, value in options.items()}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
 
@@ -203,8 +201,8 @@ def _say_rates(rates: Sequence[NewRate], keep: bool) -> None:
     asked, saved = listed([rate.asked for rate in rates]), listed([rate.saved for rate in rates])
     if keep:
         logger.warning(
-            "resume: learning rate %s instead of the checkpoint's %s; a scheduler that is restored after this goes back "
-            "to %s at its next step, unless hina-kohya's hooks are on", asked, saved, saved,
+            "resume: learning rate %s instead of the checkpoint's %s; a scheduler that is restored after this goes "
+            "back to %s at its next step, unless hina-kohya's hooks are on", asked, saved, saved,
         )  # fmt: skip
     else:
         logger.warning(

@@ -37,8 +37,9 @@ class Codec(ABC):
         """Whether writing needs a seed."""
         return False
 
-    def check(self, technique: Technique) -> None:
-        """Raises ValueError for a technique whose averages move too slowly to be kept this way."""
+    def checked(self, technique: Technique) -> Technique:
+        """The same; raises ValueError for one whose averages move too slowly to be kept this way."""
+        return technique
 
 
 class Exact(Codec):
@@ -121,12 +122,9 @@ class EightBit(Codec):
         scale = blocks.amax(dim=-1, keepdim=True)
         if before is not None:
             old, parts = before
-            ratio = x / old.clamp(min=torch.finfo(old.dtype).tiny)
-            scale = companding.falling_scale(
-                scale, self._blocks(ratio, torch.inf).amin(dim=-1, keepdim=True), parts["scale"]
-            )
-        uniform = random_bits16(seed, blocks.shape) * 2.0**-16
-        return {"": companding.encode_unsigned(blocks, scale, uniform), "scale": scale}
+            least = self._blocks(x / old, torch.inf).amin(dim=-1, keepdim=True)
+            scale = companding.falling_scale(scale, least, parts["scale"])
+        return {"": companding.encode_unsigned(blocks, scale, random_bits16(seed, blocks.shape)), "scale": scale}
 
     def _blocks(self, x: Tensor, value: float = 0.0) -> Tensor:
         """[N, nb, bs] of [N, m, n], with ``value`` where there is nothing."""
@@ -139,12 +137,13 @@ class EightBit(Codec):
     def rounds(self, slot: Slot) -> bool:
         return slot is not Slot.SIGNED
 
-    def check(self, technique: Technique) -> None:
+    def checked(self, technique: Technique) -> Technique:
         if Slot.SIGNED in technique.kept().values() and technique.memory > self.slowest:
             raise ValueError(
                 f"{technique.name} keeps an average with decay {technique.memory:g}, and 8 bits follow one of up to "
                 f"{self.slowest:g}; use state='bf16' or 'fp32' (of an optimizer whose name does not end in 8bit)"
             )
+        return technique
 
 
 @cache

@@ -33,7 +33,9 @@ def check_group(group: Mapping[str, Any], number: int, betas: Betas | None) -> N
     """Raises ValueError for a key that means nothing here, or a value out of bounds."""
     for key in group:
         if key not in KEYS:
-            raise ValueError(f"param group {number} has a key {key!r}, which means nothing here; {did_you_mean(key, KEYS)}")
+            raise ValueError(
+                f"param group {number} has a key {key!r}, which means nothing here; {did_you_mean(key, KEYS)}"
+            )
     for key, default in (("lr", 1e-3), ("initial_lr", 1e-3), ("weight_decay", 1e-2)):
         if key in group:
             check_value(f"param group {number}: {key}", number_of(group[key]), default, RATE)

@@ -2,7 +2,7 @@
 
 import dataclasses as dc
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -47,6 +47,8 @@ class HinaOptimizer(torch.optim.Optimizer):
     Raises ValueError for values out of bounds, at construction.
     """
 
+    asked: Mapping[str, str] = {}  # technique -> the argument that asks for it
+
     def __init__(
         self,
         params: Any,
@@ -62,18 +64,16 @@ class HinaOptimizer(torch.optim.Optimizer):
     ):
         check_value("lr", number_of(lr), 1e-3, Interval("[0, inf)"))
         check_value("weight_decay", weight_decay, 1e-2, Interval("[0, inf)"))
-        check_value("compile", compile, False, None)
-        check_value("override_hyperparameters", override_hyperparameters, False, None)
+        for name, value in (("compile", compile), ("override_hyperparameters", override_hyperparameters)):
+            check_value(name, value, False, None)
         self._codec = codec(state)
         self._decay_roles = checked_roles(decay_roles)
         self._override, self._compile = override_hyperparameters, compile
         self._announced = False
         self.new_rates: tuple[NewRate, ...] = ()  # set by `load_state_dict`, for `core.schedules.hold_rates`
         self._start_anew()
-        chosen = tuple(techniques)
-        for technique in chosen:
-            self._codec.check(technique)
-        defaults = {"lr": lr, "weight_decay": weight_decay, "techniques": {t.name: dc.asdict(t) for t in chosen}}
+        chain = {technique.name: dc.asdict(self._codec.checked(technique)) for technique in techniques}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "techniques": chain}
         if betas is not None:
             defaults["betas"] = tuple(betas)
         if hasattr(params, "mapping"):  # torch would turn the view into a list before add_param_group sees it
@@ -159,9 +159,7 @@ class HinaOptimizer(torch.optim.Optimizer):
         members = iter(self.members)
         for group, split in zip(self.param_groups, splits_lr(self.param_groups, self.members), strict=True):
             techniques = [registry.build(name, **options) for name, options in group["techniques"].items()]
-            wanted = [technique for technique in techniques if not (split and technique.splits_lr)]
-            for technique in wanted:
-                self._codec.check(technique)
+            wanted = [self._codec.checked(each) for each in techniques if not (split and each.splits_lr)]
             chains.extend(fitted(wanted, next(members)) for _ in group["params"])
         return chains
 
@@ -181,8 +179,8 @@ class HinaOptimizer(torch.optim.Optimizer):
             self._plan.show(self.state)
         return self._plan
 
-    def skipped_steps(self) -> Mapping[int, int]:
-        """By parameter index, steps whose gradient was not finite, so that nothing of it moved; waits for the device."""
+    def skipped_steps(self) -> Counter[int]:
+        """By parameter index, steps whose gradient was not finite, so that it did not move; waits for the device."""
         return self._skipped.until_now(None if self._plan is None else self._plan.counters)
 
     # The step
@@ -205,8 +203,8 @@ class HinaOptimizer(torch.optim.Optimizer):
             self._replan()
         plan = self.plan()
         if not self._announced:
-            self._announced = True
             self._announce()
+            self._announced = True
         rates = plan.rates.of(self.param_groups)
         active = [(bucket, rate, bucket.active_rows()) for bucket, rate in zip(plan.buckets, rates, strict=True)]
         refuse_sparse(plan, self.member_name)  # before any parameter moves
@@ -224,6 +222,7 @@ class HinaOptimizer(torch.optim.Optimizer):
     def _announce(self) -> None:
         """At the first step."""
         logger.info(self.summary())
+        report.say_idle(self)
 
     # Checkpoints
 

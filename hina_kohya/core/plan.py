@@ -68,6 +68,7 @@ class Plan:
             Bucket(key, rows, [params[i] for i in rows], [members[i] for i in rows], codec)
             for key, rows in by_key.items()
         ]
+        self.groups = groups
         self.counters, self.rates = Counters(self.buckets), Rates(self.buckets, groups)
         coupled = {technique for bucket in self.buckets for technique in bucket.chain if technique.couples}
         self.couplings = [Coupling(technique, self.buckets, members) for technique in coupled]

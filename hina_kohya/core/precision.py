@@ -48,4 +48,4 @@ def _exact_products() -> Iterator[None]:
 def _backends() -> list[Any]:
     if not hasattr(torch._C, "_get_fp32_precision_getter"):
         return []
-    return [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    return [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[reportAttributeAccessIssue]

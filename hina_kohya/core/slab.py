@@ -31,11 +31,11 @@ class Slab:
         """``before`` is what was read of these rows; those that are not ``valid`` [k, 1, 1] keep every bit of it."""
         kept = {name: part[rows] for name, part in self.parts.items()}
         for name, part in self.codec.encode(x, self.slot, seed, (before, kept)).items():
-            part = part.to(kept[name].dtype)
+            new, old = part.to(kept[name].dtype), kept[name]
             if isinstance(rows, slice):
-                torch.where(valid, part, kept[name], out=kept[name])
+                torch.where(valid, new, old, out=old)
             else:
-                self.parts[name][rows] = torch.where(valid, part, kept[name])
+                self.parts[name][rows] = torch.where(valid, new, old)
 
     def views(self, row: int, shape: torch.Size) -> dict[str, Tensor]:
         """What ``optimizer.state[p]`` shows of one row: views, so that nothing is stored twice."""

@@ -24,9 +24,7 @@ def step_bucket(plan: Plan, bucket: Bucket, rows: Sequence[int], rates: Tensor, 
         _step_chunk(plan, bucket, picked, where, rates[:, where], run)
 
 
-def _step_chunk(
-    plan: Plan, bucket: Bucket, picked: Sequence[int], where: Rows, rates: Tensor, run: Run
-) -> None:
+def _step_chunk(plan: Plan, bucket: Bucket, picked: Sequence[int], where: Rows, rates: Tensor, run: Run) -> None:
     param = bucket.gather([bucket.params[row] for row in picked])
     grad = bucket.gather([bucket.params[row].grad for row in picked])  # type: ignore[misc]
     step, valid = bucket.steps[where] + 1, _squares_are_finite(grad)

@@ -57,6 +57,7 @@ class Technique:
     splits_lr: ClassVar[bool] = False  # left out where the param groups already give partners different lrs
     yields_to: ClassVar[tuple[str, ...]] = ()  # techniques that displace it where they fit the same parameter
     betas: ClassVar[tuple[str, ...]] = ()  # its options that a group's `betas` set, in their order
+    needs: ClassVar[str] = "a parameter of more than one element"  # what it fits, for those who ask why it fits none
     stretches: ClassVar[bool] = False  # may make an entry of the update too large; the chain holds it to `reach`
 
     def __post_init__(self):

@@ -21,7 +21,8 @@ def encode_signed(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes int8 in [-127, 127] for x = sign(c) ((|c| + 13) / 140)^8 scale, 0 for c = 0; scale is the largest |x|."""
     magnitude = x.abs()
     scale = magnitude.amax(dim=-1, keepdim=True)
-    root = magnitude.mul_(_reciprocal(scale)).sqrt_().sqrt_().sqrt_()
+    # An all-zero block has scale 0: any code decodes to 0 there, but 0 / 0 would make the code undefined.
+    root = magnitude.div_(scale.clamp(min=torch.finfo(scale.dtype).tiny)).sqrt_().sqrt_().sqrt_()
     code = root.mul_(SIGNED_STEPS + SIGNED_SKIPPED).sub_(SIGNED_SKIPPED).round_().clamp_(min=0)
     return torch.copysign(code, x).to(torch.int8), scale
 
@@ -32,15 +33,15 @@ def decode_signed(code: Tensor, scale: Tensor) -> Tensor:
     return root.square_().square_().square_().mul_(sign.sign_()).mul_(scale)
 
 
-def encode_unsigned(x: Tensor, scale: Tensor, uniform: Tensor) -> Tensor:
-    """Codes uint8 c for x = ((c + 55) / 310)^16 scale, up or down by ``uniform`` in [0, 1): the root's mean is kept.
+def encode_unsigned(x: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
+    """Codes uint8 c for x = ((c + 55) / 310)^16 scale, up or down by ``noise``: the root's mean is kept.
 
-    x must not be negative, nor above ``scale``. A step moves an average of squares by a thousandth, which rounding to
-    the nearest code would not see.
+    noise: whole numbers, uniform in [-2^15, 2^15). x must not be negative, nor above ``scale``. A step moves an average
+    of squares by a thousandth, which rounding to the nearest code would not see.
     """
-    root = (x * _reciprocal(scale)).sqrt_().sqrt_().sqrt_().sqrt_()
-    code = root.mul_(UNSIGNED_STEPS + UNSIGNED_SKIPPED).sub_(UNSIGNED_SKIPPED + 1).add_(uniform)
-    return code.floor_().clamp_(0, UNSIGNED_STEPS - 1).to(torch.uint8)
+    root = (x / scale.clamp(min=torch.finfo(scale.dtype).tiny)).sqrt_().sqrt_().sqrt_().sqrt_()
+    code = root.mul_(UNSIGNED_STEPS + UNSIGNED_SKIPPED).add_(noise, alpha=2.0**-16).sub_(UNSIGNED_SKIPPED + 1)
+    return code.round_().clamp_(0, UNSIGNED_STEPS - 1).to(torch.uint8)
 
 
 def decode_unsigned(code: Tensor, scale: Tensor) -> Tensor:
@@ -49,15 +50,10 @@ def decode_unsigned(code: Tensor, scale: Tensor) -> Tensor:
 
 
 def falling_scale(largest: Tensor, least_ratio: Tensor, scale: Tensor) -> Tensor:
-    """The scale of a block whose values were ``scale`` times their codes' and are now at least ``least_ratio`` times that.
+    """The scale of a block whose values are now at least ``least_ratio`` times what they were, relative to ``scale``.
 
     It falls as far as all values fall, so that an average without new squares keeps its code and decays exactly;
     rounded at each step, its path would be a random one. Where the largest value has outgrown it, it starts anew.
     """
-    fallen = scale * least_ratio.clamp(max=2)
-    return torch.where(largest > fallen, largest * HEADROOM, fallen)
-
-
-def _reciprocal(scale: Tensor) -> Tensor:
-    # An all-zero block has scale 0: any code decodes to 0 there, but 0 * inf would make the code undefined.
-    return scale.clamp(min=torch.finfo(scale.dtype).tiny).reciprocal_()
+    fallen = scale * least_ratio
+    return torch.where(fallen >= largest, fallen, largest * HEADROOM)  # NaN, of a block that was all zero, starts anew

@@ -19,7 +19,7 @@ def means(x: Tensor) -> Tensor:
 
 
 def live_means(x: Tensor) -> Tensor:
-    """As `means`, of rows over the columns that are not zero, and of columns over such rows: zero lines change nothing."""
+    """As `means`, of rows over the columns that are not zero, and of columns over such rows: zeros change nothing."""
     size = x.abs()
     rows, columns = (mat_count(size.amax(dim=dim, keepdim=True)) for dim in (-1, -2))
     return torch.cat((x.sum(dim=-1, keepdim=True).mT / columns, x.sum(dim=-2, keepdim=True) / rows), dim=-1)

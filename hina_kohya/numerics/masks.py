@@ -1,5 +1,6 @@
 """Comparisons as numbers 0 and 1. On the CPU a comparison to bool and its conversion cost ten times this arithmetic."""
 
+import torch
 from torch import Tensor
 
 from hina_kohya.numerics.reduce import mat_sum
@@ -25,5 +26,5 @@ def cautious(agreement: Tensor, trust: Tensor | None, floor: float) -> Tensor:
     concerned, kept = agreement.abs(), agreement.clamp(min=0)
     if trust is not None:
         kept = kept.addcmul_(concerned - kept, trust)
-    mean = mat_sum(kept) / mat_sum(concerned).clamp_(min=1)
-    return kept.mul_(mean.clamp_(min=floor).reciprocal_()).add_(concerned.neg_().add_(1))
+    inverse_mean = mat_sum(concerned) / mat_sum(kept).clamp_(min=torch.finfo(kept.dtype).tiny)
+    return kept.mul_(inverse_mean.clamp_(max=1 / floor)).add_(1 - concerned)

@@ -14,7 +14,7 @@ from hina_kohya.numerics.reduce import mat_sum
 _FAINT = 1e-6
 
 
-class Extent:
+class _Extent:
     """Which part of x, an orthogonalised momentum, moves. ``grad`` is this step's gradient.
 
     live  : [..., 1, L] 1 for the neurons that have a gradient in this step, else 0
@@ -37,13 +37,20 @@ class Extent:
         return x if self.wide else x.mT
 
 
+def scaled(x: Tensor, grad: Tensor, size: Tensor) -> Tensor:
+    """x, whose rows or columns are orthonormal, at an RMS of ``size`` [..., 1, 1]; zero without any gradient."""
+    extent = _Extent(x, grad)
+    longer = torch.maximum(extent.length, extent.width)
+    return x * (longer.sqrt_() * extent.length.clamp(max=1) * size)
+
+
 def even_out(x: Tensor, grad: Tensor, size: Tensor, average: Tensor, beta: float, eps: float) -> tuple[Tensor, Tensor]:
     """x with each neuron over the root of its running mean square, at an RMS of ``size``; and the new average.
 
     The RMS is over neurons that have a gradient: x becomes zero without any. A neuron without keeps its average.
     size: [..., 1, 1]; average: [..., 1, max(m, n)].
     """
-    extent = Extent(x, grad)
+    extent = _Extent(x, grad)
     average = average.lerp(extent.energy / extent.width, extent.live * (1 - beta))
     root = average.sqrt().add_(eps)
     evened = mat_sum(extent.energy / root.square()).clamp_(min=torch.finfo(x.dtype).tiny)

@@ -10,7 +10,7 @@ from torch import Tensor
 # "lowbias32" (Wellons), an integer hash with measured avalanche bias 0.17: two rounds of xor-shift and multiply.
 _MULTIPLY_1 = 0x7FEB352D
 _MULTIPLY_2 = 0x846CA68B - (1 << 32)  # as a signed 32-bit number
-_SPREAD = 0x9E3779B1 - (1 << 32)  # 2^32 over the golden ratio: neighbours start far apart
+_SPREAD = 0xC2B2AE3D - (1 << 32)  # a prime: neighbours start far apart, and not where another step or matrix does
 
 
 def _xor_shift_(x: Tensor, bits: int) -> Tensor:
@@ -19,20 +19,14 @@ def _xor_shift_(x: Tensor, bits: int) -> Tensor:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """The hash less its last xor-shift, which leaves the high bits alone; written over x. Overflow wraps, as it wants."""
+    """The hash less its last xor-shift, which leaves the high bits alone, over x. Overflow wraps, as it wants."""
     return _xor_shift_(_xor_shift_(x, 16).mul_(_MULTIPLY_1), 15).mul_(_MULTIPLY_2)
 
 
-def hash32(x: Tensor) -> Tensor:
-    """Mixes int32 values: one to one, each bit of the result depends on all of the argument's."""
-    return _xor_shift_(_mixed(x.clone()), 16)
-
-
 def random_bits16(seed: Tensor, shape: torch.Size) -> Tensor:
-    """Uniform integers in [0, 65535] as int32 of ``shape`` [N, m, n]; ``seed`` is int32 [N, 1, 1]."""
+    """Uniform integers in [-32768, 32767] as int32 of ``shape`` [N, m, n]; ``seed`` is int32 [N, 1, 1]."""
     element = torch.arange(shape[-2] * shape[-1], dtype=torch.int32, device=seed.device).mul_(_SPREAD)
-    bits = _mixed(element.view(1, *shape[-2:]) + seed)
-    return bits.bitwise_right_shift_(16).bitwise_and_(0xFFFF)  # the high bits are the best mixed
+    return _mixed(element.view(1, *shape[-2:]) + seed).bitwise_right_shift_(16)  # the high bits are the best mixed
 
 
 def stochastic_round_bf16(x: Tensor, seed: Tensor) -> Tensor:
@@ -41,7 +35,7 @@ def stochastic_round_bf16(x: Tensor, seed: Tensor) -> Tensor:
     Adds uniform noise to the 16 bits that bfloat16 drops and truncates (arXiv:2010.06192). Values that bfloat16 holds
     are kept; what is not finite becomes NaN.
     """
-    bits = random_bits16(seed, x.shape).add_(x.contiguous().view(torch.int32))
+    bits = random_bits16(seed, x.shape).bitwise_and_(0xFFFF).add_(x.contiguous().view(torch.int32))
     rounded = bits.bitwise_and_(-65536).view(torch.float32)
     # x - x is 0, or NaN where x is not finite: CUDA's NaN, 0x7fffffff, would overflow into a harmless-looking -0.
     return rounded.add_(x - x).to(torch.bfloat16)

@@ -34,7 +34,7 @@ class LoraRite(Technique):
 
     name, stage, couples, partner_shaped = "lora_rite", Stage.MOMENT, "partner", True
     slots = {"exp_avg": Slot.SIGNED, "basis": Slot.EXACT, "second": Slot.EXACT}
-    betas = ("beta1", "beta2")
+    betas, needs = ("beta1", "beta2"), "a pair (lora_up with its lora_down), known by name"
     beta1: float = hyper(0.9, "[0, 1)", doc="decay of the average of preconditioned gradients")
     beta2: float = hyper(0.999, "[0, 1)", doc="decay of the average of gradient products")
     eps: float = hyper(1e-6, "(0, inf)", doc="added to the root of the eigenvalues")

@@ -30,6 +30,7 @@ class SpatialFrequency(Technique):
     """
 
     name, stage = "spatial_frequency", Stage.GRADIENT
+    needs = "a convolution with a kernel larger than 1 x 1"
     preserve: float = hyper(0.8, "[0, 1)", doc="frequencies up to this one are left alone; 1 is the highest")
     penalty: float = hyper(0.05, "[0, 1]", doc="share of the highest frequency that is taken away")
     height: int = hyper(1, "[1, inf)", doc="rows of the kernel; set by itself")

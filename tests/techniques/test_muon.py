@@ -211,7 +211,7 @@ def test_the_basis_does_not_matter():
 
 
 def test_one_slot():
-    params = make_params(shapes=dict.fromkeys(("a.weight", "b.weight"), (16, 64)))
+    params = make_params(shapes=dict.fromkeys(("a.weight", "b.weight"), (16, 128)))
     opt = optimizer(params, state="8bit")
     train(opt, params, 2)
     assert {key for key in opt.state[params["a.weight"]] if "." in key} == {"muon.exp_avg", "muon.exp_avg.scale"}
@@ -259,7 +259,7 @@ def test_zero_and_bad_gradients_stay_where_they_are():
             opt.step()
         assert torch.equal(second, start)
         results.append([param.detach() for param in params.values()])
-    assert results[1][0].isnan().all()
+    assert results[1][0].isfinite().all()
     assert all(torch.equal(a, b) for a, b in zip(results[0][1:], results[1][1:], strict=True))
 
 
