@@ -92,19 +92,38 @@ class Bucket:
                 yield picked, to_device(np.array(picked), self.key.device)
 
     def gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        """[k, m, n] in the compute dtype, whatever the layout of each."""
-        return torch.stack(self._here(tensors)).to(self.compute).reshape(len(tensors), self.m, self.n)
+        """[k, m, n] in the compute dtype, whatever the layout of each; of a single one a view, if it can be."""
+        here = self._here(tensors)
+        stacked = here[0].detach().unsqueeze(0) if len(here) == 1 else torch.stack(here)
+        return stacked.to(self.compute).reshape(len(tensors), self.m, self.n)
 
     def _here(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         device = self.key.device
-        return [tensor if tensor.device == device else tensor.to(device, non_blocking=True) for tensor in tensors]
+        return [each if self._at_home(each) else each.to(device, non_blocking=True) for each in tensors]
 
-    def scatter(self, values: Tensor, picked: Sequence[int], seed: Tensor | None) -> None:
-        """Writes [k, m, n] back into the parameters, rounding stochastically where they are bf16."""
+    def _at_home(self, tensor: Tensor) -> bool:
+        return tensor.device == self.key.device
+
+    def scatter(
+        self, values: Tensor, valid: Tensor, before: Tensor, picked: Sequence[int], seed: Tensor | None
+    ) -> None:
+        """Writes [k, m, n] back into the parameters, rounding stochastically where they are bf16.
+
+        Those that are not ``valid`` [k, 1, 1] stay ``before``, what was gathered of them.
+        """
+        params = [self.params[row] for row in picked]
+        if (
+            len(params) == 1
+            and params[0].dtype == self.compute
+            and params[0].is_contiguous()
+            and self._at_home(params[0])
+        ):
+            torch.where(valid, values, before, out=before)
+            return
+        values = torch.where(valid, values, before)
         if seed is not None and self.key.dtype == torch.bfloat16:
             values = stochastic_round_bf16(values, seed)
-        rows = values.reshape(len(picked), *self.key.shape).unbind(0)
-        torch._foreach_copy_([self.params[row] for row in picked], list(rows))
+        torch._foreach_copy_(params, list(values.reshape(len(picked), *self.key.shape).unbind(0)))
 
     def seeds(self, where: Rows, step: Tensor) -> Tensor:
         """int32 [k, 1, 1] from step and parameter index: equal on all ranks and after any resume."""

@@ -45,14 +45,19 @@ def run(
             s = s.but(enter=_entering(technique, s, state), leave=_leaving(technique, s, state))
             continue
         if technique.stage is Stage.PARAMETER and not subtracted:
-            s, subtracted = s.but(param=s.param - s.update), True
+            s, subtracted = s.but(param=_subtracted(s)), True
         name = technique.name
         s = technique.apply(s.but(cofactors=shared.get(name), pooled=pooled.get(name)), state)
         if technique.stage is Stage.MOMENT:
             s = s.but(direction=s.update)
         if technique is last:
             s = _held(s, chain)
-    return (s.param if subtracted else s.param - s.update), states
+    return (s.param if subtracted else _subtracted(s)), states
+
+
+def _subtracted(s: Signal) -> Tensor:
+    # What decay made is nobody else's, and may be written over: a large matrix feels one more pass over memory.
+    return s.param - s.update if s.param is s.before else s.param.sub_(s.update)
 
 
 def _last_update(chain: Chain) -> Technique | None:
@@ -66,6 +71,8 @@ def _held(s: Signal, chain: Chain) -> Signal:
     if reach is None:
         return s
     limit = s.scalar(s.lr * reach)
+    if s.update is not s.direction:  # what UPDATE techniques made is nobody else's
+        return s.but(update=s.update.clamp_(-limit, limit))
     return s.but(update=s.update.clamp(-limit, limit))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.core.technique import Slot, Technique
 from hina_kohya.numerics import companding
+from hina_kohya.numerics.pieces import in_pieces
 from hina_kohya.numerics.rounding import random_bits16, stochastic_round_bf16
 
 Parts = dict[str, Tensor]  # what is kept of N matrices: "" for the values, "scale" for what they are relative to
@@ -103,35 +104,37 @@ class EightBit(Codec):
         }
 
     def decode(self, parts: Parts, m: int, n: int, slot: Slot) -> Tensor:
-        code, scale = parts[""], parts["scale"]
-        if code.is_cuda:
-            x = _bitsandbytes_decode(code, scale, slot)
-        elif slot is Slot.SIGNED:
-            x = companding.decode_signed(code, scale)
-        else:
-            x = companding.decode_unsigned(code, scale)
+        scale = parts["scale"]
+        x = in_pieces(lambda code, i: _decoded(code, scale[:, i : i + code.shape[1]], slot), parts[""], dim=1)
         return x.flatten(1)[:, : m * n].unflatten(1, (m, n))
 
     def encode(self, x: Tensor, slot: Slot, seed: Tensor | None, before: Before | None = None) -> Parts:
-        x = x.to(torch.float32)
-        blocks = self._blocks(x)
+        x = self._blocks(x.to(torch.float32))
         if slot is Slot.SIGNED:
-            code, scale = _bitsandbytes_encode(blocks) if x.is_cuda else companding.encode_signed(blocks)
-            return {"": code, "scale": scale}
+            if x.is_cuda:
+                return dict(zip(("", "scale"), _bitsandbytes_encode(x), strict=True))
+            scale = in_pieces(lambda piece, _: companding.largest(piece), x, dim=1)
+            encode = lambda piece, i: companding.encode_signed(piece, scale[:, i : i + piece.shape[1]])  # noqa: E731
+            return {"": in_pieces(encode, x, dim=1), "scale": scale}
         assert seed is not None
-        scale = blocks.amax(dim=-1, keepdim=True)
+        scale = x.amax(dim=-1, keepdim=True)
         if before is not None:
-            old, parts = before
-            least = self._blocks(x / old, torch.inf).amin(dim=-1, keepdim=True)
-            scale = companding.falling_scale(scale, least, parts["scale"])
-        return {"": companding.encode_unsigned(blocks, scale, random_bits16(seed, blocks.shape)), "scale": scale}
+            old = self._blocks(before[0])
+            least = in_pieces(lambda piece, i: companding.least_ratio(piece, old[:, i : i + piece.shape[1]]), x, dim=1)
+            scale = companding.falling_scale(scale, least, before[1]["scale"])
 
-    def _blocks(self, x: Tensor, value: float = 0.0) -> Tensor:
-        """[N, nb, bs] of [N, m, n], with ``value`` where there is nothing."""
+        def encoded(piece: Tensor, i: int) -> Tensor:
+            noise = random_bits16(seed, piece.shape, i * piece.shape[2])
+            return companding.encode_unsigned(piece, scale[:, i : i + piece.shape[1]], noise)
+
+        return {"": in_pieces(encoded, x, dim=1), "scale": scale}
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """[N, nb, bs] of [N, m, n]; where there is nothing the last value stands again."""
         blocks, size = self.layout(*x.shape[-2:])
         x = x.flatten(1)
         if padding := blocks * size - x.shape[1]:
-            x = torch.nn.functional.pad(x, (0, padding), value=value)
+            x = torch.nn.functional.pad(x.unsqueeze(0), (0, padding), mode="replicate").squeeze(0)
         return x.unflatten(1, (blocks, size))
 
     def rounds(self, slot: Slot) -> bool:
@@ -144,6 +147,12 @@ class EightBit(Codec):
                 f"{self.slowest:g}; use state='bf16' or 'fp32' (of an optimizer whose name does not end in 8bit)"
             )
         return technique
+
+
+def _decoded(code: Tensor, scale: Tensor, slot: Slot) -> Tensor:
+    if code.is_cuda:
+        return _bitsandbytes_decode(code, scale, slot)
+    return (companding.decode_signed if slot is Slot.SIGNED else companding.decode_unsigned)(code, scale)
 
 
 @cache

@@ -33,6 +33,7 @@ class Slab:
         for name, part in self.codec.encode(x, self.slot, seed, (before, kept)).items():
             new, old = part.to(kept[name].dtype), kept[name]
             if isinstance(rows, slice):
+                new, old = _wide(new, old)
                 torch.where(valid, new, old, out=old)
             else:
                 self.parts[name][rows] = torch.where(valid, new, old)
@@ -61,6 +62,12 @@ class Slab:
     @property
     def _packed(self) -> bool:
         return isinstance(self.codec, EightBit)
+
+
+def _wide(*bytes_: Tensor) -> list[Tensor]:
+    """Bytes as words, eight at a time, where the last dimension has whole ones: `where` copies elements one by one."""
+    whole = all(x.element_size() == 1 and x.shape[-1] % 8 == 0 and x.is_contiguous() for x in bytes_)
+    return [x.view(torch.int64) if whole else x for x in bytes_]
 
 
 def saved_parts(state: Mapping[str, object], key: str) -> Parts:

@@ -42,7 +42,7 @@ def _step_chunk(plan: Plan, bucket: Bucket, picked: Sequence[int], where: Rows, 
         if changed[technique][name] is not states[technique][name]:
             salted = None if seed is None else seed ^ _salt(slab.key)
             slab.write(where, changed[technique][name], salted, valid, states[technique][name])
-    bucket.scatter(torch.where(valid, new, param), picked, seed)
+    bucket.scatter(new, valid, param, picked, seed)
     if isinstance(where, slice):
         bucket.steps[where].add_(valid.flatten())
     else:

@@ -17,14 +17,17 @@ UNSIGNED_STEPS, UNSIGNED_SKIPPED = 256, 54
 HEADROOM = 1.25
 
 
-def encode_signed(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes int8 in [-127, 127] for x = sign(c) ((|c| + 13) / 140)^8 scale, 0 for c = 0; scale is the largest |x|."""
-    magnitude = x.abs()
-    scale = magnitude.amax(dim=-1, keepdim=True)
+def largest(x: Tensor) -> Tensor:
+    """Of the magnitudes in each block."""
+    return x.abs().amax(dim=-1, keepdim=True)
+
+
+def encode_signed(x: Tensor, scale: Tensor) -> Tensor:
+    """Codes int8 in [-127, 127] for x = sign(c) ((|c| + 13) / 140)^8 scale, 0 for c = 0; ``scale`` is `largest`."""
     # An all-zero block has scale 0: any code decodes to 0 there, but 0 / 0 would make the code undefined.
-    root = magnitude.div_(scale.clamp(min=torch.finfo(scale.dtype).tiny)).sqrt_().sqrt_().sqrt_()
+    root = (x / scale.clamp(min=torch.finfo(scale.dtype).tiny)).abs_().sqrt_().sqrt_().sqrt_()
     code = root.mul_(SIGNED_STEPS + SIGNED_SKIPPED).sub_(SIGNED_SKIPPED).round_().clamp_(min=0)
-    return torch.copysign(code, x).to(torch.int8), scale
+    return torch.copysign(code, x).to(torch.int8)
 
 
 def decode_signed(code: Tensor, scale: Tensor) -> Tensor:
@@ -47,6 +50,11 @@ def encode_unsigned(x: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
 def decode_unsigned(code: Tensor, scale: Tensor) -> Tensor:
     root = code.to(scale.dtype).add_(UNSIGNED_SKIPPED + 1).mul_(1 / (UNSIGNED_STEPS + UNSIGNED_SKIPPED))
     return root.square_().square_().square_().square_().mul_(scale)
+
+
+def least_ratio(x: Tensor, before: Tensor) -> Tensor:
+    """In each block, by what its values changed at least."""
+    return (x / before).amin(dim=-1, keepdim=True)
 
 
 def falling_scale(largest: Tensor, least_ratio: Tensor, scale: Tensor) -> Tensor:

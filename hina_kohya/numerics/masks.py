@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from hina_kohya.numerics.reduce import mat_sum
+from hina_kohya.numerics.pieces import elementwise
+from hina_kohya.numerics.reduce import mat_norm, mat_sum
 
 
 def live(x: Tensor) -> Tensor:
@@ -16,15 +17,27 @@ def not_negative_(x: Tensor) -> Tensor:
     return x.sign_().clamp_(max=0).add_(1)
 
 
-def cautious(agreement: Tensor, trust: Tensor | None, floor: float) -> Tensor:
-    """What Cautious multiplies an update by, from the signs of update times gradient.
+def cautious(update: Tensor, grad: Tensor, floor: float, trust: Tensor | None = None) -> Tensor:
+    """The update as Cautious leaves it.
 
-    Entries that agree count 1, those that disagree ``trust`` [N, 1, 1] or 0, each over the mean of these numbers, which
-    is at least ``floor``. An entry without an update or a gradient can neither agree nor disagree: it gets 1 and is
-    not part of the mean, or the few that do have a gradient would be scaled up for all that have none.
+    Entries that agree with the gradient in sign count 1, others ``trust`` [N, 1, 1] or 0; each is multiplied by that
+    over the mean of these numbers, which is at least ``floor``. An entry without an update or a gradient can neither
+    agree nor disagree: it stays and is not part of the mean, or the few that do have a gradient would be scaled up for
+    all that have none.
     """
-    concerned, kept = agreement.abs(), agreement.clamp(min=0)
+    sign = elementwise(lambda u, g: (u * g).sign_(), update, grad)
+    count = mat_norm(sign).square_()
+    kept = count.lerp(mat_sum(sign), 0.5)
     if trust is not None:
-        kept = kept.addcmul_(concerned - kept, trust)
-    inverse_mean = mat_sum(concerned) / mat_sum(kept).clamp_(min=torch.finfo(kept.dtype).tiny)
-    return kept.mul_(inverse_mean.clamp_(max=1 / floor)).add_(1 - concerned)
+        kept = kept.addcmul(count - kept, trust)
+    scale = (count / kept.clamp_(min=torch.finfo(kept.dtype).tiny)).clamp_(max=1 / floor)
+    more, left = scale - 2, None if trust is None else scale * trust
+
+    def masked(sign: Tensor, u: Tensor) -> Tensor:
+        agree = sign.clamp(min=0)
+        factor = (agree * more).add_(sign).add_(1)  # scale where the sign is 1, 1 where it is 0, 0 where it is -1
+        if left is not None:
+            factor = factor.addcmul_(agree.sub_(sign), left)
+        return factor.mul_(u)
+
+    return elementwise(masked, sign, update)

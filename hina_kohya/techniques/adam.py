@@ -7,6 +7,7 @@ from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import REACH, Slot, Stage, State, Technique
+from hina_kohya.numerics.pieces import elementwise
 
 
 @register
@@ -44,6 +45,6 @@ class Adam(Technique):
         m = state["exp_avg"] = m.lerp(g, 1 - self.beta1)
         v = state["exp_avg_sq"] = (v * self.beta2).addcmul_(s.grad, s.grad, value=1 - self.beta2)
         correction1, correction2 = 1 - self.beta1**s.step, 1 - self.beta2**s.step  # [N, 1, 1]
-        denominator = v.sqrt().div_(s.scalar(correction2.sqrt())).add_(self.eps)
         m = s.leave(m, g, correction1)
-        return s.but(update=(m * s.scalar(s.lr / correction1)).div_(denominator))
+        size, root = s.scalar(s.lr / correction1), s.scalar(correction2.sqrt())
+        return s.but(update=elementwise(lambda m, v: (m * size).div_(v.sqrt().div_(root).add_(self.eps)), m, v))

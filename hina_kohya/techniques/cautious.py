@@ -26,5 +26,4 @@ class Cautious(Technique):
     floor: float = hyper(1e-3, "(0, 1]", doc="lower clamp of the kept fraction")
 
     def apply(self, s: Signal, state: State) -> Signal:
-        agreement = (s.update * s.grad).sign_()
-        return s.but(update=masks.cautious(agreement, None, self.floor).mul_(s.update))
+        return s.but(update=masks.cautious(s.update, s.grad, self.floor))

@@ -64,5 +64,4 @@ class ContextualCautious(Technique):
         state["usual"] = usual.lerp(c, 1 / self.window)
         trust = state["trust"] = state["trust"].lerp(c.clamp(min=0), self.rate)
         edge = (usual > 0) & (c < (1 - self.edge_threshold) * usual)
-        agreement = (s.update * s.grad).sign_()
-        return s.but(update=masks.cautious(agreement, trust.masked_fill(edge, 0.0), self.floor).mul_(s.update))
+        return s.but(update=masks.cautious(s.update, s.grad, self.floor, trust.masked_fill(edge, 0.0)))

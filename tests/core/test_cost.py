@@ -61,11 +61,11 @@ def count(params, steps=3, **options):
 @pytest.mark.parametrize(
     ("options", "most"),
     [
-        ({}, 1440),
-        ({"state": "fp32"}, 830),
-        (ALL, 1610),
-        ({**ALL, "state": "fp32"}, 990),
-        ({**ALL, "use_muon": True}, 1990),
+        ({}, 1470),
+        ({"state": "fp32"}, 850),
+        (ALL, 1640),
+        ({**ALL, "state": "fp32"}, 1000),
+        ({**ALL, "use_muon": True}, 2020),
     ],
     ids=["default", "default fp32", "all", "all fp32", "all with muon"],
 )

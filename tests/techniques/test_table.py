@@ -275,7 +275,11 @@ def _precision():
     torch.set_float32_matmul_precision("highest")
 
 
-SWITCHES = {"autocast": partial(torch.autocast, "cpu", torch.bfloat16), "tf32": tf32, "tf32 by backend": tf32_by_backend}
+SWITCHES = {
+    "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
+    "tf32": tf32,
+    "tf32 by backend": tf32_by_backend,
+}
 
 
 @each
