@@ -13,6 +13,7 @@ from hina_kohya.core.codec import Codec
 from hina_kohya.core.roles import Member
 from hina_kohya.core.slab import Rows, Slab
 from hina_kohya.core.technique import Slot, Technique
+from hina_kohya.numerics.masks import keep_
 from hina_kohya.numerics.rounding import stochastic_round_bf16
 
 # Elements stepped at a time. On the CPU the step is bound by memory traffic, so a chunk has to stay in cache; on a
@@ -109,21 +110,20 @@ class Bucket:
     ) -> None:
         """Writes [k, m, n] back into the parameters, rounding stochastically where they are bf16.
 
-        Those that are not ``valid`` [k, 1, 1] stay ``before``, what was gathered of them.
+        Those that are not ``valid`` [k, 1, 1] stay ``before``, what was gathered of them and is written over.
         """
         params = [self.params[row] for row in picked]
+        keep_(values, before, valid)
         if (
             len(params) == 1
             and params[0].dtype == self.compute
             and params[0].is_contiguous()
             and self._at_home(params[0])
         ):
-            torch.where(valid, values, before, out=before)
-            return
-        values = torch.where(valid, values, before)
+            return  # that was a view of the parameter
         if seed is not None and self.key.dtype == torch.bfloat16:
-            values = stochastic_round_bf16(values, seed)
-        torch._foreach_copy_(params, list(values.reshape(len(picked), *self.key.shape).unbind(0)))
+            before = stochastic_round_bf16(before, seed)
+        torch._foreach_copy_(params, list(before.reshape(len(picked), *self.key.shape).unbind(0)))
 
     def seeds(self, where: Rows, step: Tensor) -> Tensor:
         """int32 [k, 1, 1] from step and parameter index: equal on all ranks and after any resume."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hina_kohya.core.codec import BFloat16, Codec, EightBit, Exact, Parts
 from hina_kohya.core.technique import Slot
+from hina_kohya.numerics.masks import keep_
 
 Rows = slice | Tensor  # a run of rows, or their indices where some parameters have no gradient this step
 _EXACT = Exact()
@@ -33,8 +34,7 @@ class Slab:
         for name, part in self.codec.encode(x, self.slot, seed, (before, kept)).items():
             new, old = part.to(kept[name].dtype), kept[name]
             if isinstance(rows, slice):
-                new, old = _wide(new, old)
-                torch.where(valid, new, old, out=old)
+                keep_(new, old, valid)
             else:
                 self.parts[name][rows] = torch.where(valid, new, old)
 
@@ -62,12 +62,6 @@ class Slab:
     @property
     def _packed(self) -> bool:
         return isinstance(self.codec, EightBit)
-
-
-def _wide(*bytes_: Tensor) -> list[Tensor]:
-    """Bytes as words, eight at a time, where the last dimension has whole ones: `where` copies elements one by one."""
-    whole = all(x.element_size() == 1 and x.shape[-1] % 8 == 0 and x.is_contiguous() for x in bytes_)
-    return [x.view(torch.int64) if whole else x for x in bytes_]
 
 
 def saved_parts(state: Mapping[str, object], key: str) -> Parts:

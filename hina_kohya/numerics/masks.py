@@ -35,9 +35,22 @@ def cautious(update: Tensor, grad: Tensor, floor: float, trust: Tensor | None = 
 
     def masked(sign: Tensor, u: Tensor) -> Tensor:
         agree = sign.clamp(min=0)
-        factor = (agree * more).add_(sign).add_(1)  # scale where the sign is 1, 1 where it is 0, 0 where it is -1
-        if left is not None:
-            factor = factor.addcmul_(agree.sub_(sign), left)
-        return factor.mul_(u)
+        opposed = None if left is None else (agree - sign).mul_(left)
+        factor = agree.mul_(more).add_(sign).add_(1)  # scale where the sign is 1, 1 where it is 0, 0 where it is -1
+        return (factor if opposed is None else factor.add_(opposed)).mul_(u)
 
     return elementwise(masked, sign, update)
+
+
+def keep_(new: Tensor, old: Tensor, valid: Tensor) -> None:
+    """Writes the matrices of ``new`` that are ``valid`` [N, 1, 1] over those of ``old``; no bit of the others moves."""
+    for dtype in (torch.complex128, torch.complex64):  # the largest words: `where` takes as long for a byte as for one
+        if all(_has_words(x, dtype.itemsize) for x in (new, old)):
+            new, old = new.view(dtype), old.view(dtype)
+            break
+    torch.where(valid, new, old, out=old)
+
+
+def _has_words(x: Tensor, size: int) -> bool:
+    whole = all(count * x.element_size() % size == 0 for count in (x.shape[-1], x.storage_offset()))
+    return whole and x.is_contiguous() and x.element_size() < size
