@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 import hina_kohya
-from hina_kohya.core import registry
+from hina_kohya.core import formats, registry
 from hina_kohya.core.bucket import matrix_shape
 from hina_kohya.core.roles import Member
 from hina_kohya.core.schedules import NewRate, base_rate, listed
@@ -22,7 +22,7 @@ from hina_kohya.core.technique import Technique
 
 logger = logging.getLogger("hina_kohya")
 
-KEY, FORMAT = "hina_kohya", 1
+KEY = "hina_kohya"
 _NOT_SETTINGS = ("params", "param_names")
 _RATES = ("lr", "initial_lr")
 # What is not asked for by anybody, but kept by schedulers in the groups.
@@ -42,7 +42,7 @@ class Fitting:
 
 def about(optimizer: Any) -> dict[str, Any]:
     """What wrote a checkpoint: kept in it, for those that read it."""
-    return {"format": FORMAT, "release": hina_kohya.__version__, "optimizer": type(optimizer).__name__}
+    return {"format": formats.CURRENT, "release": hina_kohya.__version__, "optimizer": type(optimizer).__name__}
 
 
 def fit(
@@ -56,8 +56,11 @@ def fit(
     """Maps a checkpoint to this run's parameters, which optimizer ``name`` has: by name where both have names, else by
     position. Raises ValueError where it does not fit."""
     _refuse_newer(saved)
-    saved_groups = saved["param_groups"]
     _refuse_foreign(saved)
+    written_by = saved.get(KEY, {}).get("format", 0)
+    saved_groups = [
+        {**group, "techniques": formats.options(group["techniques"], written_by)} for group in saved["param_groups"]
+    ]
     if len(saved_groups) != len(groups):
         raise ValueError(
             f"the checkpoint has {len(saved_groups)} param groups, this run has {len(groups)}; "
@@ -79,7 +82,7 @@ def fit(
     for param, member, saved_id, chain in zip(params, members, ids, chains, strict=True):
         if entry := saved["state"].get(saved_id):
             _check(entry, param, member, None if member.partner is None else params[member.partner], chain)
-            state[param] = dict(entry)
+            state[param] = formats.upgraded(entry, written_by)
     _say_class(saved, name, keep_settings)
     rates = tuple(
         NewRate(base_rate(mine), base_rate(theirs), float(theirs["lr"]))
@@ -93,10 +96,10 @@ def fit(
 
 def _refuse_newer(saved: Mapping[str, Any]) -> None:
     wrote = saved.get(KEY, {})
-    if wrote.get("format", 0) > FORMAT:
+    if wrote.get("format", 0) > formats.CURRENT:
         raise ValueError(
             f"the checkpoint has format {wrote['format']}, of hina-kohya {wrote.get('release', 'of a later release')}; "
-            f"this release ({hina_kohya.__version__}) reads up to {FORMAT}: pip install --upgrade hina-kohya"
+            f"this release ({hina_kohya.__version__}) reads up to {formats.CURRENT}: pip install --upgrade hina-kohya"
         )
 
 
@@ -106,7 +109,7 @@ def _refuse_foreign(saved: Mapping[str, Any]) -> None:
     strange = sorted(key for key in keys if key.partition(".")[0] not in registry.techniques() or "." not in key)
     if not strange and all("techniques" in group for group in saved["param_groups"]):
         return
-    if {"state1", "absmax1"} <= keys or {"state1", "state2"} <= keys:
+    if {"state1", "state2"} <= keys or any("bnb" in key for key in keys):
         whose, name = "bitsandbytes, as AdamW8bit keeps it", "AdamW8bit"
     elif {"exp_avg", "exp_avg_sq"} <= keys:
         whose, name = "torch's AdamW or of one like it", "AdamW"
@@ -188,10 +191,16 @@ def _say_settings(saved: Sequence[Mapping[str, Any]], current: Sequence[Mapping[
 
 
 def _flat(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a group, those of techniques by `technique.option`, lists as tuples: JSON knows no others."""
+    """Settings of a group, those of techniques by `technique.option`, lists as tuples: JSON knows no others.
+
+    Without betas where a scheduler moves them.
+    """
     plain = {k: v for k, v in group.items() if k not in (*_NOT_SETTINGS, *_RATES, *_KEPT_BY_SCHEDULERS, "techniques")}
+    scheduled = ("betas",) if "base_momentum" in group else ()
     for name, options in group["techniques"].items():
-        plain |= {f"{name}.{option}": value for option, value in options.items()}
+        timed = registry.technique(name).betas if scheduled else ()
+        plain |= {f"{name}.{option}": value for option, value in options.items() if option not in timed}
+    plain = {key: value for key, value in plain.items() if key not in scheduled}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("hina_kohya")
 
-_SCALED = ("max_lr", "min_lr")  # of a group, where OneCycleLR keeps its own
-
 
 @dc.dataclass(frozen=True)
 class NewRate:
@@ -51,17 +49,18 @@ def hold_rates(optimizer: "HinaOptimizer", scheduler: Any) -> None:
         _set(group, "lr", rate.saved_now * rate.factor if rate.saved else rate.asked)
         if "initial_lr" in group:
             _set(group, "initial_lr", rate.asked)
-        for key in _SCALED:
-            if key in group:
-                group[key] = group[key] * rate.factor
     for each in _inner(scheduler):
         if hasattr(each, "base_lrs"):
             each.base_lrs = _changed(each.base_lrs, [rate.asked for rate in rates])
         if getattr(each, "_last_lr", None):
             each._last_lr = [last * rate.factor for last, rate in zip(each._last_lr, rates, strict=True)]
-        for key in ("max_lrs", "min_lrs"):  # CyclicLR's range, ReduceLROnPlateau's floors
-            if hasattr(each, key):
-                setattr(each, key, [lr * rate.factor for lr, rate in zip(getattr(each, key), rates, strict=True)])
+        if hasattr(each, "max_lrs"):  # the other end of CyclicLR's range
+            each.max_lrs = [lr * rate.factor for lr, rate in zip(each.max_lrs, rates, strict=True)]
+    outer = next(_inner(scheduler))
+    if hasattr(outer, "_get_closed_form_lr"):  # a floor that is no multiple of the rate
+        for group, lr in zip(optimizer.param_groups, outer._get_closed_form_lr(), strict=True):
+            _set(group, "lr", float(lr))
+        outer._last_lr = [group["lr"] for group in optimizer.param_groups]
     logger.info("resume: the schedule goes on from a learning rate of %s", listed([rate.asked for rate in rates]))
 
 

@@ -127,7 +127,8 @@ def resolve(
             flag = next((flag for flag, name in FLAGS.items() if name == technique), None)
             hint = f"add {flag}=True" if flag and flag in known else "this optimizer does not use it"
             raise ValueError(f"{name} was given, but {technique} is off; {hint}")
-    asked = {name: flag for flag, name in FLAGS.items() if plain.get(flag) and name in on}
+    said = {**preset, **given}  # a profile turns much on that need not fit
+    asked = {name: flag for flag, name in FLAGS.items() if said.get(flag) and name in on}
     return Resolved(settings, [registry.build(name, **options[name]) for name in on], conflicts, asked)
 
 
