@@ -43,7 +43,7 @@ def test_it_is_read_and_goes_on(file, name):
     if file == CURRENT:
         exact = FILES[file]["machine"] == write.machine()
         for key, value in case["later"].items():
-            # Products are summed in another order elsewhere, which 8-bit state and masks may answer with a code or sign.
+            # Elsewhere products are summed in another order, which 8-bit state and masks may answer with a code or sign
             assert torch.equal(params[key], value) if exact else (params[key] - value).abs().max() < 0.02
     else:  # what has become of the numerics since then is small
         for key, value in case["later"].items():

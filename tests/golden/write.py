@@ -30,8 +30,8 @@ CASES = {
     "HinaAdamW on": ("HinaAdamW", {**ON, "use_muon": False}),
     "HinaAdamW rite": ("HinaAdamW", {"use_lora_rite": True}),
     "HinaAdamW spd": ("HinaAdamW", {"use_spd": True, "use_adopt_stability": True}),
-    **{f"AdaptiveHinaAdamW {state}": ("AdaptiveHinaAdamW", {"state": state, "use_lr_mask": True, "adaptation_strength": 0.5})
-       for state in ("8bit", "bf16", "fp32")},
+    **{f"AdaptiveHinaAdamW {state}": ("AdaptiveHinaAdamW", {"state": state, "use_lr_mask": True,
+       "adaptation_strength": 0.5}) for state in ("8bit", "bf16", "fp32")},
     **{f"AutomagicCameAMP {state}": ("AutomagicCameAMP", {"state": state, "profile": "quality_optimized"})
        for state in ("8bit", "bf16", "fp32")},
     "AutomagicCameAMP8bit": ("AutomagicCameAMP8bit", {}),
