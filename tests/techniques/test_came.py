@@ -19,7 +19,7 @@ from tests.core.test_resume import through_file
 from tests.oracles.came import CAME
 from tests.oracles.cautious import Cautious
 from tests.oracles.tam import Torque
-from tests.techniques.test_against_oracles import DECAY, MATRICES, STEPS, close, gradients, rate
+from tests.techniques.test_against_oracles import DECAY, MATRICES, STEPS, close, gradients, rate, sparse
 
 SHAPES = MATRICES | {"one": (1,), "column.weight": (6, 1), "row.weight": (1, 6), "point.weight": (6, 4, 1, 1)}
 OPTIONS = {
@@ -41,11 +41,12 @@ def came(params, state="8bit", others=(), lr=1e-3, **options):
     return HinaOptimizer(params.items(), chosen, lr=lr, weight_decay=0.01, state=state)
 
 
-def run_came(options, others=()):
+def run_came(options, others=(), holes=False):
     chosen = [build("came", **options), build("weight_decay"), *map(build, others)]
     params = {name: torch.nn.Parameter(torch.from_numpy(p)) for name, p in starts().items()}
     optimizer = HinaOptimizer(params.items(), chosen, lr=1.0, weight_decay=DECAY, state="fp32", decay_roles="all")
-    for step, by_name in enumerate(gradients(SHAPES, SHAPES, STEPS)):
+    grads = gradients(SHAPES, SHAPES, STEPS)
+    for step, by_name in enumerate(sparse(grads) if holes else grads):
         optimizer.param_groups[0]["lr"] = rate(step)
         for name, param in params.items():
             param.grad = torch.from_numpy(by_name[name])
@@ -58,8 +59,9 @@ def starts():
     return {name: generator.normal(size=shape) * 0.5 for name, shape in SHAPES.items()}
 
 
-def against(final, make):
+def against(final, make, holes=False):
     grads = gradients(SHAPES, SHAPES, STEPS)
+    grads = sparse(grads) if holes else grads
     for name, p in starts().items():
         each = make()
         for step, by_name in enumerate(grads):
@@ -67,9 +69,10 @@ def against(final, make):
         close(final[name], p)
 
 
+@pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_alone(options):
-    against(run_came(options), lambda: oracle(**options))
+def test_alone(options, holes):
+    against(run_came(options, holes=holes), lambda: oracle(**options), holes)
 
 
 def test_under_cautious():

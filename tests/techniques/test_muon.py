@@ -13,6 +13,7 @@ from tests.conftest import SHAPES as EVERY_SHAPE
 from tests.conftest import make_params, set_grads, train
 from tests.core.test_edges import STATES
 from tests.oracles import adamw, muon, normuon, tam
+from tests.techniques.test_against_oracles import sparse
 
 STEPS, LR, DECAY = 30, 1e-2, 0.1
 SHAPES = {
@@ -63,10 +64,12 @@ def oracle_of(options):
     return normuon.NorMuon(by_row=False, **rest) if "normuon" in options else muon.Muon(**rest)
 
 
+@pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize("options", [*OPTIONS, *NORMUON_OPTIONS], ids=str)
-def test_against_the_oracle(options):
+def test_against_the_oracle(options, holes):
     params = make_params(torch.float64, shapes=SHAPES)
     initial, gradients = values(params), noise(SHAPES)
+    gradients = sparse(gradients) if holes else gradients
     final = run(params, optimizer(params, decay=DECAY, **options), gradients)
     for name, p in initial.items():
         oracle = oracle_of({**options, "weight_decay": DECAY})
