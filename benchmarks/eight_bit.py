@@ -26,10 +26,10 @@ WINDOW = 250
 SHIPPED, BOUNDS = "shipped", (0.95, 1.05, 1.6)
 
 EXPLANATION = """\
-AdamW's update (betas 0.9 and 0.999, no decay, no mask) over {steps} steps on matrices {shapes}, gradients of independent
-normal entries times a scale that is 1, or log-normal by row and by column (sigma 1 each); seeds {seeds}, which nothing was
-tuned on. For each entry, the RMS of its steps in windows of {window} steps over that with fp32 moments; the median and
-the 99th percentile over all entries of a scenario. `worst` is over all windows and scenarios.
+AdamW's update (betas 0.9 and 0.999, no decay, no mask) over {steps} steps on matrices {shapes}, gradients of
+independent normal entries times a scale that is 1, or log-normal by row and by column (sigma 1 each); seeds {seeds},
+which nothing was tuned on. For each entry, the RMS of its steps in windows of {window} steps over that with fp32
+moments; its quantiles over all entries of a scenario, the least and the most of all windows.
 
 - stationary: nothing else
 - spike: one entry in every block of 256 has a gradient 1,000 times as large at step 1,000
@@ -41,13 +41,21 @@ the 99th percentile over all entries of a scenario. `worst` is over all windows 
 Bounds: the median within 5 %, the 99th percentile at most 1.6, in every scenario and window.
 """
 CODES = """\
-- `shipped`: m with an eighth root, to the nearest code; v with a sixteenth root, rounded stochastically, in blocks whose
-  scale falls with v (`hina_kohya.numerics.companding`)
+- `shipped`: m with an eighth root, to the nearest code; v with a sixteenth root, rounded stochastically, in blocks
+  whose scale falls with v (`hina_kohya.numerics.companding`)
 - `renewed scale`: the same with the scale of a block made anew at every step, as is usual
 - `fourth root, stochastic`: m with an eighth root, v with a fourth root, rounded stochastically, renewed scale
 - `as before`: m with a square root, v with a fourth root, both to the nearest code
 - `bf16 v`: m as shipped, v in bf16, rounded stochastically
 """
+ABOUT_AVERAGES = """\
+
+A signed average alone, of the same gradients (log-normal scales): its cosine to the one in fp32 after {steps} steps, by
+its decay. To the nearest code, 8 bits lose what moves an average by less than half a code at every step; rounded
+stochastically, the noise of all those steps adds up. Decays above {slowest} are refused with `state="8bit"`.
+"""
+AVERAGES = {"decay": "decay", "eight": "8 bits", "bf16": "bf16"}
+DECAYS = (0.9, 0.95, 0.99, 0.995, 0.999, 0.9999)
 COLUMNS = {
     "code": "code",
     "bytes": "bytes a parameter",
@@ -97,10 +105,8 @@ def _half(like: Tensor) -> Tensor:
 def _one_a_block(like: Tensor, generator: torch.Generator) -> Tensor:
     flat = torch.zeros(like[0].numel())
     starts = torch.arange(0, len(flat), EightBit.block)
-    places = (
-        starts + (torch.rand(len(starts), generator=generator) * (len(flat) - starts).clamp(max=EightBit.block)).long()
-    )
-    flat[places] = 1
+    lengths = (len(flat) - starts).clamp(max=EightBit.block)
+    flat[starts + (torch.rand(len(starts), generator=generator) * lengths).long()] = 1
     return flat.view(like.shape[1:])
 
 
@@ -118,22 +124,16 @@ class Gradients:
                 scale[2 * k + 1] = torch.randn(m, 1, generator=own).exp() * torch.randn(1, n, generator=own).exp()
             parts.append(scenario.scales(scale, self.generator))
         self.parts = parts
-        self.beta2 = torch.cat(
-            [
-                torch.full((len(part), 1, 1), each.beta2, dtype=torch.float64)
-                for part, each in zip(parts, SCENARIOS, strict=True)
-            ]
-        )
+        betas = [each.beta2 for part, each in zip(parts, SCENARIOS, strict=True) for _ in part]
+        self.beta2 = torch.tensor(betas, dtype=torch.float64).view(-1, 1, 1)
 
     def rows(self) -> dict[str, slice]:
         size = len(self.parts[0])
         return {each.name: slice(k * size, (k + 1) * size) for k, each in enumerate(SCENARIOS)}
 
     def at(self, step: int) -> Tensor:
-        scaled = [
-            part * each.factor(step, part, self.generator) for part, each in zip(self.parts, SCENARIOS, strict=True)
-        ]
-        scale = torch.cat(scaled)
+        both = zip(self.parts, SCENARIOS, strict=True)
+        scale = torch.cat([part * each.factor(step, part, self.generator) for part, each in both])
         return scale * torch.randn(scale.shape, generator=self.generator)
 
 
@@ -195,6 +195,10 @@ CANDIDATES: dict[str, tuple[Kinds, float]] = {
 }
 
 
+def _seeds(number: int, step: int) -> Tensor:
+    return (torch.arange(number, dtype=torch.int32).view(-1, 1, 1) + 1) * 0x5EBCA77 ^ (step * 0x1E3779B1 & 0x7FFFFFFF)
+
+
 class Adam:
     def __init__(self, like: Tensor, kinds: Kinds):
         self.m, self.v = (
@@ -209,9 +213,7 @@ class Adam:
         v = self.v.value * keep + g.square() * (1 - beta2).float()
         correction = (1 - beta2**step).sqrt().float()
         u = m / (1 - BETA1**step) / (v.sqrt() / correction + EPS)
-        seed = (torch.arange(len(g), dtype=torch.int32).view(-1, 1, 1) + 1) * 0x5EBCA77 ^ (
-            step * 0x1E3779B1 & 0x7FFFFFFF
-        )
+        seed = _seeds(len(g), step)
         self.m.write(m, seed)
         self.v.write(v, seed)
         return u
@@ -273,6 +275,20 @@ def summary(runs: list[dict[str, dict[str, list[Any]]]]) -> tuple[list[dict[str,
     return rows, curves
 
 
+def averages(seed: int, steps: int) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.randn(8, 1, generator=generator).exp() * torch.randn(1, 640, generator=generator).exp()
+    decays = torch.tensor(DECAYS).view(-1, 1, 1)
+    kept = [Kept(scale.expand(len(DECAYS), -1, -1), Slot.SIGNED, kind) for kind in (Exact(), EightBit(), BFloat16())]
+    for step in range(steps):
+        g = scale * torch.randn(scale.shape, generator=generator)
+        for each in kept:
+            each.write(each.value * decays + (1 - decays) * g, _seeds(len(DECAYS), step))
+    exact, *others = (each.value.flatten(1) for each in kept)
+    eight, bf16 = (torch.cosine_similarity(other, exact).tolist() for other in others)
+    return [{"decay": f"{decay:g}", "eight": a, "bf16": b} for decay, a, b in zip(DECAYS, eight, bf16, strict=True)]
+
+
 def within(row: dict[str, Any]) -> bool:
     low, high, most = BOUNDS
     return low <= row["median_low"] and row["median_high"] <= high and row["high"] <= most
@@ -294,19 +310,21 @@ def main(reporter: Callable[[str], None] = print) -> None:
     start = time.perf_counter()
     with torch.no_grad():
         runs = [replay(shape, options.seeds, options.steps, options.only) for shape in SHAPES]
+        by_decay = averages(options.seeds[0], options.steps)
     rows, curves = summary(runs)
+    command = shlex.join(["python", "-m", "benchmarks.eight_bit", *sys.argv[1:]])
     passed = {name: all(within(row) for row in rows if row["code"] == name) for name in options.only}
     verdicts = "\n".join(f"- `{name}`: {'within' if ok else 'not within'} the bounds" for name, ok in passed.items())
     markdown = "\n".join([
-        measure.heading("Adam in 8 bits over thousands of steps", env, shlex.join(["python", "-m", "benchmarks.eight_bit", *sys.argv[1:]])),
+        measure.heading("Adam in 8 bits over thousands of steps", env, command),
         EXPLANATION.format(steps=f"{options.steps:,}", shapes=SHAPES, seeds=options.seeds, window=WINDOW),
         CODES, verdicts, "", measure.table(rows, COLUMNS),
+        ABOUT_AVERAGES.format(steps=f"{options.steps:,}", slowest=EightBit.slowest), measure.table(by_decay, AVERAGES),
         f"\nAll windows (1 %, median, 99 %) are in the JSON file. {time.perf_counter() - start:.0f} s.",
     ])  # fmt: skip
     reporter(markdown)
-    measure.write(
-        options.output, {"env": env, "bounds": BOUNDS, "rows": rows, "window": WINDOW, "curves": curves}, markdown
-    )
+    found = {"bounds": BOUNDS, "rows": rows, "averages": by_decay, "window": WINDOW, "curves": curves}
+    measure.write(options.output, {"env": env, **found}, markdown)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Elementwise work on a large matrix, piece by piece: on the CPU, where memory is the bound unless a piece is cached."""
+"""Elementwise work on a large matrix, piece by piece: on the CPU memory is the bound unless a piece is cached."""
 
 from collections.abc import Callable
 

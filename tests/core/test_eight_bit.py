@@ -104,9 +104,9 @@ def test_averages_that_8_bits_cannot_follow_are_refused(cls, options, words):
         cls(params.items(), **options)
     if cls is HinaAdamW:
         cls(params.items(), state="bf16", **options)
-        with pytest.raises(ValueError, match="8 bits follow"):  # of a group of its own, too
-            optimizer = cls([{"params": params.items(), "betas": (0.9999, 0.99999)}])
-            optimizer.chains()
+        of_a_group = cls([{"params": params.items(), "betas": (0.9999, 0.99999)}])
+        with pytest.raises(ValueError, match="8 bits follow"):
+            of_a_group.chains()
 
 
 @pytest.mark.parametrize(("beta", "least"), [(0.9, 0.998), (0.95, 0.996), (0.98, 0.99), (0.99, 0.98), (0.995, 0.96)])

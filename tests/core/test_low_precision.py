@@ -118,7 +118,7 @@ def test_blocks_that_are_swapped_out_for_a_step_rebuild_no_plan(swapped):
 
 
 def test_what_has_moved_for_good_takes_its_state_along(swapped):
-    optimizer, params, built, _ = swapped
+    optimizer, params, _, _ = swapped
     train(optimizer, params, 2)
     before = {name: promises.copies(optimizer, param) for name, param in params.items()}
     Elsewhere.away = True

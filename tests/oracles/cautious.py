@@ -33,4 +33,6 @@ class Cautious:
 
     def step(self, p, g, lr):
         u = self.moment.direction(g)
-        return p.copy() if u is None else p * (1 - lr * self.weight_decay) - lr * cautious(u, g, self.floor, self.every_entry)
+        if u is None:
+            return p.copy()
+        return p * (1 - lr * self.weight_decay) - lr * cautious(u, g, self.floor, self.every_entry)

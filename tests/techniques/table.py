@@ -1,7 +1,8 @@
 """What the table of promises (`test_table.py`) needs to know of a technique: nothing, for most.
 
-A technique that is registered is in the table. Where its defaults act too late or too little for a few steps,
-`STRONG` has options with which it acts; where its mathematics is about the parameter itself, `READS_PARAMETERS` says so.
+A technique that is registered is in the table. Where its defaults act too late or too little for a few
+steps, `STRONG` has options with which it acts; where its mathematics is about the parameter itself, `READS_PARAMETERS`
+says so.
 """
 
 import torch

@@ -154,8 +154,7 @@ def flat(arrays, names):
     return [arrays[name].reshape(PAIR_SHAPES[name][0], -1) for name in names]
 
 
-@pytest.mark.parametrize("holes", [False, True])
-@pytest.mark.parametrize("zero_start", [False, True])
+@pytest.mark.parametrize(("zero_start", "holes"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("name", PAIR_RULES)
 def test_pairs(name, zero_start, holes):
     wanted, make = PAIR_RULES[name]
@@ -170,7 +169,7 @@ def test_pairs(name, zero_start, holes):
         for step, by_name in enumerate(grads):
             a, b = oracle.step(a, b, *flat(by_name, names), rate(step))
         for mine, theirs in zip(flat(final, names), (a, b), strict=True):
-            # a dead direction of a factor makes its root ill-conditioned
+            # few rows at a step: V is all but singular, its root ill-conditioned
             np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-7 if holes else 1e-9)
 
 
