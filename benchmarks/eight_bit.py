@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses as dc
+import functools
 import math
 import shlex
 import sys
@@ -46,6 +47,7 @@ CODES = """\
 - `renewed scale`: the same with the scale of a block made anew at every step, as is usual
 - `fourth root, stochastic`: m with an eighth root, v with a fourth root, rounded stochastically, renewed scale
 - `as before`: m with a square root, v with a fourth root, both to the nearest code
+- `dynamic`: bitsandbytes' maps, signed for m and unsigned for v, to the nearest code
 - `bf16 v`: m as shipped, v in bf16, rounded stochastically
 """
 ABOUT_AVERAGES = """\
@@ -168,29 +170,51 @@ class Root:
         return value.flatten(1)[:, : math.prod(x.shape[1:])].view(x.shape)
 
 
+@dc.dataclass(frozen=True)
+class Dynamic:
+    """bitsandbytes' map, to the exact nearest value."""
+
+    signed: bool
+
+    def stored(self, x: Tensor) -> Tensor:
+        table = _dynamic(self.signed)
+        blocks = EightBit()._blocks(x)
+        scale = blocks.abs().amax(dim=-1, keepdim=True).clamp(min=1e-38)
+        value = table[torch.bucketize(blocks / scale, (table[1:] + table[:-1]) / 2)] * scale
+        return value.flatten(1)[:, : math.prod(x.shape[1:])].view(x.shape)
+
+
+@functools.cache
+def _dynamic(signed: bool) -> Tensor:
+    from bitsandbytes.functional import create_dynamic_map  # noqa: PLC0415
+
+    return create_dynamic_map(signed=signed)
+
+
 class Kept:
     """A moment between two steps, as one codec keeps it, or as what `stored` makes of it."""
 
-    def __init__(self, like: Tensor, slot: Slot, kind: Codec | Root):
+    def __init__(self, like: Tensor, slot: Slot, kind: Codec | Root | Dynamic):
         self.slot, self.kind = slot, kind
         self.value = torch.zeros_like(like)
         if isinstance(kind, Codec):
             self.parts = kind.empty(*like.shape, like, slot)
 
     def write(self, x: Tensor, seed: Tensor) -> None:
-        if isinstance(self.kind, Root):
+        if not isinstance(self.kind, Codec):
             self.value = self.kind.stored(x)
             return
         self.parts = self.kind.encode(x, self.slot, seed ^ self.slot, (self.value, self.parts))
         self.value = self.kind.decode(self.parts, *x.shape[1:], self.slot)
 
 
-Kinds = tuple[Codec | Root, Codec | Root]
+Kinds = tuple[Codec | Root | Dynamic, Codec | Root | Dynamic]
 CANDIDATES: dict[str, tuple[Kinds, float]] = {
     SHIPPED: ((EightBit(), EightBit()), 2),
     "renewed scale": ((EightBit(), RenewedScale()), 2),
     "fourth root, stochastic": ((EightBit(), Root(4, signed=False, stochastic=True)), 2),
     "as before": ((Root(2, signed=True, stochastic=False), Root(4, signed=False, stochastic=False)), 2),
+    "dynamic": ((Dynamic(signed=True), Dynamic(signed=False)), 2),
     "bf16 v": ((EightBit(), BFloat16()), 3),
 }
 
