@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses as dc
-import functools
-import math
 import shlex
 import sys
 import time
@@ -14,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from hina_kohya.core.codec import BFloat16, Codec, EightBit, Exact, Parts
+from benchmarks.codes import Kept, Kind, Nearest, RenewedScale, Root, dynamic_table
+from hina_kohya.core.codec import BFloat16, EightBit, Exact
 from hina_kohya.core.technique import Slot
 
 EXAMPLE = """examples:
@@ -139,88 +138,18 @@ class Gradients:
         return scale * torch.randn(scale.shape, generator=self.generator)
 
 
-# Codes that were compared with the one that ships
+# The replay
 
 
-class RenewedScale(EightBit):
-    def encode(self, x: Tensor, slot: Slot, seed: Tensor | None, before: Any = None) -> Parts:
-        return super().encode(x, slot, seed)
-
-
-@dc.dataclass(frozen=True)
-class Root:
-    """Equally spaced after a root of squares, or, with a sign, of averages."""
-
-    power: int
-    signed: bool
-    stochastic: bool
-
-    def stored(self, x: Tensor) -> Tensor:
-        blocks = EightBit()._blocks(x)
-        scale = blocks.abs().amax(dim=-1, keepdim=True).clamp(min=1e-38)
-        root = (blocks.abs() / scale) ** (1 / self.power)
-        levels, first = (127, 0) if self.signed else (256, 1)
-        exact = root * levels - first
-        code = exact.round()
-        if self.stochastic:
-            below = exact.floor().clamp(0, levels - 2)
-            low, high = (((below + first + k) / levels) ** self.power for k in (0, 1))
-            code = below + ((blocks.abs() / scale - low) / (high - low) > torch.rand(low.shape)).float()
-        value = ((code.clamp(min=0) + first) / levels) ** self.power * scale * (blocks.sign() if self.signed else 1)
-        return value.flatten(1)[:, : math.prod(x.shape[1:])].view(x.shape)
-
-
-@dc.dataclass(frozen=True)
-class Dynamic:
-    """bitsandbytes' map, to the exact nearest value."""
-
-    signed: bool
-
-    def stored(self, x: Tensor) -> Tensor:
-        table = _dynamic(self.signed)
-        blocks = EightBit()._blocks(x)
-        scale = blocks.abs().amax(dim=-1, keepdim=True).clamp(min=1e-38)
-        value = table[torch.bucketize(blocks / scale, (table[1:] + table[:-1]) / 2)] * scale
-        return value.flatten(1)[:, : math.prod(x.shape[1:])].view(x.shape)
-
-
-@functools.cache
-def _dynamic(signed: bool) -> Tensor:
-    from bitsandbytes.functional import create_dynamic_map  # noqa: PLC0415
-
-    return create_dynamic_map(signed=signed)
-
-
-class Kept:
-    """A moment between two steps, as one codec keeps it, or as what `stored` makes of it."""
-
-    def __init__(self, like: Tensor, slot: Slot, kind: Codec | Root | Dynamic):
-        self.slot, self.kind = slot, kind
-        self.value = torch.zeros_like(like)
-        if isinstance(kind, Codec):
-            self.parts = kind.empty(*like.shape, like, slot)
-
-    def write(self, x: Tensor, seed: Tensor) -> None:
-        if not isinstance(self.kind, Codec):
-            self.value = self.kind.stored(x)
-            return
-        self.parts = self.kind.encode(x, self.slot, seed ^ self.slot, (self.value, self.parts))
-        self.value = self.kind.decode(self.parts, *x.shape[1:], self.slot)
-
-
-Kinds = tuple[Codec | Root | Dynamic, Codec | Root | Dynamic]
+Kinds = tuple[Kind, Kind]
 CANDIDATES: dict[str, tuple[Kinds, float]] = {
     SHIPPED: ((EightBit(), EightBit()), 2),
     "renewed scale": ((EightBit(), RenewedScale()), 2),
     "fourth root, stochastic": ((EightBit(), Root(4, signed=False, stochastic=True)), 2),
     "as before": ((Root(2, signed=True, stochastic=False), Root(4, signed=False, stochastic=False)), 2),
-    "dynamic": ((Dynamic(signed=True), Dynamic(signed=False)), 2),
+    "dynamic": ((Nearest(dynamic_table(signed=True)), Nearest(dynamic_table(signed=False))), 2),
     "bf16 v": ((EightBit(), BFloat16()), 3),
 }
-
-
-def _seeds(number: int, step: int) -> Tensor:
-    return (torch.arange(number, dtype=torch.int32).view(-1, 1, 1) + 1) * 0x5EBCA77 ^ (step * 0x1E3779B1 & 0x7FFFFFFF)
 
 
 class Adam:
@@ -237,9 +166,8 @@ class Adam:
         v = self.v.value * keep + g.square() * (1 - beta2).float()
         correction = (1 - beta2**step).sqrt().float()
         u = m / (1 - BETA1**step) / (v.sqrt() / correction + EPS)
-        seed = _seeds(len(g), step)
-        self.m.write(m, seed)
-        self.v.write(v, seed)
+        self.m.write(m, step)
+        self.v.write(v, step)
         return u
 
 
@@ -307,7 +235,7 @@ def averages(seed: int, steps: int) -> list[dict[str, Any]]:
     for step in range(steps):
         g = scale * torch.randn(scale.shape, generator=generator)
         for each in kept:
-            each.write(each.value * decays + (1 - decays) * g, _seeds(len(DECAYS), step))
+            each.write(each.value * decays + (1 - decays) * g, step)
     exact, *others = (each.value.flatten(1) for each in kept)
     eight, bf16 = (torch.cosine_similarity(other, exact).tolist() for other in others)
     return [{"decay": f"{decay:g}", "eight": a, "bf16": b} for decay, a, b in zip(DECAYS, eight, bf16, strict=True)]
