@@ -40,9 +40,9 @@ length, and of where the parameters end, relative to how far they went.
 """
 ABOUT_AGREEMENT = """\
 Decoding by bitsandbytes with the table and decoding by formula are the same bits if `decodes equal`. Encoding differs
-where the formula rounds the root and the table takes the nearest value: just beside the middle between two codes; of v,
-where it rounds away from the nearest. `bnb-CPU differs` counts where bitsandbytes' CPU look-up misses the nearest value;
-it is coarse near zero.
+where the formula rounds the root and the table takes the nearest value: just beside the middle between two codes;
+of v, where it rounds away from the nearest. `bnb-CPU differs` counts where bitsandbytes' CPU look-up misses the
+nearest value; it is coarse near zero.
 """
 
 COLUMNS = {
