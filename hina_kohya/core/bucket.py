@@ -77,7 +77,8 @@ class Bucket:
         like = torch.empty(0, dtype=dtype, device=self.key.device)
         slab = Slab(f"{technique.name}.{name}", slot, codec, (len(self), m, n), like)
         if slot is Slot.ANCHOR:
-            slab.parts[""].copy_(torch.stack(self._here(self.params)).reshape(len(self), m, n))
+            for picked, where in self.chunks(range(len(self))):
+                slab.parts[""][where] = self.gather([self.params[row] for row in picked]).to(dtype)
         return slab
 
     def active_rows(self) -> list[int]:
@@ -114,16 +115,20 @@ class Bucket:
         """
         params = [self.params[row] for row in picked]
         keep_(values, before, valid)
-        if (
-            len(params) == 1
-            and params[0].dtype == self.compute
-            and params[0].is_contiguous()
-            and self._at_home(params[0])
-        ):
-            return  # that was a view of the parameter
+        if self._is_view(params):
+            return
         if seed is not None and self.key.dtype == torch.bfloat16:
             before = stochastic_round_bf16(before, seed)
-        torch._foreach_copy_(params, list(before.reshape(len(picked), *self.key.shape).unbind(0)))
+        torch._foreach_copy_(params, self._cut(before, params))
+
+    def _cut(self, values: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+        """[k, m, n] as ``params``, which they are of, are shaped."""
+        return list(values.reshape(len(params), *self.key.shape).unbind(0))
+
+    def _is_view(self, params: Sequence[Tensor]) -> bool:
+        """Whether `gather` gave a view of them, so that what was written there is in the parameter."""
+        param, *others = params
+        return not others and param.dtype == self.compute and param.is_contiguous() and self._at_home(param)
 
     def seeds(self, where: Rows, step: Tensor) -> Tensor:
         """int32 [k, 1, 1] from step and parameter index: equal on all ranks and after any resume."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hina_kohya.core import frames
 from hina_kohya.core.bucket import Bucket, Key
 from hina_kohya.core.chain import Chain, ordered
 from hina_kohya.core.codec import Codec
@@ -64,10 +65,7 @@ class Plan:
             if param.numel():
                 partner = None if member.partner is None else params[member.partner]
                 by_key[Key.of(param, chain, partner)].append(index)
-        self.buckets = [
-            Bucket(key, rows, [params[i] for i in rows], [members[i] for i in rows], codec)
-            for key, rows in by_key.items()
-        ]
+        self.buckets = frames.buckets(by_key, params, members, codec)
         self.groups = groups
         self.counters, self.rates = Counters(self.buckets), Rates(self.buckets, groups)
         coupled = {technique for bucket in self.buckets for technique in bucket.chain if technique.couples}

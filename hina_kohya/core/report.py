@@ -154,8 +154,8 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
                     s = technique.apply(s.but(cofactors=shared.get(name), pooled=pooled.get(name)), state)
                 for row, mean in zip(picked, s.update.mean(dim=(-2, -1)).tolist(), strict=True):
                     group = group_of[bucket.indices[row]]
-                    weighted[group] += mean * bucket.key.shape.numel()
-                    counts[group] += bucket.key.shape.numel()
+                    weighted[group] += mean * bucket.params[row].numel()
+                    counts[group] += bucket.params[row].numel()
         plan.forget()
     return [total / max(count, 1) for total, count in zip(weighted, counts, strict=True)]
 

@@ -50,8 +50,7 @@ class Slab:
             for name, part in self.parts.items():
                 part[row].copy_(saved[name].view(part[row].shape))
             return
-        row_like = {name: part.unsqueeze(0).to(self.parts[""].device) for name, part in saved.items()}
-        values = _codec_of(saved).decode(row_like, self.m, self.n, self.slot).view(1, self.m, self.n)
+        values = decoded(saved, self.m, self.n, self.slot, self.parts[""].device).unsqueeze(0)
         seed = torch.zeros(1, 1, 1, dtype=torch.int32, device=values.device)
         for name, part in self.codec.encode(values.to(torch.float32), self.slot, seed).items():
             self.parts[name][row].copy_(part[0])
@@ -68,6 +67,12 @@ def saved_parts(state: Mapping[str, object], key: str) -> Parts:
     """The parts of one slot in a parameter's saved state; empty if it has none."""
     found = {"": state.get(key), "scale": state.get(f"{key}.scale")}
     return {name: part for name, part in found.items() if isinstance(part, Tensor)}
+
+
+def decoded(saved: Parts, m: int, n: int, slot: Slot, device: torch.device) -> Tensor:
+    """[m, n] of a saved row."""
+    row = {name: part.unsqueeze(0).to(device) for name, part in saved.items()}
+    return _codec_of(saved).decode(row, m, n, slot).view(m, n)
 
 
 def _codec_of(saved: Parts) -> Codec:

@@ -53,6 +53,7 @@ class Technique:
     min_numel: ClassVar[int] = 1  # smaller tensors are left alone
     couples: ClassVar[Literal["", "partner", "cofactors"]] = ""  # whose `publish` becomes `Signal.cofactors`
     pools: ClassVar[str] = ""  # its EXACT slot of one number a matrix that `pool` sees of all matrices together
+    pads: ClassVar[bool] = True  # single rows and columns of zeros may be appended to its matrices
     partner_shaped: ClassVar[bool] = False  # its state depends on the partner's shape
     splits_lr: ClassVar[bool] = False  # left out where the param groups already give partners different lrs
     yields_to: ClassVar[tuple[str, ...]] = ()  # techniques that displace it where they fit the same parameter
