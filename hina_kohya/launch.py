@@ -5,8 +5,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from hina_kohya.kohya import hooks
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers import hooks
+from hina_kohya.trainers.errors import UserError
 
 
 def find(script: str) -> Path:

@@ -3,7 +3,7 @@
 Importing this module installs the hooks, so short optimizer names work, too.
 """
 
-from hina_kohya.kohya import hooks
+from hina_kohya.trainers import hooks
 
 _module = hooks.network_module("lycoris.kohya")
 

@@ -5,8 +5,8 @@ Importing this module installs the hooks, so short optimizer names work, too.
 
 from typing import Any
 
-from hina_kohya.kohya import hooks
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers import hooks
+from hina_kohya.trainers.errors import UserError
 
 hooks.install()
 

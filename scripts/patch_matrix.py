@@ -26,10 +26,11 @@ import torch
 from lycoris_releases import install, offered
 from torch import nn
 
-from hina_kohya.kohya import hooks, patching, targets
+from hina_kohya.kohya import patching, targets
 from hina_kohya.kohya.patching import State
 from hina_kohya.kohya.patching.manifest import known
 from hina_kohya.kohya.targets import LYCORIS, SD_SCRIPTS
+from hina_kohya.trainers import hooks
 
 DOCS = Path(__file__).parents[1] / "docs" / "patches.md"
 DECAY = 0.1

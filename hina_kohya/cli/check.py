@@ -6,7 +6,7 @@ import sys
 from hina_kohya.kohya import targets
 from hina_kohya.kohya.checking import report
 from hina_kohya.kohya.checking.finding import Level
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 EXAMPLE = """examples:
   hina-kohya check my_lokr.toml

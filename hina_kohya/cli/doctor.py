@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 
 from hina_kohya.kohya.environment import Environment, look
-from hina_kohya.kohya.errors import UserError
 from hina_kohya.kohya.patching import State, Status
+from hina_kohya.trainers.errors import UserError
 
 EXAMPLE = """example:
   hina-kohya doctor --sd-scripts ~/sd-scripts

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from hina_kohya.cli import check
-from hina_kohya.kohya.errors import UserError
 from hina_kohya.kohya.targets import find_sd_scripts
+from hina_kohya.trainers.errors import UserError
 
 DESCRIPTION = """accelerate launch with the hooks installed, from any folder, after `hina-kohya check` of the config.
 What stands between `launch` and the script goes to accelerate, what follows the script goes to the script."""

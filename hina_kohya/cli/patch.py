@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from hina_kohya.kohya import patching
-from hina_kohya.kohya.errors import UserError
 from hina_kohya.kohya.patching import Status
 from hina_kohya.kohya.targets import TARGETS
+from hina_kohya.trainers.errors import UserError
 
 DESCRIPTION = """our hooks inside LyCORIS and sd-scripts, and out again:
   status   what is found, its version, whether it is patched, and what to type next; changes nothing

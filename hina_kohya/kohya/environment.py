@@ -11,9 +11,10 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
-from hina_kohya.kohya import names, patching
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.kohya import patching
 from hina_kohya.kohya.targets import SD_SCRIPTS, TARGETS, Target
+from hina_kohya.trainers import optimizer_names
+from hina_kohya.trainers.errors import UserError
 
 # What training with adapters stands on; the rest is shown where it is installed.
 NEEDED = (
@@ -117,8 +118,8 @@ def look(sd_scripts: str | Path | None = None) -> Environment:
         Package(name, _version(name), pins.get(name)) for name in dict.fromkeys((*NEEDED, *OPTIONAL, *pins))
     )
     registered: dict[str, list[str]] = {}
-    for entry in names.entries():
-        registered.setdefault(names.package(entry), []).append(entry.name)
+    for entry in optimizer_names.entries():
+        registered.setdefault(optimizer_names.package(entry), []).append(entry.name)
     shown = tuple(package for package in packages if package.version or package.name in NEEDED)
     problems, known = tuple(_problems(packages, checkout)), tuple(_known(packages))
     return Environment(sys.version.split()[0], shown, targets, registered, problems, known)
@@ -133,9 +134,9 @@ def _problems(packages: Sequence[Package], checkout: Target | None) -> Iterator[
         elif not package.fits:
             fix = f"pip install '{package.name}{package.pinned}'"
             yield f"{package.name} {package.version} is not the {package.pinned} that sd-scripts pins; {fix}"
-    for entry in names.entries():
+    for entry in optimizer_names.entries():
         try:
-            names.find(entry.name)
+            optimizer_names.find(entry.name)
         except UserError as error:
             yield str(error)
     yield from _shadows(checkout)

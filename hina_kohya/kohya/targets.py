@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 LYCORIS = "lycoris"
 SD_SCRIPTS = "sd-scripts"

@@ -7,7 +7,7 @@ import pytest
 
 from hina_kohya.cli.check import main
 from hina_kohya.kohya.checking import report
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 GOOD = """
 pretrained_model_name_or_path = "model.safetensors"

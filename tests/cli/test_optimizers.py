@@ -17,7 +17,7 @@ def entries(monkeypatch):
     """The group as an installed package would show it, plus what a test adds."""
     group = "sd_scripts.optimizers"
     found = [EntryPoint(name, "hina_kohya:HinaAdamW", group) for name in NAMES]
-    monkeypatch.setattr("hina_kohya.kohya.names.entry_points", lambda group: EntryPoints(found))
+    monkeypatch.setattr("hina_kohya.trainers.optimizer_names.entry_points", lambda group: EntryPoints(found))
     return lambda name, value: found.append(EntryPoint(name, value, group))
 
 

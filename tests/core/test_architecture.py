@@ -13,14 +13,15 @@ FLOORS = {
     "core": 1,
     "techniques": 2,
     "optim": 3,
-    "adlrns": 4,
-    "kohya": 3,
-    "launch": 4,
-    "lycoris": 4,
-    "network": 4,
     "monitor": 3,
-    "train": 4,
-    "cli": 5,
+    "trainers": 4,
+    "adlrns": 5,
+    "launch": 5,
+    "lycoris": 5,
+    "network": 5,
+    "kohya": 6,
+    "train": 6,
+    "cli": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 PURE = [path for path in FILES if path.relative_to(PACKAGE).parts[0] in ("numerics", "techniques")]

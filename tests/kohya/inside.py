@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState, GradientState
 from lycoris.kohya import LycorisNetworkKohya
 
-from hina_kohya.kohya import hooks
+from hina_kohya.trainers import hooks
 
 DOUBLE = Path(__file__).parent / "double"
 LYCORIS_STATE = re.compile(r"[A-Z_]+")  # class attributes that a preset sets, for the whole process

@@ -12,7 +12,7 @@ from torch import nn
 
 from hina_kohya.kohya.architectures import ARCHITECTURES, build, get
 from hina_kohya.kohya.architectures.text_encoders import clip, gemma2_2b, qwen3_06b, t5_xxl
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 HARNESS = Path(os.environ.get("HINA_HARNESS", ROOT.parent / "shared" / "harness"))

@@ -6,10 +6,10 @@ from importlib.metadata import EntryPoint
 import pytest
 import toml
 
-from hina_kohya.kohya import names as names_of_optimizers
 from hina_kohya.kohya.checking import report
 from hina_kohya.kohya.checking.finding import Level
 from hina_kohya.kohya.checking.rules import combinations, optimizer_names, rules
+from hina_kohya.trainers import optimizer_names as registered_names
 
 BASE = """
 pretrained_model_name_or_path = "model.safetensors"
@@ -316,6 +316,6 @@ def test_a_package_that_is_not_installed(folder, monkeypatch):
 
 
 def test_two_packages_that_claim_a_name(folder, monkeypatch):
-    one, other = (EntryPoint("Twin", f"{module}:Twin", names_of_optimizers.GROUP) for module in ("one", "other"))
-    monkeypatch.setattr(names_of_optimizers, "entries", lambda: [one, other])
+    one, other = (EntryPoint("Twin", f"{module}:Twin", registered_names.GROUP) for module in ("one", "other"))
+    monkeypatch.setattr(registered_names, "entries", lambda: [one, other])
     assert [each.rule for each in found(folder, HINA + 'optimizer_type = "Twin"')] == ["optimizer_clash"]

@@ -13,7 +13,7 @@ from hina_kohya.kohya import patching
 from hina_kohya.kohya.checking import report, values
 from hina_kohya.kohya.checking.reading import read_config, relisted, toml_value
 from hina_kohya.kohya.checking.schema import Option, Schema
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 HOME = os.environ.get("SD_SCRIPTS_HOME", "")
 CONFIGS = Path(__file__).parents[2] / "configs" / "training"

@@ -14,7 +14,7 @@ from hina_kohya.kohya import targets
 from hina_kohya.kohya.checking import schema, sizes, source_options
 from hina_kohya.kohya.checking.rules.lycoris import PRESETS, READERS
 from hina_kohya.kohya.checking.schema import Schema
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 HOME = os.environ.get("SD_SCRIPTS_HOME", "")
 HARNESS = Path(os.environ.get("HINA_HARNESS", Path(__file__).parents[3] / "shared" / "harness"))

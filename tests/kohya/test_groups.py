@@ -6,11 +6,11 @@ from lycoris.kohya import create_network
 from torch import nn
 
 from hina_kohya import HinaAdamW
-from hina_kohya.kohya import tags
-from hina_kohya.kohya.errors import PluginError, UserError
-from hina_kohya.kohya.groups import regroup
-from hina_kohya.kohya.networks import adopt
-from hina_kohya.kohya.options import NetworkOptions, take
+from hina_kohya.trainers import tags
+from hina_kohya.trainers.errors import PluginError, UserError
+from hina_kohya.trainers.groups import regroup
+from hina_kohya.trainers.network_args import NetworkOptions, take
+from hina_kohya.trainers.networks import adopt
 
 
 class Transformer2DModel(nn.Module):

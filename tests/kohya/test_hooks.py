@@ -6,8 +6,8 @@ import types
 
 import pytest
 
-from hina_kohya.kohya import hooks
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers import hooks
+from hina_kohya.trainers.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -264,7 +264,7 @@ def test_a_clash_names_both_packages(trainer, tmp_path):
 def test_a_bug_of_ours_is_not_swallowed(trainer, tmp_path):
     (tmp_path / "broken_plugin.py").write_text(
         "from unittest import mock\n"
-        "from hina_kohya.kohya import tags\n"
+        "from hina_kohya.trainers import tags\n"
         "from hina_kohya.lycoris import create_network\n"
         "mock.patch.object(tags, 'attach', side_effect=TypeError('a bug of ours')).start()\n"
     )
@@ -287,6 +287,6 @@ def test_a_type_error_of_the_network_is_sd_scripts_business_still(trainer):
 
 def test_the_hooks_are_gone_after_a_training():
     """What the other tests rely on: this process is as before."""
-    from hina_kohya.kohya import hooks
+    from hina_kohya.trainers import hooks
 
     assert not hooks.active()

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from hina_kohya import HinaAdamW
-from hina_kohya.kohya import names, registration
-from hina_kohya.kohya.errors import UserError
-from hina_kohya.kohya.names import resolve
+from hina_kohya.trainers import optimizer_names, optimizers
+from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.optimizer_names import resolve
 
 
 @pytest.fixture
 def entries(monkeypatch):
-    found = [EntryPoint("HinaAdamW", "hina_kohya:HinaAdamW", names.GROUP)]
-    monkeypatch.setattr(names, "entry_points", lambda group: EntryPoints(found))
-    return lambda name, value: found.append(EntryPoint(name, value, names.GROUP))
+    found = [EntryPoint("HinaAdamW", "hina_kohya:HinaAdamW", optimizer_names.GROUP)]
+    monkeypatch.setattr(optimizer_names, "entry_points", lambda group: EntryPoints(found))
+    return lambda name, value: found.append(EntryPoint(name, value, optimizer_names.GROUP))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def theirs(args, trainable_params):
 
 
 def get(given, groups=None):
-    return registration.get_optimizer(theirs, None, (given, groups or params()), {})
+    return optimizers.get_optimizer(theirs, None, (given, groups or params()), {})
 
 
 def test_an_optimizer_of_ours_with_forgiving_arguments(entries):
@@ -99,7 +99,7 @@ def test_sd_scripts_keeps_its_own(entries):
 
 
 def test_by_keyword(entries):
-    built = registration.get_optimizer(theirs, None, (), {"args": settings(), "trainable_params": params()})
+    built = optimizers.get_optimizer(theirs, None, (), {"args": settings(), "trainable_params": params()})
     assert isinstance(built[2], HinaAdamW)
 
 
@@ -110,7 +110,7 @@ def test_train_is_called_once(entries):
         def train(self):
             self.trained += 1
 
-    assert registration.build(Eager, None, params(), 1e-3)[2].trained == 1
+    assert optimizers.build(Eager, None, params(), 1e-3)[2].trained == 1
 
 
 @pytest.mark.parametrize(
@@ -133,6 +133,6 @@ def test_a_decay_that_cannot_act_is_refused(entries):
 
     groups = [{**params()[0], "decays": True, "weight_decay": 0.1}]
     with pytest.raises(UserError, match="Plain has no weight_decay"):
-        registration.get_optimizer(
+        optimizers.get_optimizer(
             lambda a, p: ("", "", Plain(p, 1e-3)), None, (settings(optimizer_type="SGD"), groups), {}
         )

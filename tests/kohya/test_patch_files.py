@@ -106,7 +106,7 @@ def run(module, file, *options, prelude="", after=""):
 def test_the_lines_install_the_hooks_at_once(patched_module):
     module, file = patched_module
     wrapped = "hasattr(lycoris.kohya.create_network, '__wrapped__')" if module == "lycoris.kohya" else "True"
-    done = run(module, file, after=f"from hina_kohya.kohya import hooks; print(hooks.active(), {wrapped})")
+    done = run(module, file, after=f"from hina_kohya.trainers import hooks; print(hooks.active(), {wrapped})")
     assert (done.stdout, done.returncode) == ("True True\n", 0), done.stderr
 
 
@@ -119,7 +119,7 @@ def test_without_the_package_one_warning_says_how_to_undo(patched_module):
     assert str(file) in done.stderr
 
 
-@pytest.mark.parametrize("broken", ["hina_kohya.kohya.hooks", "wrapt"])
+@pytest.mark.parametrize("broken", ["hina_kohya.trainers.hooks", "wrapt"])
 def test_any_other_error_is_raised(patched_module, broken):
     module, file = patched_module
     done = run(module, file, prelude=f"sys.modules[{broken!r}] = None")

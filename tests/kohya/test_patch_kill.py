@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from hina_kohya.kohya import patching
-from hina_kohya.kohya.errors import UserError
 from hina_kohya.kohya.patching import State, swap
 from hina_kohya.kohya.targets import LYCORIS
+from hina_kohya.trainers.errors import UserError
 from tests.kohya.patch_site import make_site, published, use
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hina_kohya.kohya import targets
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 from tests.kohya.patch_site import make_checkout, make_site
 
 COMMIT = "48d368fa557731ad0488c07304dfeba8c07910eb"

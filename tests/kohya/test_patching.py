@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from hina_kohya.kohya import patching, targets
-from hina_kohya.kohya.errors import UserError
 from hina_kohya.kohya.patching import State, newlines, swap
 from hina_kohya.kohya.patching.manifest import known
 from hina_kohya.kohya.targets import LYCORIS, SD_SCRIPTS, Target
+from hina_kohya.trainers.errors import UserError
 from tests.kohya.patch_site import make_checkout, make_site, published
 
 NOT_ROOT = 65534
@@ -281,7 +281,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from hina_kohya.kohya import patching
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 from tests.kohya.patch_site import use
 use(Path(sys.argv[1]))
 told = patching.inspect("lycoris")

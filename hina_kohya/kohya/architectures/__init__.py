@@ -7,7 +7,7 @@ from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.kohya.architectures import diffusion_transformers, lumina_anima, stable_diffusion
 from hina_kohya.kohya.architectures.node import Node, build, leaf
 from hina_kohya.kohya.architectures.text_encoders import clip, gemma2_2b, qwen3_06b, t5_xxl
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 __all__ = ["ARCHITECTURES", "Architecture", "build", "get"]
 

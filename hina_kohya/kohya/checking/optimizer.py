@@ -9,8 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from hina_kohya.kohya import arguments, names
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers import optimizer_args, optimizer_names
+from hina_kohya.trainers.errors import UserError
 
 OPTION = "optimizer_args"
 _ADDED = {"sgdnesterov": {"momentum": 0.9, "nesterov": True}, "sgdnesterov8bit": {"momentum": 0.9, "nesterov": True}}
@@ -51,7 +51,7 @@ class Optimizer:
     @property
     def is_own(self) -> bool:
         """One of the names that sd-scripts spells out."""
-        return self.lower in names.OWN_PATHS
+        return self.lower in optimizer_names.OWN_PATHS
 
     def is_one_of(self, *paths: str) -> bool:
         return self.path in paths
@@ -88,7 +88,7 @@ def optimizer_of(given: str | None, words: Any, hooked: bool) -> Optimizer:
     known = dc.replace(_named(name or "AdamW"), hooked=hooked, words=tuple(words) if isinstance(words, list) else ())
     if known.registered and hooked:
         try:
-            return dc.replace(known, arguments=arguments.parse(words if isinstance(words, (str, list)) else []))
+            return dc.replace(known, arguments=optimizer_args.parse(words if isinstance(words, (str, list)) else []))
         except UserError as mistake:
             return dc.replace(known, refused=(("", str(mistake).removeprefix(f"{OPTION}: "), ""),))
     read, refused, twice = strictly(words if isinstance(words, list) else [])
@@ -96,16 +96,18 @@ def optimizer_of(given: str | None, words: Any, hooked: bool) -> Optimizer:
 
 
 def _named(name: str) -> Optimizer:
-    if name.lower() in names.OWN_PATHS:
-        return Optimizer(name, names.OWN_PATHS[name.lower()])
+    if name.lower() in optimizer_names.OWN_PATHS:
+        return Optimizer(name, optimizer_names.OWN_PATHS[name.lower()])
     if "." in name:
-        ours = name.startswith("hina_kohya.") or name in map(names.path, names.entries())
+        ours = name.startswith("hina_kohya.") or name in map(optimizer_names.path, optimizer_names.entries())
         return Optimizer(name, name, registered=ours)
     try:
-        entry = names.find(name)
+        entry = optimizer_names.find(name)
     except UserError as clash:
         return Optimizer(name, "", registered=True, clash=str(clash))
-    return Optimizer(name, names.path(entry) if entry else f"torch.optim.{name}", registered=entry is not None)
+    return Optimizer(
+        name, optimizer_names.path(entry) if entry else f"torch.optim.{name}", registered=entry is not None
+    )
 
 
 def strictly(words: Sequence[Any]) -> tuple[dict[str, Any], tuple[tuple[str, str, str], ...], tuple[str, ...]]:
@@ -130,7 +132,7 @@ def strictly(words: Sequence[Any]) -> tuple[dict[str, Any], tuple[tuple[str, str
 def _meant(word: Any) -> str:
     """The word that says the same to sd-scripts' parser; empty where nobody can tell."""
     try:
-        meant = [f"{name}={value!r}" for name, value in arguments.parse([str(word)]).items()]
+        meant = [f"{name}={value!r}" for name, value in optimizer_args.parse([str(word)]).items()]
     except UserError:
         return ""
     return meant[0] if len(meant) == 1 and meant[0].count("=") == 1 else ""
@@ -143,7 +145,11 @@ def namesakes(optimizer: Optimizer) -> list[str]:
         there = [name for name, thing in vars(import_module(module)).items() if isinstance(thing, type)]
     except ImportError:
         return []
-    short = [] if "." in optimizer.type else [*names.OWN_NAMES, *(entry.name for entry in names.entries())]
+    short = (
+        []
+        if "." in optimizer.type
+        else [*optimizer_names.OWN_NAMES, *(entry.name for entry in optimizer_names.entries())]
+    )
     return [*there, *short]
 
 

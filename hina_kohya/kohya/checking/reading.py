@@ -10,7 +10,7 @@ from typing import Any
 import toml
 
 from hina_kohya.kohya.checking.schema import Option, parser
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 COMMAND_LINE = "the command line"
 _HINTS = {

@@ -14,7 +14,7 @@ from hina_kohya.kohya.checking.reading import load, read_config
 from hina_kohya.kohya.checking.rules import findings
 from hina_kohya.kohya.checking.rules.datasets import dataset_findings, is_dataset
 from hina_kohya.kohya.checking.schema import Schema
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 
 @dc.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from hina_kohya.kohya import targets
 from hina_kohya.kohya.checking import source_networks, source_options
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 SHIPPED = Path(__file__).with_name("sd_scripts.json")
 TRAINER = source_options.TRAINER

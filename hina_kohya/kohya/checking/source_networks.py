@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hina_kohya.kohya.checking.syntax import constant, functions, keys, tree, value
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.syntax import constant, functions, keys, tree, value
 
 _CREATORS = ("create_network", "create_network_from_weights")
 

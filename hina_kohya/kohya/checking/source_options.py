@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hina_kohya.kohya.checking.syntax import UNKNOWN, functions, imports, value
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.syntax import UNKNOWN, functions, imports, value
 
 TRAINER = "train_network.py"
 _TYPES = {"int": "int", "float": "float", "str": "str", "Path": "str", "int_or_float": "steps"}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hina_kohya.kohya import architectures
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 _ROOT = Path(__file__).parents[3]
 # This package last, as it may lie beside everything else; and not the current folder.

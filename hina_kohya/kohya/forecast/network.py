@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from hina_kohya.kohya import architectures, hooks, networks
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.kohya import architectures
 from hina_kohya.kohya.forecast.estimate import ESTIMATES, Estimate
 from hina_kohya.kohya.forecast.weightless import Weightless
-from hina_kohya.kohya.options import take
+from hina_kohya.trainers import hooks, networks
+from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.network_args import take
 
 Tell = Callable[..., None]
 

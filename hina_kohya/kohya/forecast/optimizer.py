@@ -16,8 +16,8 @@ from torch import Tensor
 from hina_kohya.core import roles
 from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.core.optimizer import HinaOptimizer
-from hina_kohya.kohya import arguments, names, registration
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers import optimizer_args, optimizer_names, optimizers
+from hina_kohya.trainers.errors import UserError
 
 Pairs = list[tuple[str | None, Tensor]]
 
@@ -51,16 +51,18 @@ class Chosen:
         """The optimizer on these groups, left unchanged. Raises UserError for arguments it refuses."""
         dropped = {"lr"} if self.sets_lr else set()
         kept = [{key: value for key, value in group.items() if key not in dropped} for group in groups]
-        return registration.build(self.cls, self.words, kept, self.lr)[2]
+        return optimizers.build(self.cls, self.words, kept, self.lr)[2]
 
 
 def choose(optimizer_type: str, words: Sequence[str], lr: float | None, hooked: bool) -> Chosen:
     """Raises UserError for a name that nobody knows."""
-    options = arguments.parse(words)
-    if hooked and (cls := names.resolve(optimizer_type)) is not None:
+    options = optimizer_args.parse(words)
+    if hooked and (cls := optimizer_names.resolve(optimizer_type)) is not None:
         return Chosen(cls, list(words), lr)
     lower = optimizer_type.lower()
-    path = names.OWN_PATHS.get(lower) or (optimizer_type if "." in optimizer_type else f"torch.optim.{optimizer_type}")
+    path = optimizer_names.OWN_PATHS.get(lower) or (
+        optimizer_type if "." in optimizer_type else f"torch.optim.{optimizer_type}"
+    )
     if lower.startswith("sgdnesterov"):
         options = {"momentum": 0.9, **options, "nesterov": True}
     if lower == "adafactor":
@@ -78,13 +80,13 @@ def choose(optimizer_type: str, words: Sequence[str], lr: float | None, hooked: 
 
 
 def _unknown(optimizer_type: str, module: str) -> str:
-    entry = names.find(optimizer_type) if "." not in optimizer_type else None
+    entry = optimizer_names.find(optimizer_type) if "." not in optimizer_type else None
     if entry is not None:
         return (
-            f"without hina_kohya's hooks sd-scripts does not know {optimizer_type}; write {names.path(entry)}, or use "
-            "network_module hina_kohya.lycoris"
+            f"without hina_kohya's hooks sd-scripts does not know {optimizer_type}; write "
+            f"{optimizer_names.path(entry)}, or use network_module hina_kohya.lycoris"
         )
-    known = [*names.OWN_NAMES] if "." not in optimizer_type else vars(importlib.import_module(module))
+    known = [*optimizer_names.OWN_NAMES] if "." not in optimizer_type else vars(importlib.import_module(module))
     return f"there is no optimizer {optimizer_type!r}; {did_you_mean(optimizer_type.rpartition('.')[2], known)}"
 
 

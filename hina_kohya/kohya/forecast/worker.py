@@ -12,11 +12,11 @@ from typing import Any
 from hina_kohya.core import report, roles
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.technique import Stage
-from hina_kohya.kohya.errors import UserError
 from hina_kohya.kohya.forecast.network import Made, Request, Tell, make
 from hina_kohya.kohya.forecast.optimizer import Chosen, Pairs, choose, measured, samples
-from hina_kohya.kohya.groups import named_groups
-from hina_kohya.kohya.options import RATIOS
+from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.groups import named_groups
+from hina_kohya.trainers.network_args import RATIOS
 
 OURS = ("weight_decay", "wd_roles", "wd_exclude")
 

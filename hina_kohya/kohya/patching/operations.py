@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from hina_kohya.kohya.errors import UserError
 from hina_kohya.kohya.patching import newlines, swap, unified
 from hina_kohya.kohya.patching.manifest import Known
 from hina_kohya.kohya.patching.states import MOST, State, Status, explanation
+from hina_kohya.trainers.errors import UserError
 
 
 def apply(told: Status) -> str:

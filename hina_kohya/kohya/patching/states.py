@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hina_kohya.kohya.errors import UserError
 from hina_kohya.kohya.patching import newlines
 from hina_kohya.kohya.patching.differences import differences
 from hina_kohya.kohya.patching.manifest import FOLDERS, OURS, Known, known
 from hina_kohya.kohya.patching.swap import kept_original, leftovers
 from hina_kohya.kohya.targets import LYCORIS, SD_SCRIPTS, Target, find
+from hina_kohya.trainers.errors import UserError
 
 MOST = 20  # lines of a difference, where not all are asked for
 

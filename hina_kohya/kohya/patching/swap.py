@@ -8,7 +8,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 _ADVICE = {
     errno.ENOSPC: "free some space on that disk",

@@ -11,7 +11,7 @@ from hina_kohya.kohya.checking.finding import Finding, error, warning
 from hina_kohya.kohya.checking.reading import load, toml_line
 from hina_kohya.kohya.checking.rules import rule
 from hina_kohya.kohya.checking.schema import every_option
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 _EVIDENCE = "measured: voluptuous refuses it (library/config_util.py)"
 _TYPES = {"str": str, "bool": bool, "int": int, "float": float, "dict": dict, "None": type(None)}

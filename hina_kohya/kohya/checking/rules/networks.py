@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from hina_kohya.core.hyper import nearest
-from hina_kohya.kohya import options
 from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error, warning
 from hina_kohya.kohya.checking.network import OPTION, adlrns_arguments
 from hina_kohya.kohya.checking.reading import relisted, toml_line
 from hina_kohya.kohya.checking.rules import rule
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers import network_args
+from hina_kohya.trainers.errors import UserError
 
 OURS = ("weight_decay", "wd_roles", "wd_exclude")
 _ADDED = ("dropout",)  # by sd-scripts itself (train_network.py:676)
@@ -38,7 +38,7 @@ def network_argument_unread(context: Context) -> Iterator[Finding]:
     if facts is None:
         return
     for name in network.arguments:
-        if name in (*facts.reads, *facts.taken, *_ADDED, *OURS, *options.RATIOS):
+        if name in (*facts.reads, *facts.taken, *_ADDED, *OURS, *network_args.RATIOS):
             continue
         near = nearest(name, [*facts.reads, *OURS])[:1]
         fix = _line(context, name, f"{near[0]}={network.arguments[name]}" if near else "")
@@ -71,7 +71,7 @@ def hooks_needed_by_network(context: Context) -> Iterator[Finding]:
         yield error(OPTION, what, "measured: KeyError", _wrapped(context))
         return
     for name in network.arguments:
-        if name in OURS or (name in options.RATIOS and name not in facts.reads):
+        if name in OURS or (name in network_args.RATIOS and name not in facts.reads):
             yield error(
                 OPTION,
                 f"{name} needs the hooks, which are not active ({context.hooks.why}); {network.inner} ignores it",
@@ -84,7 +84,7 @@ def hooks_needed_by_network(context: Context) -> Iterator[Finding]:
 def loraplus_without_effect(context: Context) -> Iterator[Finding]:
     """Without the hooks, LoRA+ of LyCORIS looks for `lora_up` and finds none in most algorithms."""
     network = context.network
-    given = [name for name in network.arguments if name in options.RATIOS]
+    given = [name for name in network.arguments if name in network_args.RATIOS]
     if not network.is_lycoris or context.hooks.active or not given or network.facts is None:
         return
     if given[0] in network.facts.reads and network.algorithm not in ("lora", "locon", "adlrns"):
@@ -100,7 +100,7 @@ def loraplus_without_effect(context: Context) -> Iterator[Finding]:
 def hina_option_refused(context: Context) -> Iterator[Finding]:
     if context.hooks.active:
         try:
-            options.take(context.network.arguments)
+            network_args.take(context.network.arguments)
         except UserError as mistake:
             yield error(OPTION, str(mistake).removeprefix(f"{OPTION}: "), "hina_kohya reads it")
 

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from hina_kohya.core.hyper import did_you_mean
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 GROUP = "sd_scripts.optimizers"
 # What sd-scripts resolves itself in library.train_util.get_optimizer, without regard to case, and the class it takes.

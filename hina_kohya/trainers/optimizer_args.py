@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 _NAME = r"[A-Za-z_][\w.]*"
 _CONSTANTS = {"true": True, "false": False, "none": None}

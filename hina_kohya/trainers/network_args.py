@@ -9,7 +9,7 @@ from typing import Any
 
 from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.core.members import ROLE_NAMES
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 DEFAULT = "default"
 _OURS = ("weight_decay", "wd_roles", "wd_exclude")

@@ -7,8 +7,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hina_kohya.core.hyper import did_you_mean
-from hina_kohya.kohya import arguments, names
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers import optimizer_args, optimizer_names
+from hina_kohya.trainers.errors import UserError
 
 logger = logging.getLogger("hina_kohya")
 
@@ -19,7 +19,7 @@ def get_optimizer(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: d
     """In the place of sd-scripts' function, which still makes every optimizer that is not registered."""
     settings, params = _bound(*args, **kwargs)
     old_flags = getattr(settings, "use_8bit_adam", False) or getattr(settings, "use_lion_optimizer", False)
-    cls = None if old_flags else names.resolve(settings.optimizer_type)
+    cls = None if old_flags else optimizer_names.resolve(settings.optimizer_type)
     if cls is None:
         built = wrapped(*args, **kwargs)
     else:
@@ -32,7 +32,7 @@ def get_optimizer(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: d
 
 def build(cls: Any, words: Any, params: Any, lr: float) -> Built:
     """An optimizer from `--optimizer_args`; raises UserError for arguments that it refuses."""
-    options = arguments.parse(words)
+    options = optimizer_args.parse(words)
     try:
         optimizer = cls(params, lr=lr, **options)
     except (TypeError, ValueError, AttributeError) as error:

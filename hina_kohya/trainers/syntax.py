@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 UNKNOWN = object()
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from hina_kohya.core import names, roles
 from hina_kohya.core.role_table import Kind, Role
 from hina_kohya.core.roles import Member
-from hina_kohya.kohya.errors import UserError
-from hina_kohya.kohya.options import DEFAULT, NetworkOptions
+from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.network_args import DEFAULT, NetworkOptions
 
 logger = logging.getLogger("hina_kohya")
 

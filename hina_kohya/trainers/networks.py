@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from hina_kohya.core import roles
-from hina_kohya.kohya import tags
-from hina_kohya.kohya.errors import PluginError
-from hina_kohya.kohya.groups import named_groups, regroup
-from hina_kohya.kohya.options import NetworkOptions, take
+from hina_kohya.trainers import tags
+from hina_kohya.trainers.errors import PluginError
+from hina_kohya.trainers.groups import named_groups, regroup
+from hina_kohya.trainers.network_args import NetworkOptions, take
 
 CREATORS = ("create_network", "create_network_from_weights")
 _METHODS = ("prepare_optimizer_params", "prepare_optimizer_params_with_multiple_te_lrs")
