@@ -5,6 +5,7 @@ starts at zero; which roles decay is `core.role_table`.
 """
 
 import dataclasses as dc
+import itertools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +45,26 @@ def named_groups(groups: Sequence[Mapping[str, Any]], named_params: Iterable[tup
             return None
         found.append(list(zip(given, params, strict=True)))
     return found
+
+
+def named_alike(params: Any) -> Any:
+    """Groups in which what a trainer has added to named parameters has a name, too: torch takes all named or none."""
+    if not (isinstance(params, list) and all(isinstance(group, Mapping) for group in params)):
+        return params
+    held = {index: group["params"] for index, group in enumerate(params) if isinstance(group["params"], list)}
+    if not any(isinstance(item, tuple) for items in held.values() for item in items):
+        return params
+    added = itertools.count()
+    return [
+        {
+            **group,
+            "params": [
+                item if isinstance(item, tuple) else (f"added.{next(added)}", item)
+                for item in ([group["params"]] if isinstance(group["params"], Tensor) else group["params"])
+            ],
+        }
+        for group in params
+    ]
 
 
 def regroup(
