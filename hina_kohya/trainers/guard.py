@@ -7,13 +7,14 @@ and the network has to have been asked for its groups.
 
 import contextlib
 import contextvars
+import dataclasses as dc
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import wrapt
@@ -26,9 +27,17 @@ _PASSING: contextvars.ContextVar[bool] = contextvars.ContextVar("hina_kohya_pass
 _PACKAGE = Path(__file__).parents[1]
 
 
+@dc.dataclass(frozen=True)
+class _Handed:
+    """One param group as a trainer got it: its parameters by identity, and whether they have names."""
+
+    params: Set[int]
+    named: bool
+
+
 class _Guard:
     waiting: WeakSet[nn.Module] = WeakSet()  # networks whose optimizer has not been made
-    asked: WeakSet[nn.Module] = WeakSet()  # networks that were asked for their param groups
+    groups: WeakKeyDictionary[nn.Module, list[_Handed]] = WeakKeyDictionary()  # of networks that were asked for them
     trainers: frozenset[str] = frozenset()  # modules by which a running trainer is known
 
 
@@ -45,8 +54,15 @@ def expect(network: nn.Module, trainers: Iterable[str]) -> None:
         torch.optim.Optimizer.__init__ = _Constructor(constructor, _construct)
 
 
-def asked_for_groups(network: nn.Module) -> None:
-    _Guard.asked.add(network)
+def handed(network: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:
+    """The trainer has these groups now; lists of tensors, or of (name, tensor)."""
+    _Guard.groups[network] = [
+        _Handed(
+            frozenset(id(item[1] if isinstance(item, tuple) else item) for item in group["params"]),
+            any(isinstance(item, tuple) for item in group["params"]),
+        )
+        for group in groups
+    ]
 
 
 def stand_down() -> None:
@@ -86,9 +102,13 @@ def _is_the_trainers(frame: FrameType) -> bool:
 
 def _construct(wrapped: Any, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     wrapped(*args, **kwargs)
-    held = {id(param) for group in optimizer.param_groups for param in group["params"]}
     for network in list(_Guard.waiting):
-        if held.isdisjoint(map(id, network.parameters())) or not _in_a_trainer():
+        own = set(map(id, network.parameters()))
+        held = [
+            (own.intersection(map(id, group["params"])), "param_names" in group) for group in optimizer.param_groups
+        ]
+        held = [group for group in held if group[0]]
+        if not held or not _in_a_trainer():
             continue
         name = type(network).__name__
         if not _PASSING.get():
@@ -98,11 +118,13 @@ def _construct(wrapped: Any, optimizer: Any, args: tuple[Any, ...], kwargs: dict
                 "optimizer_args and options of param groups would be ignored. Report this trainer, and train with "
                 "--network_module lycoris.kohya and a dotted optimizer_type, such as hina_kohya.HinaAdamW, until then"
             )
-        if network not in _Guard.asked:
+        known = _Guard.groups.get(network, [])
+        if not all(any(params <= group.params and named >= group.named for group in known) for params, named in held):
             stand_down()
             raise UserError(
-                f"{caller()} took the parameters of {name} without prepare_optimizer_params, so hina-kohya could not "
-                "name them; report this trainer, and train with --network_module lycoris.kohya until then"
+                f"{caller()} took the parameters of {name} otherwise than by prepare_optimizer_params, so that names "
+                "and options of param groups are lost; report this trainer, and train with --network_module "
+                "lycoris.kohya until then"
             )
 
 

@@ -71,7 +71,7 @@ def _preparing(prepare: Callable[..., Any], network: Any, options: NetworkOption
             raise PluginError(
                 f"hina-kohya could not read the param groups of {type(network).__name__}: {error}"
             ) from error
-        guard.asked_for_groups(network)
+        guard.handed(network, groups)
         if call.pair:
             return groups, descriptions or _numbered(len(groups))
         return groups if descriptions is None or call.pair is False else (groups, descriptions)

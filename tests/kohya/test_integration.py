@@ -83,6 +83,52 @@ def test_short_name_without_a_way_in(trainer):
     assert "has no attribute 'HinaAdamW'" in report.log
 
 
+# A trainer that passes the hooks by
+
+OTHER = """import torch
+
+
+def make_optimizer(args, trainable_params):
+    return "torch.optim.AdamW", "", torch.optim.AdamW(trainable_params, lr=args.learning_rate)
+"""
+PLANTED = {
+    "another get_optimizer": (
+        r"\w+\.get_optimizer\((args, \w+)\)",
+        r"__import__('library.made_here').made_here.make_optimizer(\1)",
+        r"AdamW was made by \S+made_here\.py: make_optimizer \(called by \S+train_network\.py: train\)",
+    ),
+    "groups of one's own": (
+        r"\w+\.get_optimizer\(args, \w+\)",
+        r"__import__('library.train_util').train_util.get_optimizer(args, list(network.parameters()))",
+        r"train_network\.py: train\b.* took the parameters of \w+ otherwise than by prepare_optimizer_params",
+    ),
+    "another call": (
+        r"\.prepare_optimizer_params\(text_encoder_lr, args\.unet_lr, args\.learning_rate\)|prepare\(rate,[^)]*\)",
+        r".prepare_optimizer_params(1, 2, 3, 4)",
+        r"asks \w+ for its param groups by prepare_optimizer_params\(1, 2, 3, 4\)",
+    ),
+}
+
+
+@pytest.mark.old_layout_too
+@pytest.mark.parametrize("fault", PLANTED)
+@pytest.mark.parametrize("optimizer", ["AdamW", "hina_kohya.HinaAdamW"])
+def test_a_trainer_that_passes_the_hooks_by_stops(trainer, tmp_path, monkeypatch, fault, optimizer):
+    copy = shutil.copytree(trainer.home, tmp_path / "checkout", ignore=shutil.ignore_patterns(".git"))
+    monkeypatch.setenv("SD_SCRIPTS_HOME", str(copy))
+    monkeypatch.setattr(trainer.subject, "home", copy)
+    pattern, planted, said = PLANTED[fault]
+    planted = planted if trainer.name == "sd-scripts" or fault != "another call" else f"network{planted}"
+    script = copy / "train_network.py"
+    text, count = re.subn(pattern, planted, script.read_text(encoding="utf-8"))
+    assert count == 1
+    script.write_text(text, encoding="utf-8")
+    (copy / "library" / "made_here.py").write_text(OTHER)
+    report = trainer.train(network="hina_kohya.lycoris", network_args=LOKR, optimizer=optimizer, steps=1, rc=1)
+    assert re.search(said, report.log), report.log[-1500:]
+    assert not report.weights.exists()
+
+
 def test_two_processes_have_the_same_bits(trainer):
     report = trainer.train(
         network_args=LOKR, hooks=True, launch="torchrun", steps=3, optimizer="tests.kohya.rank_probe.Probe"
