@@ -100,6 +100,17 @@ def test_decay_goes_by_role():
             assert not torch.allclose(shrunk, none[name])
 
 
+def test_muon_leaves_the_tokens_of_an_embedding_to_adam():
+    """Its authors step embeddings by AdamW; most columns of `lora_embedding_A` have no gradient in a step."""
+    optimizer = HinaAdamW(llama(target_modules=["embed_tokens"]).named_parameters())
+    moments = {
+        member.role.name: [technique.name for technique in chain if technique.name in ("adam", "muon")]
+        for member, chain in zip(optimizer.members, optimizer.chains(), strict=True)
+        if chain
+    }
+    assert moments == {"lora_embedding_A": ["adam"], "lora_embedding_B": ["muon"]}
+
+
 # --- beside PEFT's LoRA+ -----------------------------------------------------------------------------------------
 
 RATIO, LR = 16.0, 1e-3
