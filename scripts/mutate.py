@@ -176,8 +176,8 @@ MUTANTS = [
     Mutant(
         "LoRA+ twice",
         "trainers/groups.py",
-        "len(rates[member.module]) == 1",
-        "len(rates[member.module]) >= 1",
+        "len(rates[member.module, member.adapter]) == 1",
+        "len(rates[member.module, member.adapter]) >= 1",
         "tests/kohya/test_groups.py",
     ),
     Mutant(

@@ -145,11 +145,11 @@ def _faster(members: Sequence[Member], lrs: Sequence[Any], options: NetworkOptio
     """Modules whose parameters differ in learning rate have LoRA+ from the network itself and are left alone."""
     if not options.splits_lr:
         return [False] * len(members)
-    rates: dict[str, set[Any]] = defaultdict(set)
+    rates: dict[tuple[str, str], set[Any]] = defaultdict(set)
     for member, lr in zip(members, lrs, strict=True):
-        rates[member.module].add(lr)
+        rates[member.module, member.adapter].add(lr)
     faster = [
-        len(rates[member.module]) == 1
+        len(rates[member.module, member.adapter]) == 1
         and options.ratio(member.name or "") is not None
         and starts_at_zero(roles.identify(member.name or "", member.shape)[1])
         for member in members
