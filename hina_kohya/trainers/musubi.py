@@ -1,5 +1,6 @@
 """kohya-ss/musubi-tuner: read in its source, and run with 0.3.4 (30c658c)."""
 
+from hina_kohya.trainers.facts import optimizers
 from hina_kohya.trainers.trainer import GroupsCall, Trainer
 
 _HOMES = (
@@ -34,9 +35,5 @@ MUSUBI = Trainer(
     },
     dataset_module="musubi_tuner.dataset.config_utils",
     groups_calls=(GroupsCall(keywords=frozenset({"unet_lr"}), default_lr="unet_lr", pair=True),),
-    optimizer_names={
-        "AdamW": "torch.optim.AdamW",
-        "AdamW8bit": "bitsandbytes.optim.AdamW8bit",
-        "Adafactor": "transformers.optimization.Adafactor",
-    },
+    optimizers=optimizers.MUSUBI,
 )

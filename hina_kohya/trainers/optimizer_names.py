@@ -51,7 +51,7 @@ def resolve(optimizer_type: str | None, trainer: Trainer) -> Any:
     Raises UserError for a short name that nobody knows.
     """
     name = (optimizer_type or "").strip()
-    if not name or name.lower() in trainer.optimizer_paths:
+    if not name or name.lower() in trainer.optimizers.paths:
         return None
     if "." in name:
         return _load(name) if name.startswith("hina_kohya.") or name in map(path, entries()) else None
@@ -60,10 +60,10 @@ def resolve(optimizer_type: str | None, trainer: Trainer) -> Any:
     entry = find(name)
     if entry is not None:
         return _load(path(entry))
-    elsewhere = SD_SCRIPTS.optimizer_paths.get(name.lower())
+    elsewhere = SD_SCRIPTS.optimizers.paths.get(name.lower())
     if elsewhere is not None:
         raise UserError(f"{trainer.name} has no optimizer {name!r}; write {elsewhere}")
-    known = {*trainer.optimizer_names, *_torch_names(), *(entry.name for entry in entries())}
+    known = {*trainer.optimizers.names, *_torch_names(), *(entry.name for entry in entries())}
     raise UserError(f"there is no optimizer {name!r}; {did_you_mean(name, known)} (hina-kohya optimizers lists them)")
 
 

@@ -3,6 +3,8 @@
 import dataclasses as dc
 from collections.abc import Mapping
 
+from hina_kohya.trainers.facts.optimizers import Optimizers
+
 
 @dc.dataclass(frozen=True)
 class GroupsCall:
@@ -37,7 +39,7 @@ class Trainer:
     network_scripts: ends of network modules' names -> the script that trains with them
     dataset_module : the module that checks the file of --dataset_config
     groups_calls   : how it asks a network for param groups
-    optimizer_names: what `--optimizer_type` it resolves itself, without regard to case -> the class it takes
+    optimizers     : what it does with `--optimizer_type`
     """
 
     name: str
@@ -52,13 +54,8 @@ class Trainer:
     network_scripts: Mapping[str, str]
     dataset_module: str
     groups_calls: tuple[GroupsCall, ...]
-    optimizer_names: Mapping[str, str]
+    optimizers: Optimizers
     returns_modes: bool = False
-
-    @property
-    def optimizer_paths(self) -> dict[str, str]:
-        """The same in lower case, as it is looked up."""
-        return {name.lower(): path for name, path in self.optimizer_names.items()}
 
     @property
     def modules(self) -> set[str]:

@@ -15,7 +15,6 @@ from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 from hina_kohya.trainers.trainer import Trainer
 
 OPTION = "optimizer_args"
-_ADDED = {"sgdnesterov": {"momentum": 0.9, "nesterov": True}, "sgdnesterov8bit": {"momentum": 0.9, "nesterov": True}}
 # What can go wrong when somebody else's class is imported and made.
 MISTAKES = (ImportError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, AssertionError, IndexError)
 
@@ -54,7 +53,7 @@ class Optimizer:
     @property
     def is_own(self) -> bool:
         """One of the names that sd-scripts spells out."""
-        return self.lower in self.trainer.optimizer_paths
+        return self.lower in self.trainer.optimizers.paths
 
     def is_one_of(self, *paths: str) -> bool:
         return self.path in paths
@@ -65,15 +64,15 @@ class Optimizer:
         return getattr(import_module(module), name)
 
     def rehearse(self, cls: Any, lr: float | None) -> Any:
-        """The class made on one small matrix, with the arguments that sd-scripts adds for its own names."""
+        """The class made on one small matrix, as the trainer makes it. Raises TypeError where it would."""
         import torch  # noqa: PLC0415 (only where a class is inspected)
 
-        added, arguments = dict(_ADDED.get(self.lower, {})), dict(self.arguments)
-        if self.lower == "adafactor" and arguments.get("relative_step", True):
-            lr = None  # as get_optimizer does
-        group = {"params": [torch.nn.Parameter(torch.zeros(8, 8))]} | ({} if lr is None else {"lr": lr})
+        making = self.trainer.optimizers.making(self.type, self.arguments, lr)
+        if making.refused:
+            raise TypeError(making.refused)
+        group = {"params": [torch.nn.Parameter(torch.zeros(8, 8))]} | ({} if making.lr is None else {"lr": making.lr})
         with contextlib.redirect_stdout(io.StringIO()):
-            return cls([group], lr=lr, **{**added, **arguments})
+            return cls([group], lr=making.lr, **making.arguments)
 
     def is_torch(self, made: Any) -> bool:
         import torch  # noqa: PLC0415
@@ -100,8 +99,8 @@ def optimizer_of(given: str | None, words: Any, hooked: bool, trainer: Trainer =
 
 
 def _named(name: str, trainer: Trainer) -> Optimizer:
-    if name.lower() in trainer.optimizer_paths:
-        return Optimizer(name, trainer.optimizer_paths[name.lower()], trainer)
+    if name.lower() in trainer.optimizers.paths:
+        return Optimizer(name, trainer.optimizers.paths[name.lower()], trainer)
     if "." in name:
         ours = name.startswith("hina_kohya.") or name in map(optimizer_names.path, optimizer_names.entries())
         return Optimizer(name, name, trainer, registered=ours)
@@ -151,7 +150,7 @@ def namesakes(optimizer: Optimizer) -> list[str]:
     short = (
         []
         if "." in optimizer.type
-        else [*optimizer.trainer.optimizer_names, *(entry.name for entry in optimizer_names.entries())]
+        else [*optimizer.trainer.optimizers.names, *(entry.name for entry in optimizer_names.entries())]
     )
     return [*there, *short]
 

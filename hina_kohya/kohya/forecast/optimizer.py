@@ -60,16 +60,10 @@ def choose(optimizer_type: str, words: Sequence[str], lr: float | None, hooked: 
     options = optimizer_args.parse(words)
     if hooked and (cls := optimizer_names.resolve(optimizer_type, SD_SCRIPTS)) is not None:
         return Chosen(cls, list(words), lr)
-    lower = optimizer_type.lower()
-    path = SD_SCRIPTS.optimizer_paths.get(lower) or (
-        optimizer_type if "." in optimizer_type else f"torch.optim.{optimizer_type}"
-    )
-    if lower.startswith("sgdnesterov"):
-        options = {"momentum": 0.9, **options, "nesterov": True}
-    if lower == "adafactor":
-        options.setdefault("relative_step", True)
-        options["relative_step"] = bool(options["relative_step"] or options.get("warmup_init"))
-        lr = None if options["relative_step"] else lr
+    making = SD_SCRIPTS.optimizers.making(optimizer_type, options, lr)
+    if making.refused:
+        raise UserError(f"optimizer_type {optimizer_type}: {making.refused}")
+    path, options, lr = making.path, making.arguments, making.lr
     module, _, name = path.rpartition(".")
     words = [f"{key}={value!r}" for key, value in options.items()]
     try:
@@ -87,7 +81,7 @@ def _unknown(optimizer_type: str, module: str) -> str:
             f"without hina_kohya's hooks sd-scripts does not know {optimizer_type}; write "
             f"{optimizer_names.path(entry)}, or use network_module hina_kohya.lycoris"
         )
-    known = [*SD_SCRIPTS.optimizer_names] if "." not in optimizer_type else vars(importlib.import_module(module))
+    known = [*SD_SCRIPTS.optimizers.names] if "." not in optimizer_type else vars(importlib.import_module(module))
     return f"there is no optimizer {optimizer_type!r}; {did_you_mean(optimizer_type.rpartition('.')[2], known)}"
 
 

@@ -66,7 +66,7 @@ def package_missing(context: Context) -> Iterator[Finding]:
 def dadaptation_path(context: Context) -> Iterator[Finding]:
     optimizer = context.optimizer
     if optimizer.lower.startswith("dadapt") and not optimizer.is_own:
-        near = nearest(optimizer.last, [name for name in SD_SCRIPTS.optimizer_names if name.startswith("DAdapt")])
+        near = nearest(optimizer.last, [name for name in SD_SCRIPTS.optimizers.names if name.startswith("DAdapt")])
         what = f"names that begin with dadapt are looked up in a list, and {optimizer.type} is not in it"
         yield error(
             "optimizer_type",

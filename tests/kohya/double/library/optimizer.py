@@ -15,6 +15,11 @@ BITSANDBYTES = {name.lower(): f"optim.{name}" for name in (
     "AdamW8bit", "Lion8bit", "PagedAdamW8bit", "PagedLion8bit", "PagedAdamW", "PagedAdamW32bit",
 )} | {SGD_8BIT: "optim.SGD8bit"}  # fmt: skip
 D_ADAPTATION = {name.lower(): name for name in ("DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptLion", "DAdaptSGD")}
+D_ADAPTATION |= {
+    "dadaptation": "experimental.DAdaptAdamPreprint",
+    "dadaptadampreprint": "experimental.DAdaptAdamPreprint",
+    "dadaptadanip": "experimental.DAdaptAdanIP",
+}
 SCHEDULE_FREE = {name.lower(): name for name in ("RAdamScheduleFree", "AdamWScheduleFree", "SGDScheduleFree")}
 # In sd-scripts' order of asking: whether it is meant, the package it needs, and the classes it knows there.
 KNOWN = (
@@ -46,6 +51,8 @@ def get_optimizer(args, trainable_params):
         _warn_about_rates(trainable_params, rate)
     cls = _known_class(kind) or _class_at(asked)
     optimizer = cls(trainable_params, lr=rate, **fixed, **options)
+    if kind == SGD_8BIT:
+        optimizer = cls(trainable_params, lr=rate, **options)  # so it is there: the first one is dropped
     if callable(getattr(optimizer, "train", None)):
         optimizer.train()
     return f"{cls.__module__}.{cls.__name__}", ",".join(f"{key}={value}" for key, value in options.items()), optimizer
