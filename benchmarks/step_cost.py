@@ -12,6 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import candidates, measure, shapes
+from benchmarks.recorder import Recorder
 
 EXAMPLE = """examples:
   python -m benchmarks.step_cost --set sdxl-lora-r8 --threads 2
@@ -51,13 +52,13 @@ class Subject:
         self.wall.append(wall)
         self.cpu.append(cpu)
 
-    def count(self) -> measure.Counting:
-        with measure.Counting(self.device) as counting:
+    def count(self) -> Recorder:
+        with Recorder(self.device) as recorder:
             self.optimizer.step()
-        return counting
+        return recorder
 
     def row(self) -> dict[str, Any]:
-        counting = self.count()
+        recorder = self.count()
         wall, cpu = measure.spread(self.wall), measure.spread(self.cpu)
         return {
             "name": self.name,
@@ -65,11 +66,11 @@ class Subject:
             "wall_iqr": wall["iqr"],
             "cpu_ms": cpu["median"],
             "cpu_iqr": cpu["iqr"],
-            "operations": counting.operations.total(),
-            "views": counting.views,
-            "syncs": counting.syncs,
+            "operations": recorder.operations.total(),
+            "views": recorder.views,
+            "syncs": recorder.waits,
             "peak_mib": round(measure.peak_bytes(self.optimizer.step, self.device) / 2**20, 1),
-            "top_operations": dict(counting.operations.most_common(12)),
+            "top_operations": dict(recorder.operations.most_common(12)),
         }
 
 
