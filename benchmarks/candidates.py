@@ -101,6 +101,7 @@ CANDIDATES: dict[str, Build] = {
     **{f"hina-off-{state}": _hina(state, **OFF) for state in ("fp32", "bf16", "8bit")},
     **{f"hina-default-{state}": _hina(state) for state in ("fp32", "bf16", "8bit")},
     **{f"hina-all-{state}": _hina(state, **ALL) for state in ("fp32", "bf16", "8bit")},
+    "hina-adam-8bit": ours("HinaAdamW", use_muon=False),
     "adaptive-default-8bit": ours("AdaptiveHinaAdamW"),
     "adaptive-on-8bit": ours("AdaptiveHinaAdamW", use_dynamic_adaptation=True),
     "camp-default-fp32": ours("AutomagicCameAMP"),

@@ -86,14 +86,14 @@ def run(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any
     named = shapes.make(options.set, device)
     gradients = [torch.empty_like(p, requires_grad=False) for _, p in named]
     rows: list[dict[str, Any]] = []
-    for names in _batches(options.only, _room(named, device)):
+    for names in _batches(options.only, room(named, device)):
         batch = _measure([Subject(name, named, gradients) for name in names], gradients, options)
         _relate(batch, f"{options.clock}_ms")
         rows += [row for row in batch if row["name"] not in {known["name"] for known in rows}]
     return rows
 
 
-def _room(named: shapes.Named, device: torch.device) -> int:
+def room(named: shapes.Named, device: torch.device) -> int:
     """How many subjects may be alive at a time: parameter and fp32 state of each, in half of the free memory."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
