@@ -22,14 +22,14 @@ from hina_kohya.optim.resolving import FLAGS
 SHAPES: dict[str, tuple[int, ...]] = {
     **{f"lora_unet_{m}.lora_down.weight": (4, 320) for m in "abc"},
     **{f"lora_unet_{m}.lora_up.weight": (320, 4) for m in "abc"},
-    **{f"lora_unet_conv{m}.lora_down.weight": (4, 8, 3, 3) for m in "ab"},
-    **{f"lora_unet_conv{m}.lora_up.weight": (16, 4, 1, 1) for m in "ab"},
+    "lora_unet_conv.lora_down.weight": (4, 8, 3, 3),
+    "lora_unet_conv.lora_up.weight": (16, 4, 1, 1),
     **{f"lora_unet_kron{m}.lokr_w1": (8, 8) for m in "ab"},
     **{f"lora_unet_kron{m}.lokr_w2_a": (40, 4) for m in "ab"},
     **{f"lora_unet_kron{m}.lokr_w2_b": (4, 40) for m in "ab"},
-    "lora_unet_full.lokr_w1": (4, 4),
+    "lora_unet_full.lokr_w1": (8, 8),
     "lora_unet_full.lokr_w2": (24, 24),
-    **{f"lora_unet_hada.hada_w{k}_{side}": shape for k in (1, 2) for side, shape in (("a", (32, 4)), ("b", (4, 24)))},
+    **{f"lora_unet_hada.hada_w{k}_{side}": shape for k in (1, 2) for side, shape in (("a", (40, 4)), ("b", (4, 40)))},
     **{f"lora_unet_{m}.dora_scale": (320, 1) for m in "ab"},
     "lora_unet_a.scalar": (),
     "lora_unet_rot.oft_blocks": (4, 8, 8),
@@ -82,7 +82,7 @@ def cases() -> Iterator[Case]:
             continue
         for state in states(cls):
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
-                yield Case(cls, state, dtype=dtype, whole_life=True)
+                yield Case(cls, state, dtype=dtype, whole_life=dtype is torch.float32)
             for option, arguments in _switches(cls):
                 yield Case(cls, state, option, arguments)
         for name in presets.names(cls):
