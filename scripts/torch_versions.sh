@@ -20,11 +20,12 @@ for version in "$@"; do
         rm -rf "$venv"
         python3.11 -m venv "$venv"
         wanted=(torch bitsandbytes)
-        [ "$version" = "$newest" ] || wanted[0]="torch==$version"
-        [ "$version" != "$oldest" ] || wanted[1]="bitsandbytes==$(bound bitsandbytes).0"
+        [ "$version" = "$newest" ] || wanted=("torch==$version" bitsandbytes)
+        # LyCORIS 4.1 says that any torch will do, but does not import with 2.6.
+        [ "$version" != "$oldest" ] || wanted=("torch==$version" "bitsandbytes==$(bound bitsandbytes).0" "lycoris-lora<4.1")
         echo "torch $version: installing ${wanted[*]} and the dev extra into $venv ..."
         "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
-            -c <(grep -vE '^(torch|bitsandbytes)==' scripts/constraints.txt) "${wanted[@]}" ".[dev]"
+            -c <(grep -vE '^(torch|bitsandbytes|lycoris-lora)==' scripts/constraints.txt) "${wanted[@]}" ".[dev]"
         "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps -c scripts/constraints.txt timm
         touch "$venv/installed"
     fi
