@@ -16,6 +16,18 @@ def create_network(*args: Any, inner: str | None = None, **kwargs: Any) -> Any:
     return _module(inner).create_network(*args, **kwargs)
 
 
+def create_arch_network(*args: Any, inner: str | None = None, **kwargs: Any) -> Any:
+    """The same for musubi-tuner, whose networks have one creator for each architecture."""
+    module = _module(inner)
+    creator = "create_arch_network" if hasattr(module, "create_arch_network") else "create_network"
+    return getattr(module, creator)(*args, **kwargs)
+
+
+def create_arch_network_from_weights(*args: Any, inner: str | None = None, **kwargs: Any) -> Any:
+    """Network and weights of the module `inner`, for musubi-tuner."""
+    return _module(inner).create_arch_network_from_weights(*args, **kwargs)
+
+
 def create_network_from_weights(*args: Any, inner: str | None = None, **kwargs: Any) -> Any:
     """Network and weights of the module `inner`."""
     return _module(inner).create_network_from_weights(*args, **kwargs)
@@ -25,7 +37,8 @@ def _module(inner: str | None) -> Any:
     if inner is None:
         raise UserError(
             "hina_kohya.network needs network_args inner=networks.lora (or another network module). With "
-            "--base_weights, sd-scripts passes none: start with `hina-kohya launch` and --network_module networks.lora"
+            "--base_weights (and --dim_from_weights of musubi-tuner) trainers pass none: start with `hina-kohya "
+            "launch` and --network_module networks.lora"
         )
     if inner == __name__:
         raise UserError(f"network_args: inner={inner} is this module itself; write inner=networks.lora")

@@ -76,6 +76,34 @@ MUTANTS = [
         "tests/core/test_roles.py",
     ),
     Mutant(
+        "two adapters of a module taken for one",
+        "core/roles.py",
+        "modules[member.module, member.adapter].append(i)",
+        'modules[member.module, ""].append(i)',
+        "tests/core/test_roles_elsewhere.py",
+    ),
+    Mutant(
+        "PEFT's LoKr read as LyCORIS's",
+        "core/role_table.py",
+        'zero_init=name in ("lokr_w1", "lokr_w1_a")',
+        "zero_init=role.zero_init",
+        "tests/core/test_roles_elsewhere.py",
+    ),
+    Mutant(
+        "LoRA+ on embeddings",
+        "core/role_table.py",
+        "kind=Kind.EMBEDDING",
+        "kind=Kind.FACTOR",
+        "tests/optim/test_peft.py",
+    ),
+    Mutant(
+        "state for a frozen base model",
+        "core/optimizer.py",
+        "idle = is_frozen(param)",
+        "idle = False and is_frozen(param)",
+        "tests/core/test_frozen.py",
+    ),
+    Mutant(
         "dropped anchor",
         "techniques/spd.py",
         'return p - state["anchor"] if self.anchored else p',
@@ -148,8 +176,8 @@ MUTANTS = [
     Mutant(
         "LoRA+ twice",
         "trainers/groups.py",
-        "len(rates[member.module]) == 1",
-        "len(rates[member.module]) >= 1",
+        "len(rates[member.module, member.adapter]) == 1",
+        "len(rates[member.module, member.adapter]) >= 1",
         "tests/kohya/test_groups.py",
     ),
     Mutant(

@@ -28,6 +28,11 @@ def fitted(techniques: Iterable[Technique], member: Member) -> Chain:
     return ordered(technique for technique in fits if present.isdisjoint(technique.yields_to))
 
 
+def is_frozen(param: Tensor) -> bool:
+    """Whether no gradient is there and none can come: the base model, in `HinaAdamW(model.named_parameters())`."""
+    return param.grad is None and not param.requires_grad
+
+
 def keep_freed_memory() -> None:
     """Lets the C library reuse the step's temporaries instead of returning them to the system page by page.
 
@@ -40,7 +45,8 @@ def keep_freed_memory() -> None:
 class Plan:
     """Buckets, couplings and pools for the parameters as they are now; built again when they are moved, cast or added.
 
-    ``groups`` says which param group a parameter is in, ``ties`` which others share its pooled number.
+    ``groups`` says which param group a parameter is in, ``ties`` which others share its pooled number. A parameter with
+    an empty chain is frozen: it has no state, and is only read where a partner looks at it.
     """
 
     def __init__(
@@ -58,17 +64,20 @@ class Plan:
             if param.numel():
                 partner = None if member.partner is None else params[member.partner]
                 by_key[Key.of(param, chain, partner)].append(index)
-        self.buckets = [
+        buckets = [
             Bucket(key, rows, [params[i] for i in rows], [members[i] for i in rows], codec)
             for key, rows in by_key.items()
         ]
+        self.buckets = [bucket for bucket in buckets if bucket.chain]
+        self.frozen = [bucket for bucket in buckets if not bucket.chain]
         coupled = {(t, bucket.key.device) for bucket in self.buckets for t in bucket.chain if t.couples}
-        self.couplings = [Coupling(technique, device, self.buckets, members) for technique, device in coupled]
+        self.couplings = [Coupling(technique, device, buckets, members) for technique, device in coupled]
         pooled = {technique for bucket in self.buckets for technique in bucket.chain if technique.pools}
         self.poolings = [Pooling(technique, self.buckets, groups, ties) for technique in pooled]
 
     def fits(self) -> bool:
-        return all(bucket.fits() for bucket in self.buckets)
+        thawed = any(not is_frozen(param) for bucket in self.frozen for param in bucket.params)
+        return not thawed and all(bucket.fits() for bucket in (*self.buckets, *self.frozen))
 
     def adopt(self, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Takes over what `state` knows: from a checkpoint, or from the plan before this one."""

@@ -5,6 +5,7 @@ starts at zero; which roles decay is `core.role_table`.
 """
 
 import dataclasses as dc
+import itertools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +45,26 @@ def named_groups(groups: Sequence[Mapping[str, Any]], named_params: Iterable[tup
             return None
         found.append(list(zip(given, params, strict=True)))
     return found
+
+
+def named_alike(params: Any) -> Any:
+    """Groups in which what a trainer has added to named parameters has a name, too: torch takes all named or none."""
+    if not (isinstance(params, list) and all(isinstance(group, Mapping) for group in params)):
+        return params
+    held = {index: group["params"] for index, group in enumerate(params) if isinstance(group["params"], list)}
+    if not any(isinstance(item, tuple) for items in held.values() for item in items):
+        return params
+    added = itertools.count()
+    return [
+        {
+            **group,
+            "params": [
+                item if isinstance(item, tuple) else (f"added.{next(added)}", item)
+                for item in ([group["params"]] if isinstance(group["params"], Tensor) else group["params"])
+            ],
+        }
+        for group in params
+    ]
 
 
 def regroup(
@@ -124,11 +145,11 @@ def _faster(members: Sequence[Member], lrs: Sequence[Any], options: NetworkOptio
     """Modules whose parameters differ in learning rate have LoRA+ from the network itself and are left alone."""
     if not options.splits_lr:
         return [False] * len(members)
-    rates: dict[str, set[Any]] = defaultdict(set)
+    rates: dict[tuple[str, str], set[Any]] = defaultdict(set)
     for member, lr in zip(members, lrs, strict=True):
-        rates[member.module].add(lr)
+        rates[member.module, member.adapter].add(lr)
     faster = [
-        len(rates[member.module]) == 1
+        len(rates[member.module, member.adapter]) == 1
         and options.ratio(member.name or "") is not None
         and starts_at_zero(roles.identify(member.name or "", member.shape)[1])
         for member in members

@@ -1,53 +1,34 @@
-"""Post-import hooks on sd-scripts and LyCORIS: in any order of imports, and removable.
+"""Hooks on the trainers and on LyCORIS: in any order of imports, wherever they hold a function, and removable.
 
-Nothing of theirs is imported here. `library.train_util` and `networks.*` are generic names: a module of that name
-without the function we wrap is left alone.
+Nothing of theirs is imported here. `library` and `networks` are generic names: a module of such a name without the
+function we wrap is left alone.
 """
 
 import functools
 import importlib
+import importlib.util
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import wrapt
 
-from hina_kohya.trainers.networks import CREATORS, create
-from hina_kohya.trainers.optimizers import get_optimizer
+from hina_kohya.trainers import bindings, guard, networks, optimizers
+from hina_kohya.trainers.bindings import Wrapper
+from hina_kohya.trainers.musubi import MUSUBI
+from hina_kohya.trainers.networks import CREATORS
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
-TRAIN_UTIL = "library.train_util"
-NETWORKS = (
-    "lycoris.kohya",
-    *(f"networks.{name}" for name in (
-        "lora", "lora_fa", "lora_flux", "lora_sd3", "lora_lumina", "lora_anima", "lora_hunyuan_image",
-        "dylora", "oft", "oft_flux", "loha", "lokr",
-    )),
-)  # fmt: skip
-
-
-def _create_lycoris(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`algo=adlrns`, too; by name, since the network of ADLRNS itself comes in through these hooks."""
-    adlrns = importlib.import_module("hina_kohya.adlrns.network")
-    return create(functools.partial(adlrns.create, wrapped), instance, args, kwargs)
-
-
-_FUNCTIONS = {
-    TRAIN_UTIL: {"get_optimizer": get_optimizer},
-    **{name: dict.fromkeys(CREATORS, create) for name in NETWORKS},
-    "lycoris.kohya": dict.fromkeys(CREATORS, _create_lycoris),
-}
+TRAINERS = (SD_SCRIPTS, MUSUBI)
+LYCORIS = "lycoris.kohya"
 
 
 class _Hooks:
     active = False
     waiting: set[str] = set()  # wrapt calls a hook once and forgets it
-
-
-class _Hook(wrapt.FunctionWrapper):
-    """Our wrapper; inert where it could not be taken off because somebody else has wrapped it."""
-
-    def __init__(self, wrapped: Any, wrapper: Any):
-        super().__init__(wrapped, wrapper, enabled=active)
+    networks: set[str] = {LYCORIS}  # modules that make networks, by every name that was asked for or can be imported
 
 
 def active() -> bool:
@@ -57,39 +38,73 @@ def active() -> bool:
 def install() -> None:
     """Now and for every later import. Installing twice is installing once."""
     _Hooks.active = True
-    for name in _FUNCTIONS:
-        if name in sys.modules:
-            _hook(sys.modules[name])
-        elif name not in _Hooks.waiting:
+    _Hooks.networks |= set(_network_modules())
+    _bind()
+    for path in _functions():
+        name = path.partition(":")[0]
+        if name not in sys.modules and name not in _Hooks.waiting:
             _Hooks.waiting.add(name)
-            wrapt.register_post_import_hook(_hook, name)
+            wrapt.register_post_import_hook(_imported, name)
 
 
 def uninstall() -> None:
     """Gives every module its own functions back. Networks that exist already keep their groups."""
     _Hooks.active = False
-    for module in list(sys.modules.values()):
-        for name, thing in list(getattr(module, "__dict__", {}).items()):
-            if type(thing) is _Hook:
-                setattr(module, name, thing.__wrapped__)
+    guard.stand_down()
+    bindings.release()
 
 
 def network_module(name: str) -> ModuleType:
     """A network module by name, known or not, with its creators wrapped."""
     install()
     module = importlib.import_module(name)
-    _wrap(module, dict.fromkeys(CREATORS, create))
+    _Hooks.networks.add(name)
+    _bind()
     return module
 
 
-def _hook(module: ModuleType) -> None:
+def _imported(module: ModuleType) -> None:
     _Hooks.waiting.discard(module.__name__)
     if _Hooks.active:
-        _wrap(module, _FUNCTIONS[module.__name__])
+        _bind()
 
 
-def _wrap(module: ModuleType, functions: dict[str, Any]) -> None:
-    for name, wrapper in functions.items():
-        function = getattr(module, name, None)
-        if function is not None and type(function) is not _Hook:
-            setattr(module, name, _Hook(function, wrapper))
+def _bind() -> None:
+    bindings.bind(_functions(), active)
+
+
+def _functions() -> dict[str, Wrapper]:
+    """Every function that we wrap where it exists."""
+    functions: dict[str, Wrapper] = {}
+    for trainer in TRAINERS:
+        functions |= dict.fromkeys(trainer.get_optimizer, functools.partial(optimizers.get_optimizer, trainer))
+    for name in _Hooks.networks:
+        wrapper = _create_lycoris if name == LYCORIS else _create
+        functions |= {f"{name}:{creator}": wrapper for creator in CREATORS}
+    return functions
+
+
+def _create(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    _bind()  # the script has by now defined and imported what it will call
+    created = networks.create(wrapped, instance, args, kwargs)
+    for network in networks.networks_of(created):
+        guard.expect(network, {name for trainer in TRAINERS for name in trainer.modules})
+    return created
+
+
+def _create_lycoris(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`algo=adlrns`, too; by name, since the network of ADLRNS itself comes in through these hooks."""
+    adlrns = importlib.import_module("hina_kohya.adlrns.network")
+    return _create(functools.partial(adlrns.create, wrapped), instance, args, kwargs)
+
+
+def _network_modules() -> Iterator[str]:
+    """The modules of the trainers' network packages that can be imported here, read off the folders."""
+    for trainer in TRAINERS:
+        top, *below = trainer.network_package.split(".")
+        spec = importlib.util.find_spec(top)  # of a top-level name: imports nothing
+        for root in spec.submodule_search_locations or () if spec else ():
+            for file in Path(root, *below).glob("*.py"):
+                yield f"{trainer.network_package}.{file.stem}"
+                # musubi-tuner puts its own folder on the path, and then imports by the short name
+                yield f"{'.'.join(below) or top}.{file.stem}"

@@ -4,33 +4,21 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+import hina_kohya
 from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
+from hina_kohya.trainers.trainer import Trainer
 
 GROUP = "sd_scripts.optimizers"
-# What sd-scripts resolves itself in library.train_util.get_optimizer, without regard to case, and the class it takes.
-_OWN_CLASSES = {
-    "AdamW": "torch.optim.AdamW",
-    **{name: f"bitsandbytes.optim.{name}" for name in (
-        "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion8bit", "PagedLion8bit")},
-    "Lion": "lion_pytorch.Lion",
-    "SGDNesterov": "torch.optim.SGD",
-    "SGDNesterov8bit": "bitsandbytes.optim.SGD8bit",
-    **dict.fromkeys(("DAdaptation", "DAdaptAdamPreprint"), "dadaptation.experimental.DAdaptAdamPreprint"),
-    "DAdaptAdanIP": "dadaptation.experimental.DAdaptAdanIP",
-    **{name: f"dadaptation.{name}" for name in (
-        "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptLion", "DAdaptSGD")},
-    "Prodigy": "prodigyopt.Prodigy",
-    "Adafactor": "transformers.optimization.Adafactor",
-    **{name: f"schedulefree.{name}" for name in ("RAdamScheduleFree", "AdamWScheduleFree", "SGDScheduleFree")},
-}  # fmt: skip
-OWN_NAMES = tuple(_OWN_CLASSES)
-OWN_PATHS = {name.lower(): path for name, path in _OWN_CLASSES.items()}
 
 
 def entries() -> list[EntryPoint]:
-    """Every entry of the group, sorted by name."""
-    return sorted(entry_points(group=GROUP), key=lambda entry: entry.name.lower())
+    """Every entry of the group, sorted by name; ours also where this package has no metadata, as on PYTHONPATH."""
+    found = {(entry.name, entry.value): entry for entry in entry_points(group=GROUP)}
+    for name in hina_kohya.OPTIMIZERS:
+        found.setdefault((name, f"hina_kohya:{name}"), EntryPoint(name, f"hina_kohya:{name}", GROUP))
+    return sorted(found.values(), key=lambda entry: entry.name.lower())
 
 
 def find(name: str) -> EntryPoint | None:
@@ -43,6 +31,8 @@ def find(name: str) -> EntryPoint | None:
 
 
 def package(entry: EntryPoint) -> str:
+    if entry.value.startswith("hina_kohya:"):
+        return "hina-kohya"
     return entry.dist.name if entry.dist else "an unknown package"
 
 
@@ -51,25 +41,26 @@ def path(entry: EntryPoint) -> str:
     return entry.value.replace(":", ".")
 
 
-def resolve(optimizer_type: str | None) -> Any:
-    """The class of a registered optimizer; None where sd-scripts resolves the name itself.
+def resolve(optimizer_type: str | None, trainer: Trainer) -> Any:
+    """The class of a registered optimizer; None where the trainer resolves the name itself.
 
     Raises UserError for a short name that nobody knows.
     """
     name = (optimizer_type or "").strip()
-    if not name or name.lower() in OWN_PATHS:
+    if not name or name.lower() in trainer.optimizer_paths:
         return None
     if "." in name:
         return _load(name) if name.startswith("hina_kohya.") or name in map(path, entries()) else None
     if name in _torch_names():
         return None
     entry = find(name)
-    if entry is None:
-        known = {*OWN_NAMES, *_torch_names(), *(entry.name for entry in entries())}
-        raise UserError(
-            f"there is no optimizer {name!r}; {did_you_mean(name, known)} (hina-kohya optimizers lists them)"
-        )
-    return _load(path(entry))
+    if entry is not None:
+        return _load(path(entry))
+    elsewhere = SD_SCRIPTS.optimizer_paths.get(name.lower())
+    if elsewhere is not None:
+        raise UserError(f"{trainer.name} has no optimizer {name!r}; write {elsewhere}")
+    known = {*trainer.optimizer_names, *_torch_names(), *(entry.name for entry in entries())}
+    raise UserError(f"there is no optimizer {name!r}; {did_you_mean(name, known)} (hina-kohya optimizers lists them)")
 
 
 def _load(dotted: str) -> Any:

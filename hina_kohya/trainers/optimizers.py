@@ -1,4 +1,4 @@
-"""`library.train_util.get_optimizer` with the names of the entry-point group and forgiving arguments in front of it."""
+"""A trainer's `get_optimizer`, with the names of the entry-point group and forgiving arguments in front of it."""
 
 import inspect
 import logging
@@ -7,25 +7,30 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hina_kohya.core.hyper import did_you_mean
-from hina_kohya.trainers import optimizer_args, optimizer_names
+from hina_kohya.trainers import guard, optimizer_args, optimizer_names
 from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.groups import named_alike
+from hina_kohya.trainers.trainer import Trainer
 
 logger = logging.getLogger("hina_kohya")
 
 Built = tuple[str, str, Any]  # what ss_optimizer is made of, and the optimizer
 
 
-def get_optimizer(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Built:
-    """In the place of sd-scripts' function, which still makes every optimizer that is not registered."""
+def get_optimizer(trainer: Trainer, wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """In the place of the trainer's function, which still makes every optimizer that is not registered."""
     settings, params = _bound(*args, **kwargs)
+    params = named_alike(params)
     old_flags = getattr(settings, "use_8bit_adam", False) or getattr(settings, "use_lion_optimizer", False)
-    cls = None if old_flags else optimizer_names.resolve(settings.optimizer_type)
+    cls = None if old_flags else optimizer_names.resolve(settings.optimizer_type, trainer)
     if cls is None:
-        built = wrapped(*args, **kwargs)
+        with guard.passing():
+            built = wrapped(settings, params)
     else:
         if getattr(settings, "fused_backward_pass", False):
             raise UserError("--fused_backward_pass works with Adafactor only; remove it")
         built = build(cls, settings.optimizer_args, params, settings.learning_rate)
+        built = (*built, *_modes(built[2])) if trainer.returns_modes else built
     _require_decay(built[2])
     return built
 
@@ -34,7 +39,8 @@ def build(cls: Any, words: Any, params: Any, lr: float) -> Built:
     """An optimizer from `--optimizer_args`; raises UserError for arguments that it refuses."""
     options = optimizer_args.parse(words)
     try:
-        optimizer = cls(params, lr=lr, **options)
+        with guard.passing():
+            optimizer = cls(params, lr=lr, **options)
     except (TypeError, ValueError, AttributeError) as error:
         signature = inspect.signature(cls).parameters
         accepted = [name for name in signature if name not in ("params", "kwargs")]
@@ -54,8 +60,19 @@ def build(cls: Any, words: Any, params: Any, lr: float) -> Built:
 
 
 def _bound(args: Any, trainable_params: Any) -> tuple[Any, Any]:
-    """The two arguments under sd-scripts' own names, however they were given."""
+    """The two arguments under the trainers' own names, however they were given."""
     return args, trainable_params
+
+
+def _modes(optimizer: Any) -> tuple[Any, Any]:
+    """What sets training and evaluation mode, which do nothing for most optimizers."""
+    if callable(getattr(optimizer, "train", None)):
+        return optimizer.train, optimizer.eval
+    return _nothing, _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 def _require_decay(optimizer: Any) -> None:

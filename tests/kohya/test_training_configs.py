@@ -14,6 +14,7 @@ from torch import nn
 
 from hina_kohya.trainers import hooks, optimizer_args, optimizer_names, optimizers
 from hina_kohya.trainers.network_args import take
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 from tests.kohya import runs
 
 FOLDER = runs.ROOT / "configs" / "training"
@@ -77,7 +78,7 @@ def test_only_paths_are_left_to_fill_in(name):
 
 
 def optimizer_of(config, params, lr):
-    cls = optimizer_names.resolve(config["optimizer_type"])
+    cls = optimizer_names.resolve(config["optimizer_type"], SD_SCRIPTS)
     return optimizers.build(cls, config.get("optimizer_args"), params, lr)[2]
 
 

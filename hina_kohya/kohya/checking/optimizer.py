@@ -11,6 +11,7 @@ from typing import Any
 
 from hina_kohya.trainers import optimizer_args, optimizer_names
 from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 OPTION = "optimizer_args"
 _ADDED = {"sgdnesterov": {"momentum": 0.9, "nesterov": True}, "sgdnesterov8bit": {"momentum": 0.9, "nesterov": True}}
@@ -51,7 +52,7 @@ class Optimizer:
     @property
     def is_own(self) -> bool:
         """One of the names that sd-scripts spells out."""
-        return self.lower in optimizer_names.OWN_PATHS
+        return self.lower in SD_SCRIPTS.optimizer_paths
 
     def is_one_of(self, *paths: str) -> bool:
         return self.path in paths
@@ -96,8 +97,8 @@ def optimizer_of(given: str | None, words: Any, hooked: bool) -> Optimizer:
 
 
 def _named(name: str) -> Optimizer:
-    if name.lower() in optimizer_names.OWN_PATHS:
-        return Optimizer(name, optimizer_names.OWN_PATHS[name.lower()])
+    if name.lower() in SD_SCRIPTS.optimizer_paths:
+        return Optimizer(name, SD_SCRIPTS.optimizer_paths[name.lower()])
     if "." in name:
         ours = name.startswith("hina_kohya.") or name in map(optimizer_names.path, optimizer_names.entries())
         return Optimizer(name, name, registered=ours)
@@ -148,7 +149,7 @@ def namesakes(optimizer: Optimizer) -> list[str]:
     short = (
         []
         if "." in optimizer.type
-        else [*optimizer_names.OWN_NAMES, *(entry.name for entry in optimizer_names.entries())]
+        else [*SD_SCRIPTS.optimizer_names, *(entry.name for entry in optimizer_names.entries())]
     )
     return [*there, *short]
 

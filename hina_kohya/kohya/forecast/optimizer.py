@@ -18,6 +18,7 @@ from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.trainers import optimizer_args, optimizer_names, optimizers
 from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 Pairs = list[tuple[str | None, Tensor]]
 
@@ -57,10 +58,10 @@ class Chosen:
 def choose(optimizer_type: str, words: Sequence[str], lr: float | None, hooked: bool) -> Chosen:
     """Raises UserError for a name that nobody knows."""
     options = optimizer_args.parse(words)
-    if hooked and (cls := optimizer_names.resolve(optimizer_type)) is not None:
+    if hooked and (cls := optimizer_names.resolve(optimizer_type, SD_SCRIPTS)) is not None:
         return Chosen(cls, list(words), lr)
     lower = optimizer_type.lower()
-    path = optimizer_names.OWN_PATHS.get(lower) or (
+    path = SD_SCRIPTS.optimizer_paths.get(lower) or (
         optimizer_type if "." in optimizer_type else f"torch.optim.{optimizer_type}"
     )
     if lower.startswith("sgdnesterov"):
@@ -86,7 +87,7 @@ def _unknown(optimizer_type: str, module: str) -> str:
             f"without hina_kohya's hooks sd-scripts does not know {optimizer_type}; write "
             f"{optimizer_names.path(entry)}, or use network_module hina_kohya.lycoris"
         )
-    known = [*optimizer_names.OWN_NAMES] if "." not in optimizer_type else vars(importlib.import_module(module))
+    known = [*SD_SCRIPTS.optimizer_names] if "." not in optimizer_type else vars(importlib.import_module(module))
     return f"there is no optimizer {optimizer_type!r}; {did_you_mean(optimizer_type.rpartition('.')[2], known)}"
 
 

@@ -10,7 +10,7 @@ from hina_kohya.kohya.checking.finding import Finding, error
 from hina_kohya.kohya.checking.optimizer import installed
 from hina_kohya.kohya.checking.reading import toml_line
 from hina_kohya.kohya.checking.rules import rule
-from hina_kohya.trainers import optimizer_names
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 # pattern of the lower-case name -> what get_optimizer imports before anything else, and how it is installed
 _NEEDS = {
@@ -61,7 +61,7 @@ def package_missing(context: Context) -> Iterator[Finding]:
 def dadaptation_path(context: Context) -> Iterator[Finding]:
     optimizer = context.optimizer
     if optimizer.lower.startswith("dadapt") and not optimizer.is_own:
-        near = nearest(optimizer.last, [name for name in optimizer_names.OWN_NAMES if name.startswith("DAdapt")])
+        near = nearest(optimizer.last, [name for name in SD_SCRIPTS.optimizer_names if name.startswith("DAdapt")])
         what = f"names that begin with dadapt are looked up in a list, and {optimizer.type} is not in it"
         yield error(
             "optimizer_type",

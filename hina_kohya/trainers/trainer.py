@@ -1,0 +1,54 @@
+"""What a plugin must know of a family of trainers, as data; one file a family."""
+
+import dataclasses as dc
+from collections.abc import Mapping
+
+
+@dc.dataclass(frozen=True)
+class GroupsCall:
+    """One way in which a trainer asks its network for param groups.
+
+    positional, keywords: the arguments of the call
+    default_lr          : which of them, by place or name, is the rate of groups that have none; None: there is none
+    pair                : True: it unpacks (groups, descriptions). None: it takes those, or the groups alone. False: the
+                          groups alone
+    """
+
+    positional: int = 0
+    keywords: frozenset[str] = frozenset()
+    default_lr: int | str | None = None
+    pair: bool | None = None
+
+
+@dc.dataclass(frozen=True)
+class Trainer:
+    """One family of trainers.
+
+    scripts        : glob of the scripts that train adapters
+    get_optimizer  : where the function is that makes optimizers, as `module:function` or `module:Class.method`, the
+                     newest release first
+    get_scheduler  : the same for its learning rates
+    returns_modes  : get_optimizer also returns what sets training and evaluation mode
+    network_package: the package whose modules make networks, as `--network_module` names it
+    groups_calls   : how it asks a network for param groups
+    optimizer_names: what `--optimizer_type` it resolves itself, without regard to case -> the class it takes
+    """
+
+    name: str
+    scripts: str
+    get_optimizer: tuple[str, ...]
+    get_scheduler: tuple[str, ...]
+    network_package: str
+    groups_calls: tuple[GroupsCall, ...]
+    optimizer_names: Mapping[str, str]
+    returns_modes: bool = False
+
+    @property
+    def optimizer_paths(self) -> dict[str, str]:
+        """The same in lower case, as it is looked up."""
+        return {name.lower(): path for name, path in self.optimizer_names.items()}
+
+    @property
+    def modules(self) -> set[str]:
+        """The modules by which a running trainer of this family is known."""
+        return {path.partition(":")[0] for path in (*self.get_optimizer, *self.get_scheduler)}
