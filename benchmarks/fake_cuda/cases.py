@@ -61,15 +61,17 @@ class Case:
 
 
 def parameters(dtype: torch.dtype, device: torch.device) -> Named:
-    return [
-        (name, torch.nn.Parameter(torch.empty(shape, dtype=dtype, device=device))) for name, shape in SHAPES.items()
-    ]
+    place = {"dtype": dtype, "device": device}
+    trained = [(name, torch.nn.Parameter(torch.empty(shape, **place))) for name, shape in SHAPES.items()]
+    packed = torch.empty(64, dtype=torch.uint8, device=device)  # a frozen weight of 4 bits
+    return [*trained, ("frozen.weight", torch.nn.Parameter(packed, requires_grad=False))]
 
 
 def gradients(named: Named, missing: int = 0) -> None:
     """One for each parameter; with ``missing``, none for every ``missing``-th."""
     for number, (_, param) in enumerate(named):
-        param.grad = None if missing and number % missing == 0 else torch.empty_like(param, requires_grad=False)
+        left_out = not param.requires_grad or (missing and number % missing == 0)
+        param.grad = None if left_out else torch.empty_like(param, requires_grad=False)
 
 
 def states(cls: str) -> list[str]:
