@@ -10,7 +10,7 @@ VENV="${FAKE_CUDA_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/hina-kohya/fake-cuda-tor
 
 if [ ! -f "$VENV/installed" ]; then
     echo "installing torch $TORCH with CUDA into $VENV (gigabytes, once) ..."
-    python3.11 -m venv "$VENV"
+    "${PYTHON:-python3.11}" -m venv "$VENV"
     # The versions of the tests, but for torch, whose CPU build is pinned there.
     "$VENV/bin/python" -m pip install -qq --disable-pip-version-check -c <(grep -v '^torch==' scripts/constraints.txt) \
         "torch==$TORCH" accelerate bitsandbytes lycoris-lora numpy packaging safetensors toml wrapt \

@@ -18,7 +18,7 @@ for version in "$@"; do
     venv="$VENVS/$version"
     if [ ! -f "$venv/installed" ]; then
         rm -rf "$venv"
-        python3.11 -m venv "$venv"
+        "${PYTHON:-python3.11}" -m venv "$venv"
         wanted=(torch bitsandbytes)
         [ "$version" = "$newest" ] || wanted=("torch==$version" bitsandbytes)
         # LyCORIS 4.1 says that any torch will do, but does not import with 2.6.

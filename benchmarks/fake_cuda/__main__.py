@@ -88,9 +88,10 @@ def write(verdicts: Sequence[Verdict], rows: list[dict[str, Any]], problems: lis
             "torch's `FakeTensorMode`, device `cuda`, no GPU: devices, waits, operations, launches and bytes are those "
             "of a GPU, values and times are not there.\n",
             f"**{len(verdicts)} cases**: every class, codec and dtype, every switch, preset, profile and every option "
-            f"of all {len(covered)} of {len(registry.techniques())} techniques, one at a time, on "
-            f"{len(cases.SHAPES)} parameters of every kind. Each is stepped "
-            f"{min(phases.values())} to {max(phases.values())} times in each of: {', '.join(phases)}. "
+            f"of {len(covered)} of {len(registry.techniques())} techniques, one at a time, on "
+            f"{len(cases.SHAPES)} parameters of every kind. Phases, with the number of cases: "
+            + ", ".join(f"{phase} {count}" for phase, count in phases.items())
+            + ". "
             f"**{len(problems)} faults** (host waits for the device, operations on the host, devices mixed up, state "
             "that does not lie where its parameter does).\n",
             *[f"- {line}" for line in problems],

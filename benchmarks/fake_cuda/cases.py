@@ -44,7 +44,7 @@ _NOT_OPTIONS = ("compile", "override_hyperparameters", "verbose")  # nothing tha
 
 @dc.dataclass(frozen=True)
 class Case:
-    """An optimizer to be stepped. ``whole_life``: also other gradients, resume, moves, one more param group."""
+    """An optimizer to be stepped; ``whole_life``: also in what happens to one in training (`life`)."""
 
     cls: str
     state: str
@@ -86,7 +86,9 @@ def cases() -> Iterator[Case]:
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 yield Case(cls, state, dtype=dtype, whole_life=dtype is torch.float32)
             for option, arguments in _switches(cls):
-                yield Case(cls, state, option, arguments)
+                technique = FLAGS.get(arguments[-1][0])
+                coupled = technique is not None and bool(registry.technique(technique).couples)
+                yield Case(cls, state, option, arguments, whole_life=coupled and state == "8bit")
         for name in presets.names(cls):
             yield Case(cls, states(cls)[0], f"preset={name}", (("preset", name),))
         for name in getattr(hina_kohya, cls).profiles:
