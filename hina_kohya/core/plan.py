@@ -70,8 +70,8 @@ class Plan:
         ]
         self.buckets = [bucket for bucket in buckets if bucket.chain]
         self.frozen = [bucket for bucket in buckets if not bucket.chain]
-        coupled = {technique for bucket in self.buckets for technique in bucket.chain if technique.couples}
-        self.couplings = [Coupling(technique, buckets, members) for technique in coupled]
+        coupled = {(t, bucket.key.device) for bucket in self.buckets for t in bucket.chain if t.couples}
+        self.couplings = [Coupling(technique, device, buckets, members) for technique, device in coupled]
         pooled = {technique for bucket in self.buckets for technique in bucket.chain if technique.pools}
         self.poolings = [Pooling(technique, self.buckets, groups, ties) for technique in pooled]
 
@@ -106,7 +106,7 @@ class Plan:
 
     def shared(self, bucket: Bucket, rows: Rows) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """By technique, what the partners of these rows published, and what was pooled for them."""
-        couplings = {c.technique.name: c.shared(bucket, rows) for c in self.couplings if c.technique in bucket.chain}
+        couplings = {c.technique.name: c.shared(bucket, rows) for c in self.couplings if c.serves(bucket)}
         return couplings, {
             p.technique.name: p.pooled(bucket, rows) for p in self.poolings if p.technique in bucket.chain
         }

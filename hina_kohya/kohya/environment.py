@@ -4,7 +4,7 @@ import dataclasses as dc
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -44,13 +44,24 @@ OPTIONAL = (
 
 @dc.dataclass(frozen=True)
 class Broken:
-    """Versions of a package that break something; `why` says what was seen and where."""
+    """Versions of a package that break something; `why` says what was seen and where.
+
+    beside: only together with these versions of another package, as "torch<2.7"
+    """
 
     package: str
     versions: str
     what: str
     why: str
     fix: str
+    beside: str = ""
+
+    def breaks(self, installed: Mapping[str, str]) -> bool:
+        wanted = [Requirement(f"{self.package}{self.versions}"), *([Requirement(self.beside)] if self.beside else [])]
+        return all(
+            (found := installed.get(each.name)) is not None and each.specifier.contains(found, prereleases=True)
+            for each in wanted
+        )
 
 
 KNOWN_BROKEN = (
@@ -65,6 +76,10 @@ KNOWN_BROKEN = (
     Broken(
         "lycoris-lora", ">=4.0", "preset=full (the default), full-lin, unet-only fail on SD1.x: duplicated lora name",
         "run with 4.0.0 to 4.1.3", "give preset=attn-mlp in network_args",
+    ),
+    Broken(
+        "lycoris-lora", ">=4.1", "it does not import with this torch: infer_schema, list[int]",
+        "run with 4.1.0, 4.1.3 and torch 2.6.0", "pip install 'lycoris-lora<4.1', or torch 2.7", "torch<2.7",
     ),
     Broken(
         "adv-optm", ">=2.5", "Simplified_AdEMAMix, Lion_Prodigy_adv are gone, and some forks then lose all of adv_optm",
@@ -85,6 +100,10 @@ KNOWN_BROKEN = (
     Broken(
         "bitsandbytes", "<0.45", "8-bit states of older and newer releases do not load into each other",
         "bitsandbytes #1647", "pip install -U bitsandbytes before a run, not in its middle",
+    ),
+    Broken(
+        "bitsandbytes", "<0.50", "on a CPU it stops the process (to 0.48) or misreads (0.49) 8-bit codes such as ours",
+        "run with 0.45.0 to 0.50.2; by their source, the CUDA kernels did not change", "pip install -U bitsandbytes",
     ),
 )  # fmt: skip
 
@@ -179,9 +198,8 @@ def _problems(packages: Sequence[Package], checkout: Target | None) -> Iterator[
 def _known(packages: Sequence[Package]) -> Iterator[str]:
     installed = {package.name: package.version for package in packages if package.version}
     for broken in KNOWN_BROKEN:
-        found = installed.get(broken.package)
-        if found and SpecifierSet(broken.versions).contains(found, prereleases=True):
-            yield f"{broken.package} {found}: {broken.what} ({broken.why}); {broken.fix}"
+        if broken.breaks(installed):
+            yield f"{broken.package} {installed[broken.package]}: {broken.what} ({broken.why}); {broken.fix}"
 
 
 def _shadows(checkout: Target | None) -> Iterator[str]:

@@ -133,6 +133,7 @@ def test_a_local_build_fits_its_pin(checkout, versions, capsys):
         ("adv-optm", "2.6.0", "Simplified_AdEMAMix"),
         ("pytorch-optimizer", "3.9.0", "Grams"),
         ("bitsandbytes", "0.44.1", "8-bit states"),
+        ("bitsandbytes", "0.49.2", "on a CPU it stops the process"),
         ("prodigy-plus-schedule-free", "2.0.1", "do not resume"),
         ("torch", "2.5.1", "named parameters"),
     ],
@@ -143,7 +144,17 @@ def test_known_to_break(checkout, versions, capsys, package, found, said):
     assert said in text
 
 
-@pytest.mark.parametrize(("package", "found"), [("lycoris-lora", "3.2.0.post2"), ("adv-optm", "2.2.3")])
+@pytest.mark.parametrize(
+    ("lycoris", "torch", "breaks"), [("4.1.0", "2.6.0", True), ("4.0.0", "2.6.0", False), ("4.1.3", "2.7.0", False)]
+)
+def test_known_to_break_only_beside_another_version(checkout, versions, capsys, lycoris, torch, breaks):
+    versions.update({"lycoris-lora": lycoris, "torch": torch})
+    assert ("does not import with this torch" in run(checkout, capsys)[1]) is breaks
+
+
+@pytest.mark.parametrize(
+    ("package", "found"), [("lycoris-lora", "3.2.0.post2"), ("adv-optm", "2.2.3"), ("bitsandbytes", "0.50.0")]
+)
 def test_not_known_to_break(checkout, versions, capsys, package, found):
     versions[package] = found
     assert f"{package} {found}: " not in run(checkout, capsys)[1]
