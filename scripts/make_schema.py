@@ -10,7 +10,7 @@ import argparse
 import json
 from typing import Any
 
-from hina_kohya.kohya.checking import schema, source_networks, source_options
+from hina_kohya.check import schema, source_networks, source_options
 from hina_kohya.trainers import checkouts
 
 Tables = dict[str, dict[str, dict[str, Any]]]

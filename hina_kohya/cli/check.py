@@ -3,9 +3,9 @@
 import argparse
 import sys
 
+from hina_kohya.check import report
+from hina_kohya.check.finding import Level
 from hina_kohya.cli import checkout
-from hina_kohya.kohya.checking import report
-from hina_kohya.kohya.checking.finding import Level
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.errors import UserError
 

@@ -5,9 +5,9 @@ import hashlib
 import sys
 from collections.abc import Iterator
 
+from hina_kohya.check.environment import Environment, Sites, look
 from hina_kohya.cli import checkout
-from hina_kohya.kohya.environment import Environment, Sites, look
-from hina_kohya.kohya.patching import State, Status
+from hina_kohya.patch import State, Status
 from hina_kohya.trainers.call_sites import Outcome
 from hina_kohya.trainers.errors import UserError
 

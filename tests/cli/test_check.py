@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from hina_kohya.check import report
 from hina_kohya.cli.check import main
-from hina_kohya.kohya.checking import report
 from hina_kohya.trainers.errors import UserError
 
 GOOD = """

@@ -5,8 +5,8 @@ from importlib.metadata import version as real_version
 
 import pytest
 
+from hina_kohya.check import environment
 from hina_kohya.cli import main
-from hina_kohya.kohya import environment
 
 SCRIPT = """
 import importlib

@@ -19,7 +19,9 @@ FLOORS = {
     "launch": 5,
     "lycoris": 5,
     "network": 5,
-    "kohya": 6,
+    "kohya": 5,
+    "patch": 5,
+    "check": 6,
     "train": 6,
     "cli": 7,
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hina_kohya.kohya.checking import report
+from hina_kohya.check import report
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.call_sites import Outcome
 from hina_kohya.trainers.checkouts import TRAINERS, Checkout

@@ -6,9 +6,9 @@ from importlib.metadata import EntryPoint
 import pytest
 import toml
 
-from hina_kohya.kohya.checking import report
-from hina_kohya.kohya.checking.finding import Level
-from hina_kohya.kohya.checking.rules import combinations, optimizer_names, rules
+from hina_kohya.check import report
+from hina_kohya.check.finding import Level
+from hina_kohya.check.rules import combinations, optimizer_names, rules
 from hina_kohya.trainers import optimizer_names as registered_names
 
 BASE = """

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from hina_kohya.kohya.checking import schema, sizes, source_options
-from hina_kohya.kohya.checking.rules.lycoris import PRESETS, READERS
-from hina_kohya.kohya.checking.schema import Schema
+from hina_kohya.check import schema, sizes, source_options
+from hina_kohya.check.rules.lycoris import PRESETS, READERS
+from hina_kohya.check.schema import Schema
 from hina_kohya.trainers.checkouts import TRAINERS, Checkout
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.musubi import MUSUBI

@@ -6,8 +6,8 @@ from unittest import mock
 
 import pytest
 
-from hina_kohya.kohya import patching
-from hina_kohya.kohya.targets import SD_SCRIPTS
+from hina_kohya import patch
+from hina_kohya.patch.targets import SD_SCRIPTS
 
 LOKR = ("algo=lokr", "factor=4")
 PROBE = "tests.kohya.group_probe.AdamW"
@@ -60,11 +60,11 @@ def test_short_name_in_a_patched_checkout(trainer, tmp_path, monkeypatch):
     copy = shutil.copytree(trainer.home, tmp_path / "checkout", ignore=shutil.ignore_patterns(".git"))
     monkeypatch.setenv("SD_SCRIPTS_HOME", str(copy))
     monkeypatch.setattr(trainer.subject, "home", copy)
-    patching.apply(patching.inspect(SD_SCRIPTS, copy))
+    patch.apply(patch.inspect(SD_SCRIPTS, copy))
     report = trainer.train(optimizer="HinaAdamW", network_args=LOKR, steps=3, here=False)
     assert report.meta["ss_network_module"] == "lycoris.kohya"
     lokr_pairs(report)
-    patching.revert(patching.inspect(SD_SCRIPTS, copy))
+    patch.revert(patch.inspect(SD_SCRIPTS, copy))
     report = trainer.train(optimizer="HinaAdamW", network_args=LOKR, steps=3, here=False, rc=1)
     assert "has no attribute 'HinaAdamW'" in report.log
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from hina_kohya.kohya.patching import newlines, unified
-from hina_kohya.kohya.patching.manifest import FOLDERS, known, line_hash
-from hina_kohya.kohya.targets import LYCORIS, SD_SCRIPTS
+from hina_kohya.patch import newlines, unified
+from hina_kohya.patch.manifest import FOLDERS, known, line_hash
+from hina_kohya.patch.targets import LYCORIS, SD_SCRIPTS
 from tests.kohya.patch_site import make_checkout, make_site, published
 
 ROOT = Path(__file__).parents[2]

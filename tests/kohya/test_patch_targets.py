@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hina_kohya.kohya import targets
+from hina_kohya.patch import targets
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.errors import UserError
 from tests.kohya.patch_site import make_checkout, make_site
@@ -15,7 +15,7 @@ from tests.kohya.patch_site import make_checkout, make_site
 COMMIT = "48d368fa557731ad0488c07304dfeba8c07910eb"
 FIND = """
 import sys
-from hina_kohya.kohya import targets
+from hina_kohya.patch import targets
 from hina_kohya.trainers import checkouts
 found = targets.find_lycoris()
 print(found.root, found.version, sorted({"lycoris", "torch"} & set(sys.modules)))
