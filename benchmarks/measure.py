@@ -6,31 +6,14 @@ import platform
 import statistics
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 RESULTS = Path(__file__).parent / "results"
-
-# Operations whose result the host has to wait for on a GPU.
-_SYNCING = {
-    "_local_scalar_dense",
-    "equal",
-    "is_nonzero",
-    "masked_select",
-    "nonzero",
-    "_unique",
-    "_unique2",
-    "unique_consecutive",
-    "unique_dim",
-    "_linalg_eigh",
-    "_linalg_svd",
-}
 
 
 def environment(threads: int, device: torch.device) -> dict[str, Any]:
@@ -54,43 +37,6 @@ def environment(threads: int, device: torch.device) -> dict[str, Any]:
         "commit": git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain") else ""),
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }
-
-
-class Counting(TorchDispatchMode):
-    """Counts operations below autograd; views apart, since they compute nothing."""
-
-    def __init__(self, device: torch.device):
-        super().__init__()
-        self.has_device = device.type != "cpu"  # then a tensor on the host is there on purpose, and costs no wait
-        self.operations: Counter[str] = Counter()
-        self.views = self.syncs = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        returns = [r.alias_info for r in func._schema.returns]
-        if returns and all(alias is not None and not alias.is_write for alias in returns):
-            self.views += 1
-        else:
-            self.operations[name] += 1
-        result = func(*args, **(kwargs or {}))
-        self.syncs += (
-            (name in _SYNCING and self._elsewhere(args)) or _leaves_device(args, result) or _indexes_by_mask(name, args)
-        )
-        return result
-
-    def _elsewhere(self, args: Sequence[Any]) -> bool:
-        return not self.has_device or any(isinstance(a, torch.Tensor) and a.device.type != "cpu" for a in args)
-
-
-def _leaves_device(args: Sequence[Any], result: Any) -> bool:
-    tensors = [a for a in args if isinstance(a, torch.Tensor)]
-    return isinstance(result, torch.Tensor) and result.device.type == "cpu" and any(a.is_cuda for a in tensors)
-
-
-def _indexes_by_mask(name: str, args: Sequence[Any]) -> bool:
-    if name not in ("index", "index_put", "index_put_"):
-        return False
-    return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:

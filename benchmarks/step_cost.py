@@ -12,6 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import candidates, measure, shapes
+from benchmarks.recorder import Recorder
 
 EXAMPLE = """examples:
   python -m benchmarks.step_cost --set sdxl-lora-r8 --threads 2
@@ -51,13 +52,13 @@ class Subject:
         self.wall.append(wall)
         self.cpu.append(cpu)
 
-    def count(self) -> measure.Counting:
-        with measure.Counting(self.device) as counting:
+    def count(self) -> Recorder:
+        with Recorder(self.device) as recorder:
             self.optimizer.step()
-        return counting
+        return recorder
 
     def row(self) -> dict[str, Any]:
-        counting = self.count()
+        recorder = self.count()
         wall, cpu = measure.spread(self.wall), measure.spread(self.cpu)
         return {
             "name": self.name,
@@ -65,11 +66,11 @@ class Subject:
             "wall_iqr": wall["iqr"],
             "cpu_ms": cpu["median"],
             "cpu_iqr": cpu["iqr"],
-            "operations": counting.operations.total(),
-            "views": counting.views,
-            "syncs": counting.syncs,
+            "operations": recorder.operations.total(),
+            "views": recorder.views,
+            "syncs": recorder.waits,
             "peak_mib": round(measure.peak_bytes(self.optimizer.step, self.device) / 2**20, 1),
-            "top_operations": dict(counting.operations.most_common(12)),
+            "top_operations": dict(recorder.operations.most_common(12)),
         }
 
 
@@ -85,14 +86,14 @@ def run(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any
     named = shapes.make(options.set, device)
     gradients = [torch.empty_like(p, requires_grad=False) for _, p in named]
     rows: list[dict[str, Any]] = []
-    for names in _batches(options.only, _room(named, device)):
+    for names in _batches(options.only, room(named, device)):
         batch = _measure([Subject(name, named, gradients) for name in names], gradients, options)
         _relate(batch, f"{options.clock}_ms")
         rows += [row for row in batch if row["name"] not in {known["name"] for known in rows}]
     return rows
 
 
-def _room(named: shapes.Named, device: torch.device) -> int:
+def room(named: shapes.Named, device: torch.device) -> int:
     """How many subjects may be alive at a time: parameter and fp32 state of each, in half of the free memory."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]

@@ -40,6 +40,8 @@ _ALIASES: dict[str, str] = {
     "Automagic_CameAMP_COptim": "COptim",
     "Automagic_CameAMP_COptim8bit": "COptim8bit",
 }
+# Every name that `--optimizer_type` may be, besides dotted paths.
+OPTIMIZERS = (*_MODULES, *_ALIASES)
 
 
 def __getattr__(name: str):

@@ -5,8 +5,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from hina_kohya.kohya import hooks
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers import hooks
+from hina_kohya.trainers.errors import UserError
 
 
 def find(script: str) -> Path:
@@ -26,9 +26,9 @@ def main(argv: list[str]) -> None:
             "what to run? example: accelerate launch -m hina_kohya.launch train_network.py --config_file my.toml"
         )
     script = find(argv[0])
-    hooks.install()
     sys.argv = [str(script), *argv[1:]]
     sys.path[0] = str(script.parent)  # as `python train_network.py` has it
+    hooks.install()
     runpy.run_path(str(script), run_name="__main__")
 
 

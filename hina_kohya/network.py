@@ -5,8 +5,8 @@ Importing this module installs the hooks, so short optimizer names work, too.
 
 from typing import Any
 
-from hina_kohya.kohya import hooks
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers import hooks
+from hina_kohya.trainers.errors import UserError
 
 hooks.install()
 
@@ -14,6 +14,18 @@ hooks.install()
 def create_network(*args: Any, inner: str | None = None, **kwargs: Any) -> Any:
     """Network of the module `inner`; everything else is passed on."""
     return _module(inner).create_network(*args, **kwargs)
+
+
+def create_arch_network(*args: Any, inner: str | None = None, **kwargs: Any) -> Any:
+    """The same for musubi-tuner, whose networks have one creator for each architecture."""
+    module = _module(inner)
+    creator = "create_arch_network" if hasattr(module, "create_arch_network") else "create_network"
+    return getattr(module, creator)(*args, **kwargs)
+
+
+def create_arch_network_from_weights(*args: Any, inner: str | None = None, **kwargs: Any) -> Any:
+    """Network and weights of the module `inner`, for musubi-tuner."""
+    return _module(inner).create_arch_network_from_weights(*args, **kwargs)
 
 
 def create_network_from_weights(*args: Any, inner: str | None = None, **kwargs: Any) -> Any:
@@ -25,7 +37,8 @@ def _module(inner: str | None) -> Any:
     if inner is None:
         raise UserError(
             "hina_kohya.network needs network_args inner=networks.lora (or another network module). With "
-            "--base_weights, sd-scripts passes none: start with `hina-kohya launch` and --network_module networks.lora"
+            "--base_weights (and --dim_from_weights of musubi-tuner) trainers pass none: start with `hina-kohya "
+            "launch` and --network_module networks.lora"
         )
     if inner == __name__:
         raise UserError(f"network_args: inner={inner} is this module itself; write inner=networks.lora")

@@ -22,9 +22,9 @@ import toml
 from lycoris_releases import install, offered
 from packaging.version import Version
 
-from hina_kohya.kohya.patching import newlines, unified
-from hina_kohya.kohya.patching.manifest import FOLDERS, OURS, line_hash
-from hina_kohya.kohya.targets import LYCORIS, SD_SCRIPTS
+from hina_kohya.patch import newlines, unified
+from hina_kohya.patch.manifest import FOLDERS, OURS, line_hash
+from hina_kohya.patch.targets import LYCORIS, SD_SCRIPTS
 
 PATCHES = Path(__file__).parents[1] / "patches"
 FILES = {LYCORIS: "lycoris/kohya.py", SD_SCRIPTS: "library/__init__.py"}

@@ -26,10 +26,11 @@ import torch
 from lycoris_releases import install, offered
 from torch import nn
 
-from hina_kohya.kohya import hooks, patching, targets
-from hina_kohya.kohya.patching import State
-from hina_kohya.kohya.patching.manifest import known
-from hina_kohya.kohya.targets import LYCORIS, SD_SCRIPTS
+from hina_kohya import patch
+from hina_kohya.patch import State, targets
+from hina_kohya.patch.manifest import known
+from hina_kohya.patch.targets import LYCORIS, SD_SCRIPTS
+from hina_kohya.trainers import hooks
 
 DOCS = Path(__file__).parents[1] / "docs" / "patches.md"
 DECAY = 0.1
@@ -103,21 +104,21 @@ def lycoris_table(releases: Path, folder: Path, covered_only: bool) -> list[str]
 
 def try_lycoris(version: str, site: Path) -> str:
     sys.path.insert(0, str(site))
-    told = patching.inspect(LYCORIS)
+    told = patch.inspect(LYCORIS)
     assert told.target == targets.Target(LYCORIS, site, version, sys.executable)
     assert told.state is State.NOT_PATCHED
     assert told.file is not None
     original = told.file.read_bytes()
-    patching.apply(told)
+    patch.apply(told)
     from lycoris import kohya  # noqa: PLC0415
 
     assert Path(kohya.__file__) == told.file
     decays = {}
     for algo, arguments in ALGOS.items():
         decays |= train(kohya, algo, arguments)
-    patching.revert(patching.inspect(LYCORIS))
+    patch.revert(patch.inspect(LYCORIS))
     assert told.file.read_bytes() == original
-    assert patching.inspect(LYCORIS).state is State.NOT_PATCHED
+    assert patch.inspect(LYCORIS).state is State.NOT_PATCHED
     return ", ".join(f"{name} {decay:g}" for name, decay in sorted(decays.items()))
 
 
@@ -168,10 +169,10 @@ def sd_scripts_table(checkout: Path, folder: Path) -> list[str]:
 
 
 def try_sd_scripts(clone: Path, commit: str) -> str:
-    told = patching.inspect(SD_SCRIPTS, clone)
+    told = patch.inspect(SD_SCRIPTS, clone)
     assert told.target is not None
     assert told.target.version == commit
-    patching.apply(told)
+    patch.apply(told)
     assert git(clone, "status", "--porcelain") == " M library/__init__.py\n"
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(clone))
@@ -179,7 +180,7 @@ def try_sd_scripts(clone: Path, commit: str) -> str:
 
     assert Path(library.__file__) == told.file
     assert hooks.active()
-    patching.revert(patching.inspect(SD_SCRIPTS, clone))
+    patch.revert(patch.inspect(SD_SCRIPTS, clone))
     assert git(clone, "status", "--porcelain") == ""
     return "yes"
 

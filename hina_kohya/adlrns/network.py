@@ -18,7 +18,7 @@ from hina_kohya.adlrns.adapter import MAKING, AdlrnsModule
 from hina_kohya.adlrns.arguments import Settings
 from hina_kohya.adlrns.balance import balanced
 from hina_kohya.adlrns.states import States
-from hina_kohya.kohya import hooks
+from hina_kohya.trainers import hooks
 
 logger = logging.getLogger("hina_kohya")
 

@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from hina_kohya.core.hyper import did_you_mean
-from hina_kohya.kohya import names
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers import optimizer_names
+from hina_kohya.trainers.errors import UserError
 
 EXAMPLE = """examples:
   hina-kohya optimizers               one line a name
@@ -18,7 +18,7 @@ EXAMPLE = """examples:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="hina-kohya optimizers",
-        description=f"Optimizers of the entry-point group {names.GROUP!r}: this package's and anybody's.",
+        description=f"Optimizers of the entry-point group {optimizer_names.GROUP!r}: this package's and anybody's.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -35,21 +35,21 @@ def main(argv: list[str]) -> int:
 def listing() -> list[str]:
     """One line a name: what it is, or whose other name it is."""
     lines = []
-    for entry in names.entries():
+    for entry in optimizer_names.entries():
         cls = entry.load()
         what = f"another name of {cls.__name__}" if cls.__name__ != entry.name else _first_line(cls)
-        lines.append(f"{entry.name:26} {names.package(entry):14} {what}")
+        lines.append(f"{entry.name:26} {optimizer_names.package(entry):14} {what}")
     return [*lines, "", "hina-kohya optimizers NAME   shows what one accepts"]
 
 
 def description(name: str) -> list[str]:
-    entry = names.find(name)
+    entry = optimizer_names.find(name)
     if entry is None:
         raise UserError(
-            f"there is no optimizer {name!r}; {did_you_mean(name, {each.name for each in names.entries()})}"
+            f"there is no optimizer {name!r}; {did_you_mean(name, {each.name for each in optimizer_names.entries()})}"
         )
     cls = entry.load()
-    lines = [f"{cls.__name__}: {_first_line(cls)}", f"--optimizer_type {names.path(entry)}", ""]
+    lines = [f"{cls.__name__}: {_first_line(cls)}", f"--optimizer_type {optimizer_names.path(entry)}", ""]
     settings = getattr(cls, "Settings", None)
     if settings is None:
         return [*lines, f"arguments: {inspect.signature(cls)}"]

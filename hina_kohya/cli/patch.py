@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from hina_kohya.kohya import patching
-from hina_kohya.kohya.errors import UserError
-from hina_kohya.kohya.patching import Status
-from hina_kohya.kohya.targets import TARGETS
+from hina_kohya import patch
+from hina_kohya.patch import Status
+from hina_kohya.patch.targets import TARGETS
+from hina_kohya.trainers.errors import UserError
 
 DESCRIPTION = """our hooks inside LyCORIS and sd-scripts, and out again:
   status   what is found, its version, whether it is patched, and what to type next; changes nothing
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     code, acted = 0, False
     for name in [args.target] if args.target else TARGETS:
         try:
-            told = patching.inspect(name, args.sd_scripts)
+            told = patch.inspect(name, args.sd_scripts)
             # What is not there is an error where it was asked for, or where nothing else is there.
             if told.target is None and not args.target and args.action != "status":
                 print(f"{name}: not found; {told.next}")
@@ -55,24 +55,24 @@ def _status(told: Status) -> str:
     version = f" {told.target.version or '(unknown version)'}" if told.target else ""
     lines = [f"{told.name}{version}: {told.state.value}"]
     lines += [f"  {told.file}"] if told.file else []
-    lines += [f"  {line}" for line in (*patching.explanation(told), *told.remarks, *_warning(told))]
+    lines += [f"  {line}" for line in (*patch.explanation(told), *told.remarks, *_warning(told))]
     return "\n".join([*lines, f"  next: {told.next}"])
 
 
 def _diff(told: Status) -> str:
-    return patching.preview(told).rstrip("\n") or f"{told.name}: already patched, nothing to apply"
+    return patch.preview(told).rstrip("\n") or f"{told.name}: already patched, nothing to apply"
 
 
 def _apply(told: Status) -> str:
-    return "\n  ".join([f"{told.name}: {patching.apply(told)}", *_warning(told)])
+    return "\n  ".join([f"{told.name}: {patch.apply(told)}", *_warning(told)])
 
 
 def _revert(told: Status) -> str:
-    return f"{told.name}: {patching.revert(told)}"
+    return f"{told.name}: {patch.revert(told)}"
 
 
 def _warning(told: Status) -> list[str]:
-    warning = patching.warning(told)
+    warning = patch.warning(told)
     return [warning] if warning else []
 
 

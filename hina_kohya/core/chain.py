@@ -1,5 +1,7 @@
 """A chain: techniques in the order of the step, run over one chunk of a bucket as one pure function."""
 
+from __future__ import annotations  # evaluated, those of the functions made in a step would break torch 2.6's graph
+
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor

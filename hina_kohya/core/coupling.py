@@ -3,24 +3,27 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hina_kohya.core.bucket import Bucket
+from hina_kohya.core.bucket import Bucket, to_device
 from hina_kohya.core.roles import Member
 from hina_kohya.core.slab import Rows
 from hina_kohya.core.technique import Technique
 
 
 class Coupling:
-    """The tables of one technique: for each published shape, all publishing matrices and a row of ones.
+    """The tables of one technique on one device: for each published shape, all publishing matrices and a row of ones.
 
     The row of ones stands in for partners that a matrix does not have when others of its bucket do.
     """
 
-    def __init__(self, technique: Technique, buckets: Sequence[Bucket], members: Sequence[Member]):
-        self.technique = technique
-        consumers = [bucket for bucket in buckets if technique in bucket.chain]
+    def __init__(
+        self, technique: Technique, device: torch.device, buckets: Sequence[Bucket], members: Sequence[Member]
+    ):
+        self.technique, self.device = technique, device
+        consumers = [bucket for bucket in buckets if self.serves(bucket)]
         wanted = {c for bucket in consumers for index in bucket.indices for c in technique.partners(members[index])}
         self.sources: list[tuple[Bucket, list[int]]] = []
         self.places: dict[int, tuple[torch.Size, int]] = {}
@@ -37,6 +40,9 @@ class Coupling:
         self.indices = {id(bucket): self._index(bucket, members, sizes) for bucket in consumers}
         self.tables: dict[torch.Size, Tensor] = {}
 
+    def serves(self, bucket: Bucket) -> bool:
+        return self.technique in bucket.chain and bucket.key.device == self.device
+
     def _published(self, m: int, n: int) -> torch.Size:
         published = self.technique.publish(torch.empty(1, m, n, device="meta"))
         assert published is not None, f"{self.technique.name} couples parameters but publishes nothing"
@@ -47,7 +53,7 @@ class Coupling:
         shape = self.places[partners[0][0]][0]
         width, ones = max(map(len, partners)), sizes[shape]
         rows = [[self.places[p][1] for p in row] + [ones] * (width - len(row)) for row in partners]
-        return shape, torch.tensor(rows, dtype=torch.int32, device=bucket.key.device)
+        return shape, to_device(np.array(rows, dtype=np.int32), self.device)
 
     def publish(self) -> None:
         """Reads the parameters as they are before the step."""
@@ -56,7 +62,7 @@ class Coupling:
             for picked, _ in bucket.chunks(rows):
                 published = self.technique.publish(bucket.gather([bucket.params[row] for row in picked]))
                 assert published is not None
-                parts[published.shape[1:]].append(published)
+                parts[published.shape[1:]].append(published.to(self.device))
         self.tables = {shape: torch.cat([*part, torch.ones_like(part[0][:1])]) for shape, part in parts.items()}
 
     def shared(self, bucket: Bucket, rows: Rows) -> Tensor:

@@ -8,7 +8,7 @@ the parameters at which the gradient was taken: look before the step. Both say 0
 
 Source: TECHNIQUES.md, "the gauge identity"; Noether's theorem for the symmetry (A, B) -> (R A, B R^-1).
 Cost: one elementwise pass over all parameters, a sort of fingerprints, r x r products of the candidates. It waits for
-the device three to five times: call it every hundred steps. `observe` never waits.
+a GPU about a dozen times (benchmarks/results/fake_cuda.md): call it every hundred steps. `observe` never waits.
 """
 
 import dataclasses as dc

@@ -178,4 +178,5 @@ def _stack(source: Sequence[Tensor | None], picked: Sequence[int]) -> Tensor:
 def _random(rows: int, columns: int, like: Tensor) -> Tensor:
     """The same Gaussian [rows, columns] in every process and at every step."""
     generator = torch.Generator().manual_seed(SEED + rows)
-    return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(like)
+    random = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    return to_device(random.numpy(), like.device).to(like.dtype)

@@ -30,8 +30,11 @@ def buckets(
     """A bucket for each key, or for each frame where there would be too many."""
     framed: dict[Key, list[int]] = defaultdict(list)
     alone: dict[Key, list[int]] = {}
+    read = {
+        other for key, rows in by_key.items() for t in key.chain for row in rows for other in t.partners(members[row])
+    }  # by a partner, which expects its shape
     for key, indices in by_key.items():
-        if frame := _frame(key):
+        if (frame := _frame(key)) and read.isdisjoint(indices):
             framed[frame].extend(indices)
         else:
             alone[key] = list(indices)
@@ -47,7 +50,7 @@ def buckets(
 def _frame(key: Key) -> Key | None:
     """What parameters of this key are stepped as, if they can be."""
     own = matrix_shape(key.shape)
-    if key.shape.numel() > SMALL:
+    if key.shape.numel() > SMALL or not key.chain:
         return None
     m, n = (_rounded_up(side) for side in own)
     if m == n and own[0] != own[1]:  # which side is the longer one matters to NorMuon

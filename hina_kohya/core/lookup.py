@@ -12,12 +12,11 @@ from hina_kohya.core.roles import Member
 
 # The last part of a module's name, flattened (kohya) or not; `time_embedding.linear_1` and `x_embedder` are layers.
 _MODULE = re.compile(r"(?:^|[._])(?:embed(?:ding)?s?|emb|embed_tokens|tok_embeddings|wte|wpe|lm_head)$")
-_PEFT = re.compile(r"(?:^|\.)lora_embedding_[AB](?:\.|$)")
 
 
 def is_looked_up(member: Member) -> bool:
-    name = member.name or ""
-    if _PEFT.search(name):
+    if member.role.kind is Kind.EMBEDDING:
         return True
     whole = member.role.kind in (Kind.DENSE, Kind.REGULAR)
-    return whole and _MODULE.search(name.removesuffix(".weight").removesuffix("_weight")) is not None
+    module = (member.name or "").removesuffix(".weight").removesuffix("_weight")
+    return whole and _MODULE.search(module) is not None

@@ -6,11 +6,11 @@ from typing import Any
 
 from hina_kohya.core import roles
 from hina_kohya.core.hyper import did_you_mean
-from hina_kohya.core.role_table import BOFT, DISTINCT, GENERIC, IA3, REGULAR
+from hina_kohya.core.role_table import ROLES
 from hina_kohya.core.roles import Member
 
 Groups = Sequence[Mapping[str, Any]]
-ROLE_NAMES = sorted({role.name for role in (*DISTINCT.values(), *GENERIC.values(), BOFT, IA3, REGULAR)})
+ROLE_NAMES = sorted({role.name for role in ROLES})
 
 
 def members_of(groups: Groups, decay_roles: Sequence[str]) -> list[Member]:

@@ -19,7 +19,7 @@ from hina_kohya.core.groups import Betas, check_betas, check_group, number_of, r
 from hina_kohya.core.hyper import Interval, check_value
 from hina_kohya.core.members import checked_roles, members_of, splits_lr
 from hina_kohya.core.names import named
-from hina_kohya.core.plan import Plan, fitted
+from hina_kohya.core.plan import Plan, fitted, is_frozen
 from hina_kohya.core.pooling import Ties, ties_of
 from hina_kohya.core.precision import full_precision
 from hina_kohya.core.schedules import NewRate
@@ -154,13 +154,15 @@ class HinaOptimizer(torch.optim.Optimizer):
         return np.repeat(np.arange(len(self.param_groups)), [len(group["params"]) for group in self.param_groups])
 
     def chains(self) -> list[Chain]:
-        """The chain of every parameter."""
+        """The chain of every parameter; an empty one where it is frozen and was never trained."""
         chains: list[Chain] = []
         members = iter(self.members)
         for group, split in zip(self.param_groups, splits_lr(self.param_groups, self.members), strict=True):
             techniques = [registry.build(name, **options) for name, options in group["techniques"].items()]
             wanted = [self._codec.checked(each) for each in techniques if not (split and each.splits_lr)]
-            chains.extend(fitted(wanted, next(members)) for _ in group["params"])
+            for param, member in zip(group["params"], members, strict=False):
+                idle = is_frozen(param) and not self.state.get(param)
+                chains.append(() if idle else fitted(wanted, member))
         return chains
 
     def _replan(self) -> None:
@@ -277,7 +279,7 @@ class HinaOptimizer(torch.optim.Optimizer):
     def summary(self) -> str:
         """The one line that is logged at the first step."""
         used = f"{self.get_memory_efficiency_report()['bytes_per_parameter']:.2f} bytes of state a parameter"
-        return f"{roles.summary_line(self.members)}; {type(self).__name__}, {self._codec.name}, {used}"
+        return f"{roles.summary_line(report.trained(self))}; {type(self).__name__}, {self._codec.name}, {used}"
 
     @property
     def effective_lr(self) -> list[float]:

@@ -35,6 +35,11 @@ def fitted(techniques: Iterable[Technique], member: Member) -> Chain:
     return ordered(technique for technique in fits if present.isdisjoint(technique.yields_to))
 
 
+def is_frozen(param: Tensor) -> bool:
+    """Whether no gradient is there and none can come: the base model, in `HinaAdamW(model.named_parameters())`."""
+    return param.grad is None and not param.requires_grad
+
+
 def keep_freed_memory() -> None:
     """Lets the C library reuse the step's temporaries instead of returning them to the system page by page.
 
@@ -47,7 +52,8 @@ def keep_freed_memory() -> None:
 class Plan:
     """Buckets, couplings and pools for the parameters as they are now; built again when they are cast, moved or added.
 
-    ``groups`` says which param group a parameter is in, ``ties`` which others share its pooled number.
+    ``groups`` says which param group a parameter is in, ``ties`` which others share its pooled number. A parameter with
+    an empty chain is frozen: it has no state, and is only read where a partner looks at it.
     """
 
     def __init__(
@@ -65,24 +71,30 @@ class Plan:
             if param.numel():
                 partner = None if member.partner is None else params[member.partner]
                 by_key[Key.of(param, chain, partner)].append(index)
-        self.buckets = frames.buckets(by_key, params, members, codec)
+        buckets = frames.buckets(by_key, params, members, codec)
+        self.buckets = [bucket for bucket in buckets if bucket.chain]
+        self.frozen = [bucket for bucket in buckets if not bucket.chain]
         self.groups = groups
         self.counters, self.rates = Counters(self.buckets), Rates(self.buckets, groups)
-        coupled = {technique for bucket in self.buckets for technique in bucket.chain if technique.couples}
-        self.couplings = [Coupling(technique, self.buckets, members) for technique in coupled]
+        coupled = {(t, bucket.key.device) for bucket in self.buckets for t in bucket.chain if t.couples}
+        self.couplings = [Coupling(technique, device, buckets, members) for technique, device in coupled]
         pooled = {technique for bucket in self.buckets for technique in bucket.chain if technique.pools}
         self.poolings = [Pooling(technique, self.buckets, groups.tolist(), ties) for technique in pooled]
         self._away = 0
 
     def fits(self) -> bool:
-        return all(bucket.of_dtype() for bucket in self.buckets)
+        return not self._thawed() and all(bucket.of_dtype() for bucket in (*self.buckets, *self.frozen))
+
+    def _thawed(self) -> bool:
+        return any(not is_frozen(param) for bucket in self.frozen for param in bucket.params)
 
     def follows(self) -> bool:
         """Once a step: whether the parameters are, or will soon be again, where the state is.
 
         Blocks that are swapped in and out are stepped where their state is; what has moved for good takes it along.
         """
-        self._away = self._away + 1 if any(bucket.elsewhere() for bucket in self.buckets) else 0
+        away = any(bucket.elsewhere() for bucket in (*self.buckets, *self.frozen))
+        self._away = self._away + 1 if away else 0
         started = any(bucket.tried.any() for bucket in self.buckets)
         return not self._away or (started and self._away < SWAPPED)
 
@@ -129,7 +141,7 @@ class Plan:
 
     def shared(self, bucket: Bucket, rows: Rows) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """By technique, what the partners of these rows published, and what was pooled for them."""
-        couplings = {c.technique.name: c.shared(bucket, rows) for c in self.couplings if c.technique in bucket.chain}
+        couplings = {c.technique.name: c.shared(bucket, rows) for c in self.couplings if c.serves(bucket)}
         return couplings, {
             p.technique.name: p.pooled(bucket, rows) for p in self.poolings if p.technique in bucket.chain
         }

@@ -68,7 +68,9 @@ class Relationships:
     def _note_zeros(self, params: Params) -> None:
         known = 0 if self.zero is None else len(self.zero)
         if known < len(params):
-            norms = torch._foreach_norm(list(params[known:]))
+            # A one for packed integers: a frozen 4-bit weight has no gradient to compare anyway.
+            floats = [p if p.is_floating_point() else torch.ones(1, device=p.device) for p in params[known:]]
+            norms = torch._foreach_norm(floats)
             fresh = torch.stack([norm.to(norms[0]) for norm in norms]) == 0
             self.zero = fresh if self.zero is None else torch.cat([self.zero, fresh.to(self.zero.device)])
 

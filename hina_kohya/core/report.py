@@ -6,6 +6,7 @@ Nothing here runs during a step, so it may synchronise.
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hina_kohya")
 
 
+def trained(optimizer: HinaOptimizer) -> list[roles.Member]:
+    """The members less those that are frozen."""
+    frozen = {index for bucket in optimizer.plan().frozen for index in bucket.indices}
+    return [member for index, member in enumerate(optimizer.members) if index not in frozen]
+
+
 def information(optimizer: HinaOptimizer) -> dict[str, Any]:
-    counts = roles.summary(optimizer.members)
+    members = trained(optimizer)
+    counts = roles.summary(members)
     return {
         "optimizer_type": type(optimizer).__name__,
         "version": hina_kohya.__version__,
-        "total_params": sum(param.numel() for group in optimizer.param_groups for param in group["params"]),
+        "total_params": sum(math.prod(member.shape) for member in members),
         "features": features(optimizer),
         "conflicts_resolved": list(getattr(optimizer, "conflicts", [])),
         "lora_stats": counts["lora_stats"],
@@ -113,7 +121,7 @@ def _left_by_muon(optimizer: HinaOptimizer) -> list[str]:
 def memory(optimizer: HinaOptimizer) -> dict[str, Any]:
     """Exact bytes of everything kept between steps, beside AdamW's 8 bytes a parameter."""
     plan = optimizer.plan()
-    total = sum(param.numel() for param in optimizer.params())
+    total = sum(math.prod(member.shape) for member in trained(optimizer))
     packed = sum(
         len(bucket) * bucket.key.shape.numel()
         for bucket in plan.buckets

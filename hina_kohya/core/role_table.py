@@ -1,13 +1,16 @@
 """The vocabulary of adapter parameters: which name ending means what. Data only; `roles` reads names with it.
 
 Every ending was read off networks *while they train* (`named_parameters()` after `apply_to`): LyCORIS 3.0.0 to 4.1.3
-and sd-scripts' lora, lora_fa, dylora, oft, oft_flux, lora_flux (main) and loha, lokr (feat-support-lokr-loha).
-Three surprises, so that nobody "fixes" the table:
+and sd-scripts' lora, lora_fa, dylora, oft, oft_flux, lora_flux (main) and loha, lokr (feat-support-lokr-loha),
+musubi-tuner's lora, loha, lokr, PEFT 0.21 (older names: its source back to 0.3), diffusers 0.20 (0.14 to 0.25: source).
+Surprises, so that nobody "fixes" the table:
 
 - GLoRA starts its *down* matrices (a2, b2) at zero: `side` and `zero_init` are different questions.
 - LyCORIS `full` trains the whole weight (`apply_to` adds the base weight), so zero is not the base model there.
   T-LoRA subtracts its frozen start, so zero is not the base model there either, and its factors do not decay.
 - A Tucker LoHa starts hada_w2_a at zero in LyCORIS and hada_w1_a in the sd-scripts branch; no name tells them apart.
+- PEFT starts other factors at zero than LyCORIS: LoHa at hada_w2_b, LoKr at lokr_w1 or lokr_w1_a, embeddings at A. Its
+  (IA)3 and BOFT scales start at one. `init_weights="lycoris"`, "pissa" and the like are not in the names.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ class Kind(str, Enum):
     NORM = "norm"
     BIAS = "bias"
     ROTATION = "rotation"  # the generator of an orthogonal matrix; zero is the identity
+    EMBEDDING = "embedding"  # a factor of which a step sees the columns of its tokens only: neither Muon nor LoRA+
     REGULAR = "regular"  # no adapter parameter, or none we know
 
 
@@ -74,6 +78,9 @@ OFT = Role("oft_blocks", "oft", Kind.ROTATION, zero_init=True)  # 3-d
 BOFT = Role("boft_blocks", "boft", Kind.ROTATION, zero_init=True)  # also named `oft_blocks`, but 4-d
 SCALAR = _still("scalar", "", Kind.SCALE, zero=True)  # LyCORIS use_scalar: it is zero *instead of* a factor
 
+_DORA_SCALE = _still("dora_scale", "", Kind.SCALE)
+_RESCALE = _still("rescale", "", Kind.SCALE)
+
 _LORA_DOWN = _down("lora_down", "lora", "lora_up", "lora_mid")
 _LORA_UP = _up("lora_up", "lora", "lora_down", "lora_mid", zero_init=True)
 _DYLORA_DOWN = _down("dylora_down", "dylora", "dylora_up")
@@ -88,6 +95,12 @@ DISTINCT: dict[str, Role] = {
     "lora_up.#.weight": _LORA_UP,
     "lora_A.#": _DYLORA_DOWN,  # sd-scripts
     "lora_B.#": _DYLORA_UP,
+    "lora.down.weight": _LORA_DOWN,  # diffusers' files
+    "lora.up.weight": _LORA_UP,
+    "lora_layer.down.weight": _LORA_DOWN,  # diffusers 0.20 to 0.25, linear and convolutional layers
+    "lora_layer.up.weight": _LORA_UP,
+    "lora_linear_layer.down.weight": _LORA_DOWN,  # and its text encoders, also in files
+    "lora_linear_layer.up.weight": _LORA_UP,
     "hada_w1_a": _up("hada_w1_a", "loha", "hada_w1_b", "hada_t1"),
     "hada_w1_b": _down("hada_w1_b", "loha", "hada_w1_a", "hada_t1"),
     "hada_w2_a": _up("hada_w2_a", "loha", "hada_w2_b", "hada_t2", zero_init=True),
@@ -103,7 +116,7 @@ DISTINCT: dict[str, Role] = {
     "lokr_t2": _core("lokr_t2", "lokr", kronecker="w2"),
     "oft_blocks": OFT,
     "oft_blocks.#": OFT,  # sd-scripts oft_flux
-    "dora_scale": _still("dora_scale", "", Kind.SCALE),
+    "dora_scale": _DORA_SCALE,
     "w_norm": _still("norm_weight", "norm", Kind.NORM, zero=True),
     "b_norm": _still("norm_bias", "norm", Kind.NORM, zero=True),
 }
@@ -124,6 +137,42 @@ GENERIC: dict[str, Role] = {
     "bias": _still("full_bias", "full", Kind.BIAS),
     "diff": Role("diff", "full", Kind.DENSE, zero_init=True),  # how `full` is called in files
     "diff_b": _still("diff_b", "full", Kind.BIAS, zero=True),
-    "rescale": _still("rescale", "", Kind.SCALE),
+    "rescale": _RESCALE,
     "scalar": SCALAR,
 }
+
+# Endings that count only right after a module of diffusers' LoRA processors: `to_q_lora`; x-flux has `qkv_lora1`.
+PROCESSOR: dict[str, Role] = {"down.weight": _LORA_DOWN, "up.weight": _LORA_UP}
+
+# PEFT, without the adapter's name, which stands after the first part while training (`lora_A.default.weight`) and is
+# left out in files. Endings that LyCORIS has too are PEFT's where an adapter is named or the name begins with PEFT's
+# `base_model.model`. AdaLoRA (`lora_A.default`, no `.weight`) is not here: sd-scripts' DyLoRA has `lora_A.0`.
+PEFT: dict[str, Role] = {
+    "lora_A.weight": _LORA_DOWN,
+    "lora_B.weight": _LORA_UP,
+    "lora_B.bias": _still("lora_bias", "lora", Kind.BIAS, zero=True),
+    # W = (B A)^T, so that A [r, tokens] and B [out, r] are those of a linear layer that reads one-hot tokens.
+    "lora_embedding_A": dc.replace(
+        _down("lora_embedding_A", "lora", "lora_embedding_B", zero_init=True), kind=Kind.EMBEDDING
+    ),
+    "lora_embedding_B": _up("lora_embedding_B", "lora", "lora_embedding_A"),
+    "lora_magnitude_vector": _DORA_SCALE,  # a parameter up to PEFT 0.11, and in files
+    "lora_magnitude_vector.weight": _DORA_SCALE,
+    # These vectors are all that VeRA trains (its matrices are buffers), and at zero they leave the base model's weight:
+    # they decay, as factors do.
+    "vera_lambda_b": Role("vera_lambda_b", "vera", Kind.SCALE, zero_init=True),
+    "vera_lambda_d": Role("vera_lambda_d", "vera", Kind.SCALE),
+    **{name: dc.replace(role, zero_init=name == "hada_w2_b") for name, role in DISTINCT.items() if role.algo == "loha"},
+    **{
+        name: dc.replace(role, zero_init=name in ("lokr_w1", "lokr_w1_a"))
+        for name, role in DISTINCT.items()
+        if role.algo == "lokr"
+    },
+    "ia3_l": dc.replace(IA3, zero_init=False),
+    "oft_r": OFT,  # up to PEFT 0.15
+    "oft_R.weight": OFT,
+    "boft_R": BOFT,
+    "boft_s": _RESCALE,
+}
+
+ROLES = (*DISTINCT.values(), *GENERIC.values(), *PEFT.values(), IA3, BOFT, REGULAR)

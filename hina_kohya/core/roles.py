@@ -1,7 +1,8 @@
 """Parameter names -> roles, pairs, Kronecker groups. Pure Python: no torch, no tensor is looked at.
 
-A role is decided by the exact ending of a name after its module (see `role_table`), never by a substring. What one name
-cannot tell (full or (IA)3, is there a Tucker core, who is the partner) is decided by `resolve`, which sees all of them.
+A role is decided by the exact ending of a name after its module (see `role_table`), never by a substring. Where PEFT
+puts an adapter's name into an ending, any one part may stand, since an adapter may have any name without a dot. What
+one name cannot tell (full or (IA)3, is there a Tucker core, who is the partner) is decided by `resolve`: it sees all.
 
 **Shapes** a pair is accepted only if B [m, r] and A [r, n] multiply in the matrix view [out, in*kh*kw].
 """
@@ -13,9 +14,9 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from hina_kohya.core.role_table import BOFT, DISTINCT, FULL, GENERIC, IA3, OFT, REGULAR, Kind, Role
+from hina_kohya.core.role_table import BOFT, DISTINCT, FULL, GENERIC, IA3, OFT, PEFT, PROCESSOR, REGULAR, Kind, Role
 
 __all__ = ["REGULAR", "Kind", "Member", "Role", "identify", "resolve", "summary", "summary_line"]
 
@@ -23,7 +24,8 @@ Shape = tuple[int, ...]
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module"}  # torch.compile and FSDP put these anywhere
 _LONGEST = 3  # parts of the longest ending, `lora_down.#.weight`
-_ADAPTER = re.compile(r"(lora_unet|lora_te\d*|lycoris)_.+")  # module names of LyCORIS, dots flattened to underscores
+_KOHYA = re.compile(r"(lora_unet|lora_te\d*|lycoris)_.+")  # module names of LyCORIS, dots flattened to underscores
+_PROCESSOR = re.compile(r".+_lora\d?")
 
 
 @dc.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Member:
     cofactors    : for LoKr, all the other factors of the module, ordered by role name
     cofactor_rank: product of the inner ranks; a step d of this factor changes W by about
                    sqrt(cofactor_rank) * RMS(d) * prod(RMS(cofactor))
+    adapter      : what PEFT calls the adapter; "" in files and elsewhere. Two adapters of one module share nothing
     """
 
     name: str | None
@@ -43,50 +46,67 @@ class Member:
     partner: int | None = None
     cofactors: tuple[int, ...] = ()
     cofactor_rank: int = 1
+    adapter: str = ""
+
+
+class _Reading(NamedTuple):
+    """What one name says; `slot` is the place in a list, or ""."""
+
+    module: str
+    role: Role
+    slot: str = ""
+    adapter: str = ""
 
 
 def identify(name: str, shape: Shape = ()) -> tuple[str, Role]:
     """Module and role of one name; unknown names are (name, REGULAR). A shape tells (IA)3 from full, BOFT from OFT."""
-    module, _, role = _parse(name)
-    return module, _by_shape(role, shape)
+    reading = _read(name)
+    return reading.module, _by_shape(reading.role, shape)
 
 
 def resolve(names: Sequence[str | None], shapes: Sequence[Shape]) -> list[Member]:
     """One `Member` per parameter in the order given. A role that occurs twice in a module is never paired."""
     shapes = [tuple(shape) for shape in shapes]
-    parsed = [("", "", REGULAR) if name is None else _parse(name) for name in names]
+    readings = [_Reading("", REGULAR) if name is None else _read(name) for name in names]
     found = [
-        Member(name, module, _by_shape(role, shape), shape)
-        for name, (module, _, role), shape in zip(names, parsed, shapes, strict=True)
+        Member(name, reading.module, _by_shape(reading.role, shape), shape, adapter=reading.adapter)
+        for name, reading, shape in zip(names, readings, shapes, strict=True)
     ]
-    modules: dict[str, list[int]] = defaultdict(list)
+    modules: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, member in enumerate(found):
         if member.role is not REGULAR:
-            modules[member.module].append(i)
+            modules[member.module, member.adapter].append(i)
     for indices in modules.values():
         for i, role in zip(indices, _in_company([found[i].role for i in indices]), strict=True):
             found[i] = dc.replace(found[i], role=role)
-        _pair(found, indices, [parsed[i][1] for i in indices])
+        _pair(found, indices, [readings[i].slot for i in indices])
         _join_kronecker(found, indices)
     return found
 
 
-def _parse(name: str) -> tuple[str, str, Role]:
-    """(module, index within a list or "", role by name alone)."""
+def _read(name: str) -> _Reading:
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     while parts and parts[0] == "module":  # DistributedDataParallel
         parts.pop(0)
-    for length in range(_LONGEST, 0, -1):
-        if len(parts) <= length:
-            continue
-        module, tail = parts[:-length], parts[-length:]
-        ending = ".".join("#" if part.isdecimal() else part for part in tail)
-        role = DISTINCT.get(ending)
-        if role is None and _ADAPTER.fullmatch(module[-1]):
-            role = GENERIC.get(ending)
-        if role is not None:
-            return ".".join(module), next((part for part in tail if part.isdecimal()), ""), role
-    return name, "", REGULAR
+    of_peft = parts[:2] == ["base_model", "model"]
+    for length in range(min(_LONGEST, len(parts) - 1), 0, -1):
+        above, tail = parts[:-length], parts[-length:]
+        module, numbered = ".".join(above), ".".join("#" if part.isdecimal() else part for part in tail)
+        if role := _by_ending(numbered, above[-1], of_peft):
+            return _Reading(module, role, next((part for part in tail if part.isdecimal()), ""))
+        if length > 1 and (role := PEFT.get(".".join((tail[0], *tail[2:])))):
+            return _Reading(module, role, adapter=tail[1])
+    return _Reading(name, REGULAR)
+
+
+def _by_ending(ending: str, module: str, of_peft: bool) -> Role | None:
+    """The role that an ending has after the last part of the module's name, adapter names aside."""
+    role = (PEFT.get(ending) if of_peft else None) or DISTINCT.get(ending) or PEFT.get(ending)
+    if role is None and _KOHYA.fullmatch(module):
+        role = GENERIC.get(ending)
+    if role is None and _PROCESSOR.fullmatch(module):
+        role = PROCESSOR.get(ending)
+    return role
 
 
 def _by_shape(role: Role, shape: Shape) -> Role:
@@ -169,7 +189,7 @@ def summary(members: Iterable[Member]) -> dict[str, Any]:
         "regular": regular,
         "by_role": dict(sorted(roles.items())),
         "by_algo": {
-            algo: {"modules": len({m.module for m in ms}), "params": len(ms), "pairs": _pairs(ms)}
+            algo: {"modules": _modules(ms), "params": len(ms), "pairs": _pairs(ms)}
             for algo, ms in sorted(algos.items())
         },
         "lora_stats": {
@@ -180,8 +200,8 @@ def summary(members: Iterable[Member]) -> dict[str, Any]:
         "lokr_stats": {
             "lokr_w1_params": sum(m.role.kronecker == "w1" for m in lokr),
             "lokr_w2_params": sum(m.role.kronecker == "w2" for m in lokr),
-            "lokr_pairs": len({m.module for m in lokr if m.cofactors}),
-            "lokr_groups": len({m.module for m in lokr}),
+            "lokr_pairs": _modules(m for m in lokr if m.cofactors),
+            "lokr_groups": _modules(lokr),
             "w_norm_params": roles["norm_weight"],
             "b_norm_params": roles["norm_bias"],
             "norm_pairs": len(weights & biases),
@@ -201,6 +221,11 @@ def summary_line(members: Iterable[Member]) -> str:
             part += f", {found['pairs']} pairs"
         parts.append(part)
     return "hina-kohya: " + "; ".join([*parts, f"{counts['regular']} regular, {counts['unnamed']} unnamed"])
+
+
+def _modules(members: Iterable[Member]) -> int:
+    """A module with two adapters counts twice."""
+    return len({(member.module, member.adapter) for member in members})
 
 
 def _pairs(members: Iterable[Member]) -> int:

@@ -44,6 +44,8 @@ class Signal:
 
     def but(self, **changes: Any) -> "Signal":
         """A copy with these fields changed. `dataclasses.replace` would be a fifth of a step's Python time."""
+        if torch.compiler.is_compiling():  # what is below, or `replace`, would break torch 2.6's graph
+            return Signal(**{name: changes.get(name, getattr(self, name)) for name in _FIELDS})
         copy = object.__new__(Signal)
         copy.__dict__.update(self.__dict__, **changes)
         return copy
@@ -51,6 +53,9 @@ class Signal:
     def scalar(self, value: Tensor) -> Tensor:
         """A float64 [N, 1, 1] tensor in the compute dtype."""
         return value.to(self.before.dtype)
+
+
+_FIELDS = tuple(field.name for field in dc.fields(Signal))
 
 
 @dc.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from hina_kohya.kohya import names, registration
+from hina_kohya.trainers import optimizer_names, optimizers
 
 from .errors import UserError, did_you_mean
 
@@ -34,9 +34,11 @@ def resolve(name: str) -> type[Optimizer]:
     if lower in known:
         source, public = known[lower]
         return getattr(importlib.import_module(source), public)
-    entry = names.find(name)
+    entry = optimizer_names.find(name)
     if entry is None:
-        hint = did_you_mean(name, [*(public for _, public in known.values()), *(each.name for each in names.entries())])
+        hint = did_you_mean(
+            name, [*(public for _, public in known.values()), *(each.name for each in optimizer_names.entries())]
+        )
         raise UserError(f"optimizer_type {name} is neither registered nor of torch.optim or bitsandbytes{hint}")
     return entry.load()
 
@@ -47,5 +49,5 @@ def _classes(source: str) -> list[str]:
 
 def make(name: str, words: list[str], groups: list[dict[str, Any]], lr: float) -> tuple[str, Optimizer]:
     """(what ss_optimizer records, the optimizer)."""
-    path, described, optimizer = registration.build(resolve(name), words, groups, lr)
+    path, described, optimizer = optimizers.build(resolve(name), words, groups, lr)
     return path + (f"({described})" if described else ""), optimizer

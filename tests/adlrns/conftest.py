@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from hina_kohya.kohya import hooks
+from hina_kohya.trainers import hooks
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from hina_kohya.check import report
 from hina_kohya.cli.check import main
-from hina_kohya.kohya.checking import report
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 GOOD = """
 pretrained_model_name_or_path = "model.safetensors"
@@ -40,7 +40,7 @@ def printed(capsys, *words):
 def test_a_good_file_says_what_to_type_next(capsys):
     code, out, err = printed(capsys, "good")
     assert (code, err) == (0, "")
-    assert "good.toml for train_network.py (since nothing says otherwise" in out
+    assert "good.toml for train_network.py of sd-scripts (since nothing says otherwise" in out
     assert "no findings" in out
     assert out.endswith("next: accelerate launch train_network.py --config_file good.toml\n")
 

@@ -9,7 +9,7 @@ import pytest
 
 from hina_kohya import launch as module
 from hina_kohya.cli import launch, main
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
 
 SCRIPT = """
 import argparse

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from hina_kohya.cli import patch
-from hina_kohya.kohya import targets
-from hina_kohya.kohya.targets import LYCORIS, Target
+from hina_kohya.patch import targets
+from hina_kohya.patch.targets import LYCORIS, Target
 from tests.kohya.patch_site import make_checkout, make_site, published
 
 

@@ -289,26 +289,27 @@ DECAYS = {
     "lora_down": True, "lora_up": True, "hada_t1": True, "lokr_w1": True, "lokr_w2": True, "glora_a2": True,
     "full_weight": True, "diff": True, "oft_blocks": True, "boft_blocks": True, "dora_scale": False, "scalar": False,
     "rescale": False, "norm_weight": False, "norm_bias": False, "full_bias": False, "diff_b": False, "ia3": False,
-    "tlora_p": False, "tlora_q": False, "tlora_lambda": False,
+    "tlora_p": False, "tlora_q": False, "tlora_lambda": False, "lora_embedding_A": True, "lora_embedding_B": True,
+    "vera_lambda_b": True, "vera_lambda_d": True, "lora_bias": False,
 }  # fmt: skip
 
 
 def all_roles():
-    rows = [*role_table.DISTINCT.values(), *role_table.GENERIC.values(), role_table.IA3, role_table.BOFT, REGULAR]
-    return {role.name: role for role in rows}
+    return {role.name: role for role in role_table.ROLES}
 
 
 def test_decay_per_role():
     roles = all_roles()
     assert {name: roles[name].decays for name in DECAYS} == DECAYS
     assert REGULAR.decays
-    assert not any(role.decays for role in roles.values() if role.kind in (Kind.SCALE, Kind.NORM, Kind.BIAS))
+    still = [role for role in roles.values() if role.kind in (Kind.SCALE, Kind.NORM, Kind.BIAS) and role.algo != "vera"]
+    assert not any(role.decays for role in still)
 
 
 def test_partners_in_the_table_are_mutual_and_on_opposite_sides():
     roles = all_roles()
     paired = [role for role in roles.values() if role.partner]
-    assert len(paired) == 18
+    assert len(paired) == 20
     for role in paired:
         other = roles[role.partner or ""]
         assert other.partner == role.name
@@ -339,10 +340,14 @@ def test_compiled_inside_and_container_prefixes():
     "name",
     [
         "down_blocks.0.attn1.to_q.weight", "conv_in.bias", "model.scalar", "encoder.a1.weight", "module.weight",
-        "weight", "lora_up.weight", "x.lora_A.weight", "x.lora_A.default.weight", "lora_unet_x.alpha", "", ".",
+        "weight", "lora_up.weight", "lora_A.weight", "lora_A.default.weight", "lora_unet_x.alpha", "", ".",
         "lora_unet_x.my_lora_up.weight", "lora_unet_x.lora_up.weight.extra", "lora_unet_x.lora_up.first.weight",
         "lora_unet_x.lokr_w3", "lora_unet_x.hada_w1_a2", "lora_unet_lora_up_weight", "vae.up_list.0",
-        "lora_unet_x.inner.weight",
+        "lora_unet_x.inner.weight", "unet.up.weight", "x.my_lora_A.default.weight", "x.lora_A.default.other.weight",
+        "x.lora_A.default", "x.lora_A.default.bias", "x.lora_flora.down.weight", "x.lora_E.default",
+        "x.xlokr_w1.default", "x.lora_embedding_A.default.weight", "base_model.vera_A", "x.lora.down.bias",
+        "x.token_adapter.trainable_tokens_delta.default", "x.modules_to_save.default.weight",
+        "x.ln_tuning_layers.default.weight",
     ],
 )  # fmt: skip
 def test_strangers_are_regular(name):

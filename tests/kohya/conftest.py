@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.kohya import old_layout
+
 
 class Trainer:
     """`train` makes a folder of its own for every run and expects success, unless `rc` says otherwise."""
@@ -9,6 +11,7 @@ class Trainer:
     def __init__(self, subject, request, folder):
         self.subject, self.request, self.folder, self.count = subject, request, folder, 0
         self.name, self.home, self.ask = subject.name, subject.home, subject.ask
+        self.release = subject.release
 
     def train(self, rc=0, here=True, **fields):
         self.count += 1
@@ -34,7 +37,8 @@ def _runs():
 @pytest.fixture(scope="session")
 def _subjects(_runs, tmp_path_factory):
     runs = _runs
-    subjects = {"double": runs.Double()}
+    old = old_layout.make(tmp_path_factory.mktemp("old") / "sd-scripts")
+    subjects = {"double": runs.Double(), "double-0.10": runs.Double(old)}
     if runs.real_checkout() is not None:
         subjects["sd-scripts"] = runs.Real(tmp_path_factory.mktemp("harness"))
     yield subjects
@@ -42,7 +46,14 @@ def _subjects(_runs, tmp_path_factory):
         subjects["sd-scripts"].close()
 
 
-@pytest.fixture(params=["double", "sd-scripts"])
+def pytest_generate_tests(metafunc):
+    if "trainer" in metafunc.fixturenames:
+        old = metafunc.definition.get_closest_marker("old_layout_too")
+        subjects = ["double", *(["double-0.10"] if old else []), "sd-scripts"]
+        metafunc.parametrize("trainer", subjects, indirect=True)
+
+
+@pytest.fixture
 def trainer(request, _runs, _subjects, tmp_path):
     if request.param not in _subjects:
         pytest.skip("needs SD_SCRIPTS_HOME and the harness")

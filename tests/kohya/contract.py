@@ -62,7 +62,7 @@ def packages(present=(), absent=()):
     for name in present:
         module = types.ModuleType(name)
         module.__getattr__ = lambda attribute: Recorder
-        module.optim, module.experimental = types.SimpleNamespace(AdamW8bit=Recorder), module
+        module.optim = module.experimental = module
         sys.modules[name] = sys.modules[f"{name}.experimental"] = module
     try:
         yield
@@ -192,7 +192,12 @@ def outputs(module, file, timestep, dim=None, alpha=None, **kwargs):
     return unet(*tiny_models.example(encoder, timestep)).flatten().tolist()
 
 
-QUESTIONS = {function.__name__: function for function in (optimizer, rates, config, groups, logs, outputs)}
+def many(question, calls):
+    """The answers to one question, asked with several (arguments, keywords)."""
+    return [json.loads(answer(json.dumps([question, args, kwargs]))) for args, kwargs in calls]
+
+
+QUESTIONS = {function.__name__: function for function in (optimizer, rates, config, groups, logs, outputs, many)}
 
 
 def answer(line):

@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState, GradientState
 from lycoris.kohya import LycorisNetworkKohya
 
-from hina_kohya.kohya import hooks
+from hina_kohya.trainers import hooks
 
 DOUBLE = Path(__file__).parent / "double"
 LYCORIS_STATE = re.compile(r"[A-Z_]+")  # class attributes that a preset sets, for the whole process
@@ -54,12 +54,12 @@ def _within(module, folders):
     return any(place.startswith(f"{folder}{os.sep}") for place in places for folder in folders)
 
 
-def train_here(request, words, environment):
+def train_here(home, request, words, environment):
     """A training in this process: (exit status, log)."""
     log, rc = io.StringIO(), 0
-    script = DOUBLE / request.script
+    script = home / request.script
     with (
-        checkout(DOUBLE, request.plugins, environment),
+        checkout(home, request.plugins, environment),
         _lycoris(log),
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),

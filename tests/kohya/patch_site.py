@@ -4,10 +4,9 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-from hina_kohya.kohya import targets
-from hina_kohya.kohya.patching import newlines
-from hina_kohya.kohya.patching.manifest import known
-from hina_kohya.kohya.targets import LYCORIS, Target
+from hina_kohya.patch import newlines, targets
+from hina_kohya.patch.manifest import known
+from hina_kohya.patch.targets import LYCORIS, Target
 
 CRLF = newlines.CRLF
 

@@ -119,8 +119,16 @@ class Request:
         return network, list(self.optimizer_args)
 
 
+def release(home):
+    """0.11 and later, or before: where the functions are, and what is logged, changed there."""
+    return "0.11" if (home / "library" / "optimizer.py").exists() else "0.10"
+
+
 class Double:
-    name, home = "double", DOUBLE
+    name = "double"
+
+    def __init__(self, home=DOUBLE):
+        self.home, self.release = home, release(home)
 
     def train(self, out, request, here=True):
         network, optimizer = request.words()
@@ -131,18 +139,20 @@ class Double:
         words += ["--optimizer_args", *optimizer] if optimizer else []
         words = [str(word) for word in (*words, *request.extra)]
         run = train_here if here and request.launch == "python" else _apart
-        return Report(*run(request, words, {**HARMLESS, "PROBE_FOLDER": str(out)}), out)
+        return Report(*run(self.home, request, words, {**HARMLESS, "PROBE_FOLDER": str(out)}), out)
 
     def ask(self, question, *args, **kwargs):
-        with checkout(DOUBLE):
+        with checkout(self.home):
             return json.loads(contract.answer(json.dumps([question, args, kwargs])))
 
 
 class Real:
-    name, home = "sd-scripts", real_checkout()
+    name = "sd-scripts"
 
     def __init__(self, folder):
         """`folder` gets this package's entry points, as if pip had installed it into the harness."""
+        self.home = real_checkout()
+        self.release = release(self.home)
         self.worker = None
         self.installed = folder / "installed"
         metadata = importlib.metadata.distribution("hina-kohya")
@@ -198,12 +208,12 @@ class Real:
             self.worker.wait()
 
 
-def _apart(request, words, environment):
+def _apart(home, request, words, environment):
     """The same in a process of its own, through a launcher: (exit status, log)."""
     command = [sys.executable, *LAUNCHERS[request.launch].split(), *(["-m", LAUNCH] if request.hooks else [])]
     paths = os.pathsep.join(map(str, (ROOT, *request.plugins)))
     run = subprocess.run(
-        [*command, str(DOUBLE / request.script), *words],
+        [*command, str(home / request.script), *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300,
         env={**os.environ, **environment, "PYTHONPATH": paths},
     )  # fmt: skip

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from hina_kohya.kohya.architectures import ARCHITECTURES, build, get
-from hina_kohya.kohya.architectures.text_encoders import clip, gemma2_2b, qwen3_06b, t5_xxl
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.facts.architectures import ARCHITECTURES, build, get
+from hina_kohya.trainers.facts.architectures.text_encoders import clip, gemma2_2b, qwen3_06b, t5_xxl
 
 ROOT = Path(__file__).parents[2]
 HARNESS = Path(os.environ.get("HINA_HARNESS", ROOT.parent / "shared" / "harness"))
@@ -170,7 +170,7 @@ def test_an_unknown_architecture_names_its_neighbours():
 
 
 def test_listing_architectures_imports_no_torch():
-    code = "import sys, hina_kohya.kohya.forecast; sys.exit('torch' in sys.modules)"
+    code = "import sys, hina_kohya.check.forecast; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

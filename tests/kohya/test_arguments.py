@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hina_kohya.kohya.arguments import parse
-from hina_kohya.kohya.errors import UserError
+from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.optimizer_args import parse
 
 
 @pytest.mark.parametrize(

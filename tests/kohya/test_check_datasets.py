@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hina_kohya.kohya.checking import report
+from hina_kohya.check import report
 
 GOOD = """
 [general]

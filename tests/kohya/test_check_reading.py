@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import toml
 
-from hina_kohya.kohya import patching
-from hina_kohya.kohya.checking import report, values
-from hina_kohya.kohya.checking.reading import read_config, relisted, toml_value
-from hina_kohya.kohya.checking.schema import Option, Schema
-from hina_kohya.kohya.errors import UserError
+from hina_kohya import patch
+from hina_kohya.check import report, values
+from hina_kohya.check.reading import read_config, relisted, toml_value
+from hina_kohya.check.schema import Option, Schema
+from hina_kohya.trainers.errors import UserError
 
 HOME = os.environ.get("SD_SCRIPTS_HOME", "")
 CONFIGS = Path(__file__).parents[2] / "configs" / "training"
@@ -130,7 +130,7 @@ def test_which_trainer_a_file_is_for(tmp_path, text, how, script, architecture, 
 
 def test_unknown_trainers_and_architectures_are_named(tmp_path):
     file = written(tmp_path, "seed = 1")
-    with pytest.raises(UserError, match="there is no trainer train_db.py; known: train_network.py"):
+    with pytest.raises(UserError, match="there is no trainer train_db.py; known: anima_train_network.py"):
         report.check(file, script="train_db.py")
     with pytest.raises(UserError, match="did you mean sdxl"):
         report.check(file, arch="sdx")
@@ -154,8 +154,8 @@ def test_the_hooks_are_active_through_our_module_a_patch_or_the_launcher(tmp_pat
     assert hooks(short, launched=True).why == "started with hina-kohya launch"
     assert hooks('network_module = "hina_kohya.network"').active
     assert hooks(short, words=["--network_module", "hina_kohya.lycoris"]).active
-    real = patching.inspect
-    monkeypatch.setattr(patching, "inspect", lambda name, *rest: _patched(real(name, *rest), name))
+    real = patch.inspect
+    monkeypatch.setattr(patch, "inspect", lambda name, *rest: _patched(real(name, *rest), name))
     assert hooks(short).why == "LyCORIS is patched"
     assert not hooks('network_module = "networks.lora"').active
 
@@ -196,7 +196,7 @@ def test_lines_to_type_are_toml():
 
 def test_a_check_without_an_optimizer_to_look_into_imports_no_torch(tmp_path):
     file = written(tmp_path, 'network_module = "lycoris.kohya"\nnetwork_args = ["algo=lokr"]\n')
-    call = f"from hina_kohya.kohya.checking.report import check; check({file!r})"
+    call = f"from hina_kohya.check.report import check; check({file!r})"
     code = f"import sys; {call}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -205,7 +205,7 @@ def test_the_shipped_schema_knows_every_key_that_the_rules_ask_for():
     """A rule that asks for an option which a trainer lacks would stop there."""
     import ast
 
-    from hina_kohya.kohya.checking import rules
+    from hina_kohya.check import rules
 
     common = Schema().options("train_network.py")
     for path in Path(rules.__path__[0]).glob("*.py"):
@@ -223,7 +223,7 @@ ODD = (True, -3, 8.0, "", "x", "1e-4", "<fill in>", "C:\\dir\\y", [], ["="], ["a
 JUNK = (1, "x", [1], {"image_dir": "x"}, [{"subsets": 1}], [{"subsets": [1]}], [{"subsets": [{"image_dir": 1}]}])
 
 
-@pytest.mark.parametrize("script", Schema().trainers)
+@pytest.mark.parametrize("script", Schema().scripts)
 def test_no_value_of_any_key_stops_the_check(tmp_path, monkeypatch, script):
     monkeypatch.chdir(tmp_path)
     names = {"optimizer_type": "HinaAdamW", "network_module": "hina_kohya.lycoris"}

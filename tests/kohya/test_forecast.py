@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from hina_kohya.kohya import architectures, hooks
-from hina_kohya.kohya.architectures.node import block, conv2d, group_norm, layer_norm, linear, repeated
-from hina_kohya.kohya.errors import UserError
-from hina_kohya.kohya.forecast import Forecast, Group, forecast, table
-from hina_kohya.kohya.forecast.network import Request, _groups, make
-from hina_kohya.kohya.forecast.optimizer import choose, measured
-from hina_kohya.kohya.forecast.weightless import Weightless
-from hina_kohya.kohya.forecast.worker import run
+from hina_kohya.check.forecast import Forecast, Group, forecast, table
+from hina_kohya.check.forecast.network import Request, _groups, make
+from hina_kohya.check.forecast.optimizer import choose, measured
+from hina_kohya.check.forecast.weightless import Weightless
+from hina_kohya.check.forecast.worker import run
+from hina_kohya.trainers import hooks
+from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.facts import architectures
+from hina_kohya.trainers.facts.architectures.node import block, conv2d, group_norm, layer_norm, linear, repeated
 
 ROOT = Path(__file__).parents[2]
 HARNESS = Path(os.environ.get("HINA_HARNESS", ROOT.parent / "shared" / "harness"))

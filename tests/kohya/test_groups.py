@@ -6,11 +6,11 @@ from lycoris.kohya import create_network
 from torch import nn
 
 from hina_kohya import HinaAdamW
-from hina_kohya.kohya import tags
-from hina_kohya.kohya.errors import PluginError, UserError
-from hina_kohya.kohya.groups import regroup
-from hina_kohya.kohya.networks import adopt
-from hina_kohya.kohya.options import NetworkOptions, take
+from hina_kohya.trainers import tags
+from hina_kohya.trainers.errors import PluginError, UserError
+from hina_kohya.trainers.groups import regroup
+from hina_kohya.trainers.network_args import NetworkOptions, take
+from hina_kohya.trainers.networks import adopt
 
 
 class Transformer2DModel(nn.Module):
@@ -223,8 +223,48 @@ def test_our_type_errors_are_not_type_errors(monkeypatch):
     monkeypatch.setattr(tags, "attach", broken)
     with pytest.raises(PluginError, match="a bug of ours"):
         made.prepare_optimizer_params(1e-4, 1e-3, 1e-3)
+
+
+def test_the_networks_own_type_error_stays_one():
+    """sd-scripts then asks again without the learning rate."""
+    made = network(algo="lokr", factor=4)
+    made.prepare_optimizer_params = lambda text_encoder_lr, unet_lr: [{"params": list(made.parameters())}]
+    adopt(made, NetworkOptions())
     with pytest.raises(TypeError):
-        made.prepare_optimizer_params(1, 2, 3, 4, 5)
+        made.prepare_optimizer_params(1e-4, 1e-3, 1e-3)
+    (group,) = made.prepare_optimizer_params(1e-4, 1e-3)
+    assert all(name.startswith("lora_") for name, _ in group["params"])
+
+
+def test_musubi_tuners_call_gets_groups_and_descriptions():
+    for returned in (lambda self, unet_lr: [{"params": list(self.parameters()), "lr": unet_lr}], None):
+        made = network(algo="lokr", factor=4)
+        if returned is not None:
+            made.prepare_optimizer_params = returned.__get__(made)
+        adopt(made, NetworkOptions(weight_decay=0.1, loraplus_lr_ratio=4.0))
+        groups, descriptions = made.prepare_optimizer_params(unet_lr=1e-3)
+        assert len(groups) == len(descriptions)
+        assert {group["lr"] for group in groups} == {1e-3, 4e-3}
+        assert all(descriptions)
+
+
+@pytest.mark.parametrize("call", [(1, 2, 3, 4), (1,), ()])
+def test_a_call_that_nobody_knows_is_refused_with_its_place(call):
+    made = network(algo="lokr", factor=4)
+    adopt(made, NetworkOptions())
+    with pytest.raises(UserError, match=r"test_groups\.py: test_a_call_that_nobody_knows.* prepare_optimizer_params"):
+        made.prepare_optimizer_params(*call)
+
+
+@pytest.mark.parametrize(
+    "returned", [None, 1, [1], {"a": []}, ([], [], []), ([{"params": []}], []), ([{"params": []}], [1]), [{"lr": 1.0}]]
+)
+def test_groups_in_a_shape_that_nobody_knows_are_refused(returned):
+    made = network(algo="lokr", factor=4)
+    made.prepare_optimizer_params = lambda *_: returned
+    adopt(made, NetworkOptions())
+    with pytest.raises(UserError, match="LycorisNetworkKohya returned .* for its param groups"):
+        made.prepare_optimizer_params(1e-4, 1e-3, 1e-3)
 
 
 def test_adopting_twice_is_adopting_once():

@@ -6,8 +6,8 @@ from unittest import mock
 
 import pytest
 
-from hina_kohya.kohya import patching
-from hina_kohya.kohya.targets import SD_SCRIPTS
+from hina_kohya import patch
+from hina_kohya.patch.targets import SD_SCRIPTS
 
 LOKR = ("algo=lokr", "factor=4")
 PROBE = "tests.kohya.group_probe.AdamW"
@@ -25,12 +25,13 @@ def endings(group):
     return {name.partition(".")[2] for name in group["param_names"]}
 
 
-def assert_rates_are_logged(report, descriptions):
-    """A curve for each group under its own description, and no other ones but sd-scripts' by number."""
+def assert_rates_are_logged(trainer, report, descriptions):
+    """A curve for each group under its own description, and no other ones but those by number of sd-scripts 0.10."""
     assert len(report.groups) == len(descriptions)
     for description, group in zip(descriptions, report.groups, strict=True):
         assert report.scalars[f"lr/{description}"] == pytest.approx([group["lr"]] * len(report.losses))
     numbers = {f"lr/group{i}" for i in range(1, len(descriptions))} | {"lr/textencoder"}
+    numbers = numbers if trainer.release == "0.10" else set()
     assert {tag for tag in report.scalars if tag.startswith("lr/")} == numbers | {f"lr/{each}" for each in descriptions}
 
 
@@ -44,6 +45,7 @@ WAYS = {
 }
 
 
+@pytest.mark.old_layout_too
 @pytest.mark.parametrize("way", WAYS)
 def test_short_name(trainer, way):
     report = trainer.train(optimizer="HinaAdamW", steps=3, **WAYS[way])
@@ -53,15 +55,16 @@ def test_short_name(trainer, way):
     lokr_pairs(report)
 
 
+@pytest.mark.old_layout_too
 def test_short_name_in_a_patched_checkout(trainer, tmp_path, monkeypatch):
     copy = shutil.copytree(trainer.home, tmp_path / "checkout", ignore=shutil.ignore_patterns(".git"))
     monkeypatch.setenv("SD_SCRIPTS_HOME", str(copy))
-    monkeypatch.setattr("tests.kohya.runs.DOUBLE", copy)
-    patching.apply(patching.inspect(SD_SCRIPTS, copy))
+    monkeypatch.setattr(trainer.subject, "home", copy)
+    patch.apply(patch.inspect(SD_SCRIPTS, copy))
     report = trainer.train(optimizer="HinaAdamW", network_args=LOKR, steps=3, here=False)
     assert report.meta["ss_network_module"] == "lycoris.kohya"
     lokr_pairs(report)
-    patching.revert(patching.inspect(SD_SCRIPTS, copy))
+    patch.revert(patch.inspect(SD_SCRIPTS, copy))
     report = trainer.train(optimizer="HinaAdamW", network_args=LOKR, steps=3, here=False, rc=1)
     assert "has no attribute 'HinaAdamW'" in report.log
 
@@ -74,9 +77,56 @@ def test_short_name_with_any_network(trainer, network):
     assert report.meta["ss_network_module"] == "hina_kohya.network"
 
 
+@pytest.mark.old_layout_too
 def test_short_name_without_a_way_in(trainer):
     report = trainer.train(optimizer="HinaAdamW", network_args=LOKR, steps=1, rc=1)
     assert "has no attribute 'HinaAdamW'" in report.log
+
+
+# A trainer that passes the hooks by
+
+OTHER = """import torch
+
+
+def make_optimizer(args, trainable_params):
+    return "torch.optim.AdamW", "", torch.optim.AdamW(trainable_params, lr=args.learning_rate)
+"""
+PLANTED = {
+    "another get_optimizer": (
+        r"\w+\.get_optimizer\((args, \w+)\)",
+        r"__import__('library.made_here').made_here.make_optimizer(\1)",
+        r"AdamW was made by \S+made_here\.py: make_optimizer \(called by \S+train_network\.py: train\)",
+    ),
+    "groups of one's own": (
+        r"\w+\.get_optimizer\(args, \w+\)",
+        r"__import__('library.train_util').train_util.get_optimizer(args, list(network.parameters()))",
+        r"train_network\.py: train\b.* took the parameters of \w+ otherwise than by prepare_optimizer_params",
+    ),
+    "another call": (
+        r"\.prepare_optimizer_params\(text_encoder_lr, args\.unet_lr, args\.learning_rate\)|prepare\(rate,[^)]*\)",
+        r".prepare_optimizer_params(1, 2, 3, 4)",
+        r"asks \w+ for its param groups by prepare_optimizer_params\(1, 2, 3, 4\)",
+    ),
+}
+
+
+@pytest.mark.old_layout_too
+@pytest.mark.parametrize("fault", PLANTED)
+@pytest.mark.parametrize("optimizer", ["AdamW", "hina_kohya.HinaAdamW"])
+def test_a_trainer_that_passes_the_hooks_by_stops(trainer, tmp_path, monkeypatch, fault, optimizer):
+    copy = shutil.copytree(trainer.home, tmp_path / "checkout", ignore=shutil.ignore_patterns(".git"))
+    monkeypatch.setenv("SD_SCRIPTS_HOME", str(copy))
+    monkeypatch.setattr(trainer.subject, "home", copy)
+    pattern, planted, said = PLANTED[fault]
+    planted = planted if trainer.name == "sd-scripts" or fault != "another call" else f"network{planted}"
+    script = copy / "train_network.py"
+    text, count = re.subn(pattern, planted, script.read_text(encoding="utf-8"))
+    assert count == 1
+    script.write_text(text, encoding="utf-8")
+    (copy / "library" / "made_here.py").write_text(OTHER)
+    report = trainer.train(network="hina_kohya.lycoris", network_args=LOKR, optimizer=optimizer, steps=1, rc=1)
+    assert re.search(said, report.log), report.log[-1500:]
+    assert not report.weights.exists()
 
 
 def test_two_processes_have_the_same_bits(trainer):
@@ -113,11 +163,12 @@ def test_the_original_documents_line_on_the_branch(trainer):
 # Groups by role, for an optimizer that knows nothing of them
 
 
+@pytest.mark.old_layout_too
 def test_decay_by_role(trainer):
     args = ("algo=lora", "dora_wd=True", "weight_decay=0.1")
     report = trainer.train(network="hina_kohya.lycoris", network_args=args, optimizer=PROBE, extra=RATES)
     descriptions = ["textencoder", "textencoder no decay", "unet", "unet no decay"]
-    assert_rates_are_logged(report, descriptions)
+    assert_rates_are_logged(trainer, report, descriptions)
     assert [group["form"] for group in report.groups] == ["named"] * 4
     assert [group["lr"] for group in report.groups] == [1e-4, 1e-4, 2e-4, 2e-4]
     for description, group in zip(descriptions, report.groups, strict=True):
@@ -140,7 +191,7 @@ def test_decay_by_role(trainer):
 def test_decay_by_pattern(trainer):
     args = (*LOKR, "wd_roles=lokr_w1", "wd_exclude=lora_te*", "weight_decay=0.1")
     report = trainer.train(network="hina_kohya.lycoris", network_args=args, optimizer=PROBE, extra=RATES)
-    assert_rates_are_logged(report, ["textencoder no decay", "unet", "unet no decay"])
+    assert_rates_are_logged(trainer, report, ["textencoder no decay", "unet", "unet no decay"])
     assert [group["weight_decay"] for group in report.groups] == [0.0, 0.1, 0.0]
     assert endings(report.groups[1]) == {"lokr_w1"}
 
@@ -150,7 +201,7 @@ def test_decay_by_role_of_a_network_made_from_weights(trainer):
     again = ("--network_weights", str(first.weights), "--dim_from_weights", *RATES)
     args = ("inner=networks.lora", "weight_decay=0.1", "wd_roles=lora_up")
     report = trainer.train(network="hina_kohya.network", network_args=args, optimizer=PROBE, extra=again, steps=2)
-    assert_rates_are_logged(report, ["textencoder", "textencoder no decay", "unet", "unet no decay"])
+    assert_rates_are_logged(trainer, report, ["textencoder", "textencoder no decay", "unet", "unet no decay"])
     assert [group["weight_decay"] for group in report.groups] == [0.1, 0.0] * 2
     assert {shape[1] for shape in report.groups[2]["shapes"]} == {2}
 
@@ -161,10 +212,11 @@ def test_decay_by_role_where_nothing_is_described(trainer, network):
     report = trainer.train(network="hina_kohya.network", network_args=args, optimizer=PROBE, extra=RATES)
     parts = ["unet"] if network == "oft" else ["textencoder", "unet"]
     said = [f"{part}{still}" for part in parts for still in ("", " no decay") if part == "unet" or not still]
-    assert_rates_are_logged(report, said)
+    assert_rates_are_logged(trainer, report, said)
     assert [group["weight_decay"] for group in report.groups] == [0.0 if "no" in each else 0.1 for each in said]
 
 
+@pytest.mark.old_layout_too
 @pytest.mark.parametrize(
     ("algo", "fast"),
     [
@@ -178,7 +230,7 @@ def test_decay_by_role_where_nothing_is_described(trainer, network):
 def test_lora_plus(trainer, algo, fast):
     args = (*algo, "loraplus_lr_ratio=16")
     report = trainer.train(network="hina_kohya.lycoris", network_args=args, optimizer=PROBE, extra=RATES)
-    assert_rates_are_logged(report, ["textencoder", "textencoder plus", "unet", "unet plus"])
+    assert_rates_are_logged(trainer, report, ["textencoder", "textencoder plus", "unet", "unet plus"])
     slow_text, fast_text, slow, quick = report.groups
     assert [slow_text["lr"], fast_text["lr"], slow["lr"], quick["lr"]] == pytest.approx([1e-4, 16e-4, 2e-4, 32e-4])
     assert endings(quick) | endings(fast_text) <= fast
@@ -197,7 +249,7 @@ def test_several_text_encoders(trainer):
         extra=("--text_encoder_lr", "1e-4", "2e-4", "--unet_lr", "3e-4"),
     )  # fmt: skip
     parts = ["textencoder 1", "textencoder 2", "unet"]
-    assert_rates_are_logged(report, [part + still for part in parts for still in ("", " no decay")])
+    assert_rates_are_logged(trainer, report, [part + still for part in parts for still in ("", " no decay")])
     assert [group["lr"] for group in report.groups] == [1e-4, 1e-4, 2e-4, 2e-4, 3e-4, 3e-4]
 
 
@@ -264,7 +316,7 @@ def test_a_clash_names_both_packages(trainer, tmp_path):
 def test_a_bug_of_ours_is_not_swallowed(trainer, tmp_path):
     (tmp_path / "broken_plugin.py").write_text(
         "from unittest import mock\n"
-        "from hina_kohya.kohya import tags\n"
+        "from hina_kohya.trainers import tags\n"
         "from hina_kohya.lycoris import create_network\n"
         "mock.patch.object(tags, 'attach', side_effect=TypeError('a bug of ours')).start()\n"
     )
@@ -287,6 +339,6 @@ def test_a_type_error_of_the_network_is_sd_scripts_business_still(trainer):
 
 def test_the_hooks_are_gone_after_a_training():
     """What the other tests rely on: this process is as before."""
-    from hina_kohya.kohya import hooks
+    from hina_kohya.trainers import hooks
 
     assert not hooks.active()

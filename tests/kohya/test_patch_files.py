@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from hina_kohya.kohya.patching import newlines, unified
-from hina_kohya.kohya.patching.manifest import FOLDERS, known, line_hash
-from hina_kohya.kohya.targets import LYCORIS, SD_SCRIPTS
+from hina_kohya.patch import newlines, unified
+from hina_kohya.patch.manifest import FOLDERS, known, line_hash
+from hina_kohya.patch.targets import LYCORIS, SD_SCRIPTS
 from tests.kohya.patch_site import make_checkout, make_site, published
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ def run(module, file, *options, prelude="", after=""):
 def test_the_lines_install_the_hooks_at_once(patched_module):
     module, file = patched_module
     wrapped = "hasattr(lycoris.kohya.create_network, '__wrapped__')" if module == "lycoris.kohya" else "True"
-    done = run(module, file, after=f"from hina_kohya.kohya import hooks; print(hooks.active(), {wrapped})")
+    done = run(module, file, after=f"from hina_kohya.trainers import hooks; print(hooks.active(), {wrapped})")
     assert (done.stdout, done.returncode) == ("True True\n", 0), done.stderr
 
 
@@ -119,7 +119,7 @@ def test_without_the_package_one_warning_says_how_to_undo(patched_module):
     assert str(file) in done.stderr
 
 
-@pytest.mark.parametrize("broken", ["hina_kohya.kohya.hooks", "wrapt"])
+@pytest.mark.parametrize("broken", ["hina_kohya.trainers.hooks", "wrapt"])
 def test_any_other_error_is_raised(patched_module, broken):
     module, file = patched_module
     done = run(module, file, prelude=f"sys.modules[{broken!r}] = None")

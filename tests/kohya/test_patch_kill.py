@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from hina_kohya.kohya import patching
-from hina_kohya.kohya.errors import UserError
-from hina_kohya.kohya.patching import State, swap
-from hina_kohya.kohya.targets import LYCORIS
+from hina_kohya import patch
+from hina_kohya.patch import State, swap
+from hina_kohya.patch.targets import LYCORIS
+from hina_kohya.trainers.errors import UserError
 from tests.kohya.patch_site import make_site, published, use
 
 ROOT = Path(__file__).parents[2]
@@ -43,14 +43,14 @@ class Site:
 
     def act(self):
         """Applies or reverts, whichever is next."""
-        told = patching.inspect(LYCORIS)
-        (patching.revert if told.state is State.PATCHED else patching.apply)(told)
+        told = patch.inspect(LYCORIS)
+        (patch.revert if told.state is State.PATCHED else patch.apply)(told)
 
     def check(self):
         """The file is one of the two, and the state says which."""
         there = digest(self.file.read_bytes())
         assert there in self.known, "neither the old file nor the new one"
-        assert patching.inspect(LYCORIS).state is self.known[there]
+        assert patch.inspect(LYCORIS).state is self.known[there]
 
 
 def digest(data):
@@ -88,7 +88,7 @@ def kill_at_random(site):
     usual, rng = span(site), random.Random(0)
     seen = {"killed": 0, "in between": 0, "applied": 0, "reverted": 0}
     while seen["killed"] < KILLS:
-        before = patching.inspect(LYCORIS).state
+        before = patch.inspect(LYCORIS).state
         if before is State.PATCHED and rng.random() < 0.3:
             swap.kept_original(site.file).unlink(missing_ok=True)  # revert then takes the lines out
         child = forked(site.act)
@@ -98,7 +98,7 @@ def kill_at_random(site):
         site.check()
         seen["killed"] += killed
         seen["in between"] += killed and bool(swap.leftovers(site.file))
-        if patching.inspect(LYCORIS).state is not before:
+        if patch.inspect(LYCORIS).state is not before:
             seen["applied" if before is State.NOT_PATCHED else "reverted"] += 1
     return seen
 
@@ -109,14 +109,14 @@ def at_every_write(site, at_write):
     # An apply, a revert to the kept original, and one without it.
     for action, forget in ((State.PATCHED, True), (State.NOT_PATCHED, False), (State.NOT_PATCHED, True)):
         for nth in range(100):
-            if patching.inspect(LYCORIS).state is action:
+            if patch.inspect(LYCORIS).state is action:
                 site.act()
             swap.tidy(site.file, forget_original=forget)
             status = os.waitpid(forked(lambda nth=nth: interrupted(site, nth, at_write)), 0)[1]
             site.check()
             assert at_write is not fail_once or not swap.leftovers(site.file)
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
-                assert patching.inspect(LYCORIS).state is action
+                assert patch.inspect(LYCORIS).state is action
                 break  # there is no nth write
             assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == UserError.exit_code
             rounds += 1

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from hina_kohya.kohya import patching, targets
-from hina_kohya.kohya.errors import UserError
-from hina_kohya.kohya.patching import State, newlines, swap
-from hina_kohya.kohya.patching.manifest import known
-from hina_kohya.kohya.targets import LYCORIS, SD_SCRIPTS, Target
+from hina_kohya import patch
+from hina_kohya.patch import State, newlines, swap, targets
+from hina_kohya.patch.manifest import known
+from hina_kohya.patch.targets import LYCORIS, SD_SCRIPTS, Target
+from hina_kohya.trainers.errors import UserError
 from tests.kohya.patch_site import make_checkout, make_site, published
 
 NOT_ROOT = 65534
@@ -31,15 +31,15 @@ def found(monkeypatch, root, version="4.1.3"):
 
 
 def state(name=LYCORIS, **where):
-    return patching.inspect(name, **where).state
+    return patch.inspect(name, **where).state
 
 
 def apply(name=LYCORIS, **where):
-    return patching.apply(patching.inspect(name, **where))
+    return patch.apply(patch.inspect(name, **where))
 
 
 def revert(name=LYCORIS, **where):
-    return patching.revert(patching.inspect(name, **where))
+    return patch.revert(patch.inspect(name, **where))
 
 
 def identity(file):
@@ -49,7 +49,7 @@ def identity(file):
 
 def refusal(act, **where):
     """The message of a refused action, after which nothing in the folder is different."""
-    folder = patching.inspect(LYCORIS).file.parent
+    folder = patch.inspect(LYCORIS).file.parent
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError) as refused:
         act(**where)
@@ -88,7 +88,7 @@ def test_revert_without_the_kept_original(file):
     original = file.read_bytes()
     apply()
     swap.kept_original(file).unlink()
-    assert "is gone" in patching.inspect(LYCORIS).remarks[0]
+    assert "is gone" in patch.inspect(LYCORIS).remarks[0]
     revert()
     assert file.read_bytes() == original
 
@@ -103,16 +103,16 @@ def test_revert_does_not_trust_a_kept_original_that_was_changed(file):
     assert file.read_bytes() == original
 
 
-@pytest.mark.parametrize("action", [apply, patching.preview])
+@pytest.mark.parametrize("action", [apply, patch.preview])
 def test_a_changed_file_is_refused_with_every_difference(file, action):
     lines = file.read_bytes().split(b"\n")
     lines[9] = b"import torch  # mine\t"
     lines.insert(100, b"DEBUG = True")
     del lines[200:202]
     file.write_bytes(b"\n".join(lines))
-    told = patching.inspect(LYCORIS)
+    told = patch.inspect(LYCORIS)
     assert told.state is State.CHANGED
-    message = refusal(lambda: action(told) if action is patching.preview else action())
+    message = refusal(lambda: action(told) if action is patch.preview else action())
     differences = message.split("4.1.0-4.1.3:\n")[1].split("\nnext: ")[0].splitlines()
     assert differences == [
         "  published line 10 is replaced by:",
@@ -127,7 +127,7 @@ def test_a_changed_file_is_refused_with_every_difference(file, action):
 def test_a_long_difference_is_cut_for_apply_and_whole_for_diff(file):
     file.write_bytes(file.read_bytes() + b"".join(b"x = %d\n" % number for number in range(100)))
     assert "and 81 more" in refusal(apply)
-    whole = refusal(lambda: patching.preview(patching.inspect(LYCORIS)))
+    whole = refusal(lambda: patch.preview(patch.inspect(LYCORIS)))
     assert all(f"'x = {number}'" in whole for number in range(100))
 
 
@@ -150,7 +150,7 @@ def test_revert_keeps_the_original_of_a_file_that_is_not_known(file):
     assert revert().startswith("not patched, nothing to do")
     assert swap.kept_original(file).read_bytes() == original
     assert state() is State.CHANGED
-    assert "what was patched was 4.1.0-4.1.3" in patching.inspect(LYCORIS).remarks[0]
+    assert "what was patched was 4.1.0-4.1.3" in patch.inspect(LYCORIS).remarks[0]
 
 
 def test_damaged_patch_files_change_nothing(file, tmp_path, monkeypatch):
@@ -158,7 +158,7 @@ def test_damaged_patch_files_change_nothing(file, tmp_path, monkeypatch):
     for content in (one.patch.replace("install()", "uninstall()"), one.patch.replace("torch.save", "torch.load")):
         (tmp_path / "kohya.py.patch").write_text(content)
         damaged = (dc.replace(one, folder=tmp_path),)
-        monkeypatch.setattr(patching.states, "known", lambda name, damaged=damaged: damaged)
+        monkeypatch.setattr(patch.states, "known", lambda name, damaged=damaged: damaged)
         assert "are not as published; reinstall hina-kohya" in refusal(apply)
 
 
@@ -189,7 +189,7 @@ def test_an_unknown_version_is_compared_with_the_closest(file, tmp_path, monkeyp
 
 def test_a_known_file_in_a_release_of_another_number_is_patched_and_said(file, tmp_path, monkeypatch):
     found(monkeypatch, tmp_path / "site", "4.1.4")
-    assert patching.inspect(LYCORIS).remarks == ("version 4.1.4, but the file is that of 4.1.0-4.1.3",)
+    assert patch.inspect(LYCORIS).remarks == ("version 4.1.4, but the file is that of 4.1.0-4.1.3",)
     apply()
     assert state() is State.PATCHED
 
@@ -199,7 +199,7 @@ def test_a_reinstallation_under_the_patch_is_noticed(file):
     apply()
     file.unlink()  # as pip does, which leaves what it did not install
     file.write_bytes(original)
-    told = patching.inspect(LYCORIS)
+    told = patch.inspect(LYCORIS)
     assert told.state is State.REPLACED
     assert "4.1.0-4.1.3" in told.remarks[0]
     assert told.next == "hina-kohya patch apply --target lycoris"
@@ -268,7 +268,7 @@ def test_a_folder_that_cannot_be_written_to(monkeypatch):
         file.parent.chmod(0o555)
         try:
             if os.geteuid() == 0:  # root may write everywhere
-                patching.inspect(LYCORIS)
+                patch.inspect(LYCORIS)
                 os.seteuid(NOT_ROOT)
             message = refusal(apply)
         finally:
@@ -280,14 +280,14 @@ def test_a_folder_that_cannot_be_written_to(monkeypatch):
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from hina_kohya.kohya import patching
-from hina_kohya.kohya.errors import UserError
+from hina_kohya import patch
+from hina_kohya.trainers.errors import UserError
 from tests.kohya.patch_site import use
 use(Path(sys.argv[1]))
-told = patching.inspect("lycoris")
+told = patch.inspect("lycoris")
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    getattr(patching, sys.argv[2])(told)
+    getattr(patch, sys.argv[2])(told)
 except UserError as error:
     print(error)
 """

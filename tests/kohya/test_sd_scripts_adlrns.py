@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from hina_kohya.adlrns import create_network, memory
 from hina_kohya.cli import main
-from hina_kohya.kohya import hooks
+from hina_kohya.trainers import hooks
 from tests.kohya.double import tiny_models
 
 ARGS = ("bins=3", "budget=2", "warmup=2", "refresh_every=2")

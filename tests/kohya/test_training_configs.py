@@ -12,8 +12,9 @@ import toml
 import torch
 from torch import nn
 
-from hina_kohya.kohya import arguments, hooks, names, registration
-from hina_kohya.kohya.options import take
+from hina_kohya.trainers import hooks, optimizer_args, optimizer_names, optimizers
+from hina_kohya.trainers.network_args import take
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 from tests.kohya import runs
 
 FOLDER = runs.ROOT / "configs" / "training"
@@ -77,8 +78,8 @@ def test_only_paths_are_left_to_fill_in(name):
 
 
 def optimizer_of(config, params, lr):
-    cls = names.resolve(config["optimizer_type"])
-    return registration.build(cls, config.get("optimizer_args"), params, lr)[2]
+    cls = optimizer_names.resolve(config["optimizer_type"], SD_SCRIPTS)
+    return optimizers.build(cls, config.get("optimizer_args"), params, lr)[2]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -91,7 +92,7 @@ def test_optimizer_accepts_its_arguments(name):
 def test_without_hooks_the_arguments_read_the_same(name):
     words = read(name).get("optimizer_args", [])
     theirs = {key: ast.literal_eval(value) for key, value in (word.split("=") for word in words)}
-    assert theirs == arguments.parse(words)
+    assert theirs == optimizer_args.parse(words)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

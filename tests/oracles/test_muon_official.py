@@ -17,7 +17,13 @@ def torch_muon(monkeypatch):
     official = getattr(torch.optim, "Muon", None)
     if official is None:
         pytest.skip("this torch has no Muon")
+    to = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())
+    monkeypatch.setattr(  # torch >= 2.15
+        torch.Tensor,
+        "to",
+        lambda self, *words, **more: self.clone() if more.get("dtype") is torch.bfloat16 else to(self, *words, **more),
+    )
     return official
 
 

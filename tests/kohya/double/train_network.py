@@ -9,15 +9,19 @@ import sys
 import time
 from pathlib import Path
 
+import library.args as args_util
+import library.optimizer as optimizer_util
 import tiny_models
 import torch
 from accelerate.utils import set_seed
-from library import train_util
+from library import accelerator_setup, checkpoint_io
+from library.utils import setup_logging
+from step_logs import StepLogs
 
 logger = logging.getLogger(__name__)
 
 
-class NetworkTrainer:
+class NetworkTrainer(StepLogs):
     kind = "sd"
 
     def load_target_model(self, args):
@@ -34,32 +38,6 @@ class NetworkTrainer:
         """Gradients become new tensors, parameter by parameter, since no forward goes through the wrapped network."""
         for trained in (each for each in network.parameters() if each.grad is not None):
             trained.grad = accelerator.reduce(trained.grad, "mean")
-
-    def generate_step_logs(self, args, current_loss, avr_loss, lr_scheduler, lr_descriptions, optimizer=None):
-        """Every rate twice: by description, and as `lr/group{i}` (the first as `lr/textencoder`)."""
-        logs = dict(zip(("loss/current", "loss/average"), (current_loss, avr_loss), strict=True))
-        rates = lr_scheduler.get_last_lr()
-        first = 0 if args.network_train_unet_only else 1
-        kind = args.optimizer_type.lower()
-        adaptive = kind.startswith("dadapt") or kind == "prodigy"
-        plus = kind.endswith("prodigyplusschedulefree") and optimizer is not None
-        for i, rate in enumerate(rates):
-            names = [f"group{i}"] if i >= first else []
-            if lr_descriptions is not None:
-                names.insert(0, lr_descriptions[i])
-            else:
-                names.insert(0, f"group{i + first}" if len(rates) > 2 else "unet")
-            for name in names:
-                logs[f"lr/{name}"] = float(rate)
-                if adaptive:
-                    group = lr_scheduler.optimizers[-1].param_groups[i]
-                    logs[f"lr/d*lr/{name}"] = group["d"] * group["lr"]
-            if plus:
-                group = optimizer.param_groups[i]
-                logs[f"lr/d*lr/group{i}" if i >= first else "lr/d*lr"] = group["d"] * group["lr"]
-        if first:
-            logs["lr/textencoder"] = float(rates[0])
-        return logs
 
     def create_network(self, args, text_encoder, unet):
         sys.path.append(str(Path(__file__).parent))
@@ -106,9 +84,9 @@ class NetworkTrainer:
         return network
 
     def train(self, args):
-        train_util.setup_logging(reset=True)
+        setup_logging(reset=True)
         set_seed(args.seed)
-        accelerator = train_util.prepare_accelerator(args)
+        accelerator = accelerator_setup.prepare_accelerator(args)
         models = text_encoder, unet = self.load_target_model(args)
         network = self.applied_network(args, accelerator, text_encoder, unet)
         if network is None:
@@ -118,10 +96,10 @@ class NetworkTrainer:
             unet.train()
             network.enable_gradient_checkpointing()
         params, lr_descriptions = self.optimizer_params(args, network)
-        name, described, optimizer = train_util.get_optimizer(args, params)
-        modes = train_util.get_optimizer_train_eval_fn(optimizer, args)
+        name, described, optimizer = optimizer_util.get_optimizer(args, params)
+        modes = optimizer_util.get_optimizer_train_eval_fn(optimizer, args)
         loader = torch.utils.data.DataLoader(tiny_models.random_data(), shuffle=True)
-        lr_scheduler = train_util.get_scheduler_fix(args, optimizer, accelerator.num_processes)
+        lr_scheduler = optimizer_util.get_scheduler_fix(args, optimizer, accelerator.num_processes)
         if args.full_bf16:
             assert args.mixed_precision == "bf16", "full_bf16 needs mixed_precision bf16"
             network.to(torch.bfloat16)
@@ -137,7 +115,7 @@ class NetworkTrainer:
         modes[1]()
         if accelerator.is_main_process:
             if args.save_state:
-                train_util.save_state_on_train_end(args, accelerator)
+                checkpoint_io.save_state_on_train_end(args, accelerator)
             metadata = self.metadata(args, f"{name}({described})" if described else name, progress["step"])
             bare.save_weights(os.path.join(args.output_dir, f"{args.output_name}.safetensors"), torch.float32, metadata)
 
@@ -203,7 +181,7 @@ class NetworkTrainer:
 
         accelerator.register_save_state_pre_hook(save)
         accelerator.register_load_state_pre_hook(load)
-        train_util.resume_from_local_or_hf_if_specified(accelerator, args)
+        args_util.resume_from_local_or_hf_if_specified(accelerator, args)
         if found["step"]:
             assert args.max_train_steps > found["step"], "max_train_steps must be more than the saved step"
         return found["step"] if args.skip_until_initial_step else 0
@@ -263,5 +241,5 @@ def setup_parser():
 if __name__ == "__main__":
     parser = setup_parser()
     args = parser.parse_args()
-    train_util.verify_command_line_training_args(args)
-    NetworkTrainer().train(train_util.read_config_from_file(args, parser))
+    args_util.verify_command_line_training_args(args)
+    NetworkTrainer().train(args_util.read_config_from_file(args, parser))

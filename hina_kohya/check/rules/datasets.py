@@ -1,0 +1,209 @@
+"""The file of dataset_config, by the tables that the trainer itself checks it with (ConfigSanitizer)."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hina_kohya.check import placeholders
+from hina_kohya.check.context import Context
+from hina_kohya.check.finding import Finding, error, warning
+from hina_kohya.check.reading import load, toml_line
+from hina_kohya.check.rules import rule, rule_of
+from hina_kohya.check.schema import every_option
+from hina_kohya.core.hyper import nearest
+from hina_kohya.trainers.checkouts import TRAINERS
+from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.facts.places import at
+from hina_kohya.trainers.musubi import MUSUBI
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
+from hina_kohya.trainers.trainer import Trainer
+
+_EVIDENCE = "measured: voluptuous refuses it (ConfigSanitizer)"
+_TYPES = {"str": str, "bool": bool, "int": int, "float": float, "dict": dict, "None": type(None)}
+Table = Mapping[str, str]
+_PLACES = (
+    "image_dir", "metadata_file", "conditioning_data_dir", "image_directory", "image_jsonl_file", "video_directory",
+    "video_jsonl_file", "control_directory",
+)  # fmt: skip
+
+
+@rule_of(SD_SCRIPTS)
+def dataset_ignores(context: Context) -> Iterator[Finding]:
+    given = [key for key in ("train_data_dir", "reg_data_dir", "in_json") if context.given(key)]
+    if context.args["dataset_config"] and given:
+        yield warning(
+            given[0],
+            "dataset_config is given, so it is ignored",
+            f"said by sd-scripts ({at('NetworkTrainer.train')})",
+            f"# {given[0]}: remove it",
+        )
+
+
+@rule_of(SD_SCRIPTS)
+def bucket_range(context: Context) -> Iterator[Finding]:
+    """Without dataset_config, whose own resolution and buckets win."""
+    sides = [int(side) for side in str(context.args["resolution"] or "").split(",") if side.strip().isdecimal()]
+    if not sides or not context.on("enable_bucket") or context.args["dataset_config"]:
+        return
+    least, most = context.args["min_bucket_reso"], context.args["max_bucket_reso"]
+    evidence = (
+        f"measured: assertion while the images are read ({at('BaseDataset.adjust_min_max_bucket_reso_by_steps')})"
+    )
+    if isinstance(least, int) and least > min(sides):
+        what = f"{least} is larger than the resolution, {min(sides)}"
+        yield error("min_bucket_reso", what, evidence, f"min_bucket_reso = {min(sides)}")
+    if isinstance(most, int) and most < max(sides):
+        what = f"{most} is smaller than the resolution, {max(sides)}"
+        yield error("max_bucket_reso", what, evidence, f"max_bucket_reso = {max(sides)}")
+
+
+@rule
+def dataset_unreadable(context: Context) -> Iterator[Finding]:
+    file = _file(context)
+    if file is None:
+        return
+    if not file.name.lower().endswith((".toml", ".json")):
+        yield error(
+            "dataset_config",
+            f"{file.name} has to end in .toml or .json",
+            f"ValueError ({context.at('load_user_config')})",
+            'dataset_config = "dataset.toml"',
+        )
+        return
+    try:
+        content = load(file)
+    except UserError as mistake:
+        yield error("dataset_config", str(mistake), "read with the same toml package")
+        return
+    yield from dataset_findings(content, context.schema.trainer, context.schema.datasets, file)
+
+
+def is_dataset(content: Mapping[str, Any]) -> bool:
+    """Whether a file is one for dataset_config, and no configuration of a run."""
+    known = (key in every_option(trainer) for trainer in TRAINERS for key in content)
+    return isinstance(content.get("datasets"), list) and not any(known)
+
+
+def trainer_of_datasets(content: Mapping[str, Any]) -> Trainer:
+    """sd-scripts' images are in subsets, musubi-tuner's in the datasets themselves."""
+    datasets = [each for each in content["datasets"] if isinstance(each, dict)]
+    own = (key.startswith(("image_", "video_")) and "subsets" not in each for each in datasets for key in each)
+    return MUSUBI if any(own) else SD_SCRIPTS
+
+
+def dataset_findings(
+    content: Mapping[str, Any], trainer: Trainer, tables: Mapping[str, Table], file: Path
+) -> Iterator[Finding]:
+    general = _general(trainer, tables)
+    datasets = content.get("datasets", [])
+    for key in content:
+        if key not in ("general", "datasets"):
+            what = "outside [general] and [[datasets]] nothing is allowed"
+            yield error(
+                f"{file.name}: {key}",
+                what,
+                _EVIDENCE,
+                "[general]" if nearest(key, ["general"]) else f"# {key}: remove it",
+            )
+    yield from _table(content.get("general", {}), general, f"{file.name} [general]")
+    if not datasets:
+        yield error(f"{file.name}: datasets", "there is no [[datasets]] in it, so no image", "measured", "[[datasets]]")
+    for where, dataset in _numbered(datasets, f"{file.name} [[datasets]]"):
+        if trainer is MUSUBI:
+            yield from _table(dataset, {**general, **_of_musubi(dataset, tables)}, where)
+            yield from _images(dataset, where)
+            continue
+        rest = (
+            {key: each for key, each in dataset.items() if key != "subsets"} if isinstance(dataset, dict) else dataset
+        )
+        yield from _table(rest, general, where)
+        for place, subset in _numbered(
+            dataset.get("subsets", []) if isinstance(dataset, dict) else [], f"{where} subset"
+        ):
+            yield from _table(subset, _of_subset(subset, tables), place)
+            yield from _images(subset, place)
+
+
+def _general(trainer: Trainer, tables: Mapping[str, Table]) -> Table:
+    if trainer is MUSUBI:
+        return _merged(tables, "dataset_ascendable")
+    return _merged(
+        tables, "dataset_ascendable", "subset_ascendable", "do_subset_ascendable", "db_subset_ascendable",
+        "cn_subset_ascendable",
+    )  # fmt: skip
+
+
+def _of_musubi(dataset: Any, tables: Mapping[str, Table]) -> Table:
+    given = dataset if isinstance(dataset, dict) else {}
+    video = "video_directory" in given or "video_jsonl_file" in given
+    return _merged(tables, "video_dataset_distinct" if video else "image_dataset_distinct")
+
+
+def _numbered(tables: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Each table of a list with its place; whatever else stands there as one place."""
+    if not isinstance(tables, list):
+        yield where, tables
+        return
+    for number, table in enumerate(tables):
+        yield f"{where} {number + 1}", table
+
+
+def _of_subset(subset: Any, tables: Mapping[str, Table]) -> Table:
+    subset = subset if isinstance(subset, dict) else {}
+    kind = "cn" if "conditioning_data_dir" in subset else "ft" if "metadata_file" in subset else "db"
+    own = [name for name in (f"{kind}_subset_distinct", f"{kind}_subset_ascendable") if f"{name}_schema" in tables]
+    return _merged(tables, "subset_ascendable", "do_subset_ascendable", *own)
+
+
+def _table(given: Any, known: Table, where: str) -> Iterator[Finding]:
+    if not isinstance(given, dict):
+        yield error(where, f"{given!r} is no table of keys and values", _EVIDENCE)
+        return
+    for key, value in given.items():
+        if key not in known:
+            near = nearest(key, known)[:1]
+            fix = toml_line(near[0], value) if near else f"# {key}: remove it"
+            yield error(f"{where}: {key}", "it is not known there, and the run stops", _EVIDENCE, fix)
+        elif not any(_fits(kind, value) for kind in known[key].rstrip("!").split("|")):
+            wanted = known[key].rstrip("!").replace("|", " or ")
+            yield error(f"{where}: {key}", f"{value!r} is not of type {wanted}", _EVIDENCE, _as(wanted, key, value))
+    for key, kind in known.items():
+        if kind.endswith("!") and key not in given:
+            yield error(f"{where}: {key}", "it is required", _EVIDENCE, f'{key} = "..."')
+
+
+def _fits(kind: str, value: Any) -> bool:
+    if kind.startswith("pair of "):
+        return isinstance(value, list) and len(value) == 2 and all(_fits(kind[8:], each) for each in value)
+    if kind not in _TYPES:
+        return True
+    return isinstance(value, _TYPES[kind]) and not (isinstance(value, bool) and kind != "bool")
+
+
+def _as(wanted: str, key: str, value: Any) -> str:
+    """The line with the value converted, where that is plain."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return f"{key} = # {wanted}"
+    return (
+        toml_line(key, number if wanted.startswith("float") else int(number))
+        if wanted[:3] in ("flo", "int")
+        else f"{key} = # {wanted}"
+    )
+
+
+def _images(subset: Any, where: str) -> Iterator[Finding]:
+    for key in _PLACES:
+        value = subset.get(key) if isinstance(subset, dict) else None
+        if isinstance(value, str) and not placeholders.is_one(value) and not Path(value).exists():
+            yield error(f"{where}: {key}", f"{value} does not exist", "looked", f'{key} = "..."')
+
+
+def _merged(tables: Mapping[str, Table], *names: str) -> dict[str, str]:
+    return {key: kind for name in names for key, kind in tables[f"{name}_schema"].items()}
+
+
+def _file(context: Context) -> Path | None:
+    value = context.given("dataset_config")
+    return Path(value) if value and not placeholders.is_one(value) and Path(value).is_file() else None

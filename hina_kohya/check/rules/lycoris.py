@@ -1,0 +1,158 @@
+"""What LyCORIS does with network_args, where that is not what one would think. Read and run: 3.0.0, 3.4.0, 4.1.3."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hina_kohya.check.context import Context
+from hina_kohya.check.finding import Finding, error, warning
+from hina_kohya.check.network import OPTION, adlrns_arguments
+from hina_kohya.check.reading import relisted
+from hina_kohya.check.rules import rule
+from hina_kohya.check.schema import TRAINER
+from hina_kohya.core.hyper import nearest
+from hina_kohya.patch import targets
+
+# The same in every release from 3.0.0 to 4.1.3; whether they make adapters for convolutions.
+PRESETS = {
+    "full": True, "full-lin": False, "attn-mlp": False, "attn-only": False, "unet-only": True,
+    "unet-transformer-only": False, "unet-convblock-only": True, "ia3": False,
+}  # fmt: skip
+_TWICE = "duplicated lora name: lora_unet_time_embedding_linear_1"
+_TWICE_ON_SD1 = ("full", "full-lin", "unet-only")
+_PRODUCTS = ("lora", "locon", "loha", "lokr", "glora")
+_DECOMPOSED = ("lora", "locon", "loha", "lokr")
+# argument -> the algorithms that look at it; a test compares this with the LyCORIS installed
+READERS = {
+    **dict.fromkeys(("factor", "full_matrix", "decompose_both", "unbalanced_factorization"), ("lokr",)),
+    **dict.fromkeys(("dora_wd", "wd_on_output"), _DECOMPOSED),
+    "rs_lora": (*_PRODUCTS, "adlrns"),
+    **dict.fromkeys(("use_scalar", "use_tucker"), _PRODUCTS),
+    "block_size": ("dylora",),
+    **dict.fromkeys(("constraint", "rescaled"), ("diag-oft", "boft")),
+}
+_SWITCHES = (
+    "use_scalar", "train_norm", "rescaled", "dora_wd", "wd_on_output", "full_matrix", "bypass_mode", "rs_lora",
+    "unbalanced_factorization", "train_t5xxl", "train_llm_adapter", "use_tucker",
+)  # fmt: skip
+_NO = ("0", "no", "off", "none")
+
+
+@rule
+def algorithm_unknown(context: Context) -> Iterator[Finding]:
+    network = context.network
+    if network.is_lycoris and network.facts and network.algorithm not in network.facts.algorithms:
+        known = network.facts.algorithms
+        near = nearest(network.algorithm, known)[:1] or ["lora"]
+        what = f"there is no algorithm {network.algorithm}; known: {', '.join(known)}"
+        yield error(OPTION, what, "measured: KeyError", _changed(context, "algo", near[0]))
+
+
+@rule
+def preset_unknown(context: Context) -> Iterator[Finding]:
+    preset = context.network.arguments.get("preset")
+    if not context.network.is_lycoris or preset is None or preset in PRESETS or Path(preset).is_file() or "<" in preset:
+        return
+    near = nearest(preset, PRESETS)[:1] or ["attn-mlp"]
+    what = f"preset={preset} is neither a file nor one of {', '.join(PRESETS)}"
+    yield error(OPTION, what, "measured: AssertionError", _changed(context, "preset", near[0]))
+
+
+@rule
+def preset_fails_on_sd1(context: Context) -> Iterator[Finding]:
+    """LyCORIS 4 wraps the time embedding of SD 1.x and 2.x twice: by the class of the module, and by its name."""
+    preset = context.network.arguments.get("preset", "full")
+    if preset in _TWICE_ON_SD1 and not context.on("dim_from_weights") and (version := _fails_on_sd1(context)):
+        default = "" if "preset" in context.network.arguments else " (the default)"
+        yield (error if context.trainer.certain else warning)(
+            OPTION,
+            f"preset={preset}{default} stops on SD 1.x and 2.x: {_TWICE}",
+            f"measured with LyCORIS 4.0.0 to 4.1.3 (3.x and SDXL are fine); installed: {version}",
+            _changed(context, "preset", "attn-mlp"),
+        )
+
+
+@rule
+def dim_from_weights_fails_on_sd1(context: Context) -> Iterator[Finding]:
+    """It makes the network with LyCORIS's default preset, whatever is given."""
+    if context.on("dim_from_weights") and (version := _fails_on_sd1(context)):
+        yield (error if context.trainer.certain else warning)(
+            "dim_from_weights",
+            f"it stops on SD 1.x and 2.x: {_TWICE}",
+            f"measured with LyCORIS 4.1.3; installed: {version}",
+            "dim_from_weights = false",
+        )
+
+
+def _fails_on_sd1(context: Context) -> str | None:
+    """The installed version of LyCORIS, if it is one that does, and the model may be one."""
+    target = targets.find_lycoris() if context.network.is_lycoris else None
+    if target is None or context.trainer.script != TRAINER or int((target.version or "0").partition(".")[0]) < 4:
+        return None
+    return target.version
+
+
+@rule
+def argument_of_another_algorithm(context: Context) -> Iterator[Finding]:
+    network = context.network
+    if not network.is_lycoris or network.arguments.get("preset", "full") not in PRESETS:
+        return  # a preset of one's own may give each module an algorithm of its own
+    refused = adlrns_arguments().REFUSED.values() if network.is_adlrns else ()  # which is an error, and said elsewhere
+    for name, readers in READERS.items():
+        if name in network.arguments and network.algorithm not in readers and name not in refused:
+            yield warning(
+                OPTION,
+                f"{name} does nothing for {network.algorithm}; it is for {', '.join(readers)}",
+                "its source: the module takes it and does not look at it",
+                _changed(context, name),
+            )
+
+
+@rule
+def switch_stays_on(context: Context) -> Iterator[Finding]:
+    """LyCORIS takes every text but `false` for true, and for decompose_both any text at all."""
+    for name, text in context.network.arguments.items() if context.network.is_lycoris else ():
+        if name in _SWITCHES and text.lower() in _NO:
+            what = f"{name}={text} turns it on: only the word false is off"
+            yield error(OPTION, what, "its source: str_bool in lycoris/utils", _changed(context, name, "false"))
+        elif name == "decompose_both" and text.lower() in (*_NO, "false"):
+            what = f"decompose_both={text} turns it on: any text does"
+            yield error(
+                OPTION, what, "measured with LyCORIS 3.0.0 and 4.1.3: w1 is decomposed", _changed(context, name)
+            )
+
+
+@rule
+def dora_on_output(context: Context) -> Iterator[Finding]:
+    network = context.network
+    if not network.is_lycoris or network.algorithm not in ("loha", "lokr") or not network.is_on("dora_wd"):
+        return
+    if (
+        network.facts
+        and "wd_on_output" in network.facts.reads
+        and network.arguments.get("wd_on_output", "").lower() != "false"
+    ):
+        yield warning(
+            OPTION,
+            f"{network.algorithm} with dora_wd normalises the output side (wd_on_output, on by default), and programs "
+            "that use the file may not: they show colored noise",
+            "its author's advice, confirmed by the reporter: LyCORIS #246",
+            _changed(context, "wd_on_output", "false"),
+        )
+
+
+@rule
+def convolutions_left_out(context: Context) -> Iterator[Finding]:
+    network = context.network
+    preset = network.arguments.get("preset", "full")
+    given = [name for name in ("conv_dim", "conv_alpha") if name in network.arguments]
+    if network.is_lycoris and given and PRESETS.get(preset, True) is False:
+        what = f"{given[0]} does nothing: preset={preset} leaves convolutions out"
+        yield warning(OPTION, what, "its source: enable_conv of the preset", _changed(context, given[0]))
+
+
+def _changed(context: Context, name: str, value: str = "") -> str:
+    """The line of network_args with one argument set, added, or taken out."""
+    words = context.words(OPTION)
+    old = next((word for word in words if word.startswith(f"{name}=")), None)
+    new = f"{name}={value}" if value else ""
+    return relisted(OPTION, [*words, new], "") if old is None else relisted(OPTION, words, old, new)

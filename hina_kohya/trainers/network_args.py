@@ -1,0 +1,88 @@
+"""What `--network_args` may say to the optimizer's param groups, read out of a network's keyword arguments."""
+
+import dataclasses as dc
+import math
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.core.members import ROLE_NAMES
+from hina_kohya.trainers.errors import UserError
+
+DEFAULT = "default"
+_OURS = ("weight_decay", "wd_roles", "wd_exclude")
+RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
+
+
+@dc.dataclass(frozen=True)
+class NetworkOptions:
+    """Options of the param groups; without any, groups stay as the network made them.
+
+    weight_decay: decay of the roles that decay; the others get 0. None: the optimizer's own, for those that decay
+    wd_roles    : patterns of the role names that decay; "default" stands for factors and whole weights
+    wd_exclude  : patterns of parameter names that do not decay
+    loraplus_*  : LoRA+ ratio for whatever starts at zero, in any algorithm; the specific one wins over the general
+    """
+
+    weight_decay: float | None = None
+    wd_roles: tuple[str, ...] = ()
+    wd_exclude: tuple[str, ...] = ()
+    loraplus_lr_ratio: float | None = None
+    loraplus_unet_lr_ratio: float | None = None
+    loraplus_text_encoder_lr_ratio: float | None = None
+
+    @property
+    def splits_decay(self) -> bool:
+        return self.weight_decay is not None or bool(self.wd_roles or self.wd_exclude)
+
+    @property
+    def splits_lr(self) -> bool:
+        return any(getattr(self, name) is not None for name in RATIOS)
+
+    def ratio(self, parameter_name: str) -> float | None:
+        """The LoRA+ ratio of a parameter: text encoders are named lora_te..., the rest is the U-Net or transformer."""
+        text_encoder = parameter_name.startswith("lora_te")
+        specific = self.loraplus_text_encoder_lr_ratio if text_encoder else self.loraplus_unet_lr_ratio
+        return specific or self.loraplus_lr_ratio
+
+
+def take(kwargs: Mapping[str, Any]) -> tuple[NetworkOptions, dict[str, Any]]:
+    """The options, and what is left for the network (which reads the LoRA+ ratios, too). Raises UserError."""
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    options = NetworkOptions(
+        weight_decay=_number("weight_decay", given.get("weight_decay"), least=0.0),
+        wd_roles=_role_patterns(given.get("wd_roles")),
+        wd_exclude=_words(given.get("wd_exclude")),
+        **{name: _number(name, given.get(name), least=math.ulp(0.0)) for name in RATIOS},
+    )
+    return options, {name: value for name, value in kwargs.items() if name not in _OURS}
+
+
+def _number(name: str, value: Any, least: float) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (least <= number < math.inf):
+        bound = "at least 0" if least == 0 else "above 0"
+        raise UserError(
+            f"network_args: {name}={value!r} must be a number {bound}; write {name}={'0.01' if least == 0 else '16'}"
+        )
+    return number
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    words = value if isinstance(value, (list, tuple)) else re.split(r"[,\s]+", str(value or ""))
+    return tuple(str(word) for word in words if word)
+
+
+def _role_patterns(value: Any) -> tuple[str, ...]:
+    patterns = _words(value)
+    for pattern in patterns:
+        if pattern != DEFAULT and not any(fnmatchcase(name, pattern) for name in ROLE_NAMES):
+            raise UserError(f"network_args: wd_roles={pattern!r} matches no role; {did_you_mean(pattern, ROLE_NAMES)}")
+    return patterns

@@ -1,0 +1,83 @@
+"""A trainer's `get_optimizer`, with the names of the entry-point group and forgiving arguments in front of it."""
+
+import inspect
+import logging
+from typing import Any
+
+from torch.optim import Optimizer
+
+from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.trainers import guard, optimizer_args, optimizer_names
+from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.groups import named_alike
+from hina_kohya.trainers.trainer import Trainer
+
+logger = logging.getLogger("hina_kohya")
+
+Built = tuple[str, str, Any]  # what ss_optimizer is made of, and the optimizer
+
+
+def get_optimizer(trainer: Trainer, wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """In the place of the trainer's function, which still makes every optimizer that is not registered."""
+    settings, params = _bound(*args, **kwargs)
+    params = named_alike(params)
+    old_flags = getattr(settings, "use_8bit_adam", False) or getattr(settings, "use_lion_optimizer", False)
+    cls = None if old_flags else optimizer_names.resolve(settings.optimizer_type, trainer)
+    if cls is None:
+        with guard.passing():
+            built = wrapped(settings, params)
+    else:
+        if getattr(settings, "fused_backward_pass", False):
+            raise UserError("--fused_backward_pass works with Adafactor only; remove it")
+        built = build(cls, settings.optimizer_args, params, settings.learning_rate)
+        built = (*built, *_modes(built[2])) if trainer.returns_modes else built
+    _require_decay(built[2])
+    return built
+
+
+def build(cls: Any, words: Any, params: Any, lr: float) -> Built:
+    """An optimizer from `--optimizer_args`; raises UserError for arguments that it refuses."""
+    options = optimizer_args.parse(words)
+    try:
+        with guard.passing():
+            optimizer = cls(params, lr=lr, **options)
+    except (TypeError, ValueError, AttributeError) as error:
+        signature = inspect.signature(cls).parameters
+        accepted = [name for name in signature if name not in ("params", "kwargs")]
+        unknown = [name for name in options if name not in accepted]
+        # A class that takes any keyword names the culprit itself.
+        takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in signature.values())
+        hint = f"; {did_you_mean(unknown[0], accepted)}" if unknown and not takes_any else ""
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "its parameters"
+        raise UserError(f"optimizer_type {cls.__name__} refused {given}: {error}{hint}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optimizer_type {cls.__name__} is not a torch.optim.Optimizer but {type(optimizer).__name__}")
+    described = ",".join(f"{name}={value}" for name, value in options.items())
+    logger.info("use %s.%s | %s", cls.__module__, cls.__name__, options)
+    if callable(train := getattr(optimizer, "train", None)):
+        train()
+    return f"{cls.__module__}.{cls.__name__}", described, optimizer
+
+
+def _bound(args: Any, trainable_params: Any) -> tuple[Any, Any]:
+    """The two arguments under the trainers' own names, however they were given."""
+    return args, trainable_params
+
+
+def _modes(optimizer: Any) -> tuple[Any, Any]:
+    """What sets training and evaluation mode, which do nothing for most optimizers."""
+    if callable(getattr(optimizer, "train", None)):
+        return optimizer.train, optimizer.eval
+    return _nothing, _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+def _require_decay(optimizer: Any) -> None:
+    """A group's decay acts only where the optimizer knows the word."""
+    asked = any("decays" in group for group in optimizer.param_groups)
+    if asked and "weight_decay" not in optimizer.defaults:
+        name = type(optimizer).__name__
+        raise UserError(f"{name} has no weight_decay; remove weight_decay, wd_roles and wd_exclude from network_args")

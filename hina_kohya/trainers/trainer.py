@@ -1,0 +1,63 @@
+"""What a plugin must know of a family of trainers, as data; one file a family."""
+
+import dataclasses as dc
+from collections.abc import Mapping
+
+from hina_kohya.trainers.facts.optimizers import Optimizers
+
+
+@dc.dataclass(frozen=True)
+class GroupsCall:
+    """One way in which a trainer asks its network for param groups.
+
+    positional, keywords: the arguments of the call
+    default_lr          : which of them, by place or name, is the rate of groups that have none; None: there is none
+    pair                : True: it unpacks (groups, descriptions). None: it takes those, or the groups alone. False: the
+                          groups alone
+    """
+
+    positional: int = 0
+    keywords: frozenset[str] = frozenset()
+    default_lr: int | str | None = None
+    pair: bool | None = None
+
+
+@dc.dataclass(frozen=True, eq=False)
+class Trainer:
+    """One family of trainers; there is one object a family.
+
+    home           : the environment variable that names a checkout
+    has            : files by which a checkout is known
+    scripts        : glob of the scripts that train adapters
+    script_folders : where they are in a checkout
+    import_folders : what their imports are looked up in
+    get_optimizer  : where the function is that makes optimizers, as `module:function` or `module:Class.method`, the
+                     newest release first
+    get_scheduler  : the same for its learning rates
+    returns_modes  : get_optimizer also returns what sets training and evaluation mode
+    network_package: the package whose modules make networks, as `--network_module` names it
+    network_scripts: ends of network modules' names -> the script that trains with them
+    dataset_module : the module that checks the file of --dataset_config
+    groups_calls   : how it asks a network for param groups
+    optimizers     : what it does with `--optimizer_type`
+    """
+
+    name: str
+    home: str
+    has: tuple[str, ...]
+    scripts: str
+    script_folders: tuple[str, ...]
+    import_folders: tuple[str, ...]
+    get_optimizer: tuple[str, ...]
+    get_scheduler: tuple[str, ...]
+    network_package: str
+    network_scripts: Mapping[str, str]
+    dataset_module: str
+    groups_calls: tuple[GroupsCall, ...]
+    optimizers: Optimizers
+    returns_modes: bool = False
+
+    @property
+    def modules(self) -> set[str]:
+        """The modules by which a running trainer of this family is known."""
+        return {path.partition(":")[0] for path in (*self.get_optimizer, *self.get_scheduler)}
