@@ -39,11 +39,13 @@ def base_rate(group: Any) -> float:
 def hold_rates(optimizer: "HinaOptimizer", scheduler: Any) -> None:
     """After a checkpoint was loaded into both: the learning rates that this run was started with hold from now on.
 
-    Does nothing unless ``override_hyperparameters`` is on and a rate is another one than the checkpoint's. A wrapped
-    scheduler (accelerate's) is found by its attribute ``scheduler``.
+    Acts once after a checkpoint was loaded, and only where ``override_hyperparameters`` is on, a rate is another one
+    than the checkpoint's, and the scheduler was restored. A wrapped scheduler (accelerate's) is found by its attribute
+    ``scheduler``.
     """
-    rates = optimizer.new_rates
-    if all(rate.asked == rate.saved for rate in rates):
+    rates, optimizer.new_rates = optimizer.new_rates, ()
+    asked = [rate.asked for rate in rates]
+    if asked == [rate.saved for rate in rates] or _starts_from(scheduler, asked):
         return
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         _set(group, "lr", rate.saved_now * rate.factor if rate.saved else rate.asked)
@@ -51,7 +53,7 @@ def hold_rates(optimizer: "HinaOptimizer", scheduler: Any) -> None:
             _set(group, "initial_lr", rate.asked)
     for each in _inner(scheduler):
         if hasattr(each, "base_lrs"):
-            each.base_lrs = _changed(each.base_lrs, [rate.asked for rate in rates])
+            each.base_lrs = _changed(each.base_lrs, asked)
         if getattr(each, "_last_lr", None):
             each._last_lr = [last * rate.factor for last, rate in zip(each._last_lr, rates, strict=True)]
         if hasattr(each, "max_lrs"):  # the other end of CyclicLR's range
@@ -61,7 +63,13 @@ def hold_rates(optimizer: "HinaOptimizer", scheduler: Any) -> None:
         for group, lr in zip(optimizer.param_groups, outer._get_closed_form_lr(), strict=True):
             _set(group, "lr", float(lr))
         outer._last_lr = [group["lr"] for group in optimizer.param_groups]
-    logger.info("resume: the schedule goes on from a learning rate of %s", listed([rate.asked for rate in rates]))
+    logger.info("resume: the schedule goes on from a learning rate of %s", listed(asked))
+
+
+def _starts_from(scheduler: Any, rates: Sequence[float]) -> bool:
+    """Whether it was made for these rates, and not restored to others."""
+    bases = [each.base_lrs for each in _inner(scheduler) if hasattr(each, "base_lrs")]
+    return bool(bases) and all([float(number_of(lr)) for lr in base] == list(rates) for base in bases)
 
 
 def _inner(scheduler: Any) -> Iterator[Any]:
