@@ -1,4 +1,4 @@
-"""A trainer's `get_scheduler`: a new learning rate on resume holds, also when accelerate restores the schedule after it.
+"""A trainer's `get_scheduler`: a new learning rate on resume holds, though accelerate restores the schedule after it.
 
 accelerate restores the optimizer, then the scheduler with the rates that it started from. By the first step both are
 there, whatever the trainer did in between.
