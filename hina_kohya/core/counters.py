@@ -56,7 +56,7 @@ class _Table:
         self.steps = torch.zeros(len(self.indices), dtype=torch.int32, device=self.device)
         self.tried = np.zeros(len(self.indices), dtype=np.int32)
         self.start = self.steps.clone()
-        host = torch.zeros(len(self.indices), dtype=torch.int32)
+        host = torch.from_numpy(np.zeros(len(self.indices), dtype=np.int32))
         self.host = host.pin_memory() if self.device.type == "cuda" else host
         place = 0
         for bucket in buckets:
