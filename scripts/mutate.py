@@ -390,7 +390,7 @@ def main() -> int:
 
 def copied(folder: Path) -> Path:
     folder.mkdir()
-    for name in ("hina_kohya", "tests", "configs", "pyproject.toml"):
+    for name in ("hina_kohya", "tests", "benchmarks", "configs", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     return folder
