@@ -1,7 +1,9 @@
-"""Which 8-bit code for Adam's moments: recorded gradients replayed with m and v stored one way or another."""
+"""8-bit codes for Adam's moments beside bitsandbytes': recorded gradients replayed with m and v stored by them.
+
+Over thousands of steps, and whatever the gradients do: `benchmarks.eight_bit`.
+"""
 
 import argparse
-import dataclasses as dc
 import math
 import shlex
 import sys
@@ -13,13 +15,14 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
+from benchmarks.codes import BLOCK, Blockwise, Kept, Kind, LookUp, Nearest, dynamic_table, root_table
 from benchmarks.digits import Run
-from hina_kohya.numerics import companding
+from hina_kohya.core.codec import EightBit, Exact
+from hina_kohya.core.technique import Slot
 
 EXAMPLE = """example:
   python -m benchmarks.quantisation --steps 300 --data lora lokr synthetic
 """
-BLOCK = 256
 BETA1, BETA2, EPS, LR = 0.9, 0.999, 1e-8, 3e-4
 
 EXPLANATION = """\
@@ -27,8 +30,9 @@ Gradients of {steps} steps of the embedded trainer (LyCORIS LoRA and LoKr on the
 replayed through Adam; blocks of at most 256 values that never straddle matrices.
 
 - `dynamic`: bitsandbytes' map, signed for m, unsigned for v; the exact nearest value.
-- `root`: `hina_kohya.numerics.companding`, signed square root for m, fourth root for v.
-- `root table`: the same values as a table, nearest value.
+- `root`: what ships (`hina_kohya.numerics.companding`): signed eighth root for m; sixteenth root for v, rounded
+  stochastically, so that an average that moves by less than a code at every step is followed at all.
+- `root table`: the same values as a table, nearest value, the scale of a block made anew at every step.
 - `bnb-CPU`: the same table through bitsandbytes' CPU look-up instead.
 
 Errors are against fp32 moments: of the update's direction (mean over steps; over all steps of the worst tensor), of its
@@ -36,8 +40,9 @@ length, and of where the parameters end, relative to how far they went.
 """
 ABOUT_AGREEMENT = """\
 Decoding by bitsandbytes with the table and decoding by formula are the same bits if `decodes equal`. Encoding differs
-where the formula rounds the root and the table takes the nearest value: just beside the middle between two codes.
-`bnb-CPU differs` counts where bitsandbytes' CPU look-up misses the nearest value; it is coarse near zero.
+where the formula rounds the root and the table takes the nearest value: just beside the middle between two codes;
+of v, where it rounds away from the nearest. `bnb-CPU differs` counts where bitsandbytes' CPU look-up misses the
+nearest value; it is coarse near zero.
 """
 
 COLUMNS = {
@@ -65,85 +70,19 @@ AGREEMENT = {
 # The codes
 
 
-def signed_table() -> Tensor:
-    codes = torch.arange(-128, 128)  # -128 is never written
-    return companding.decode_signed(codes, torch.ones(1))
-
-
-def unsigned_table() -> Tensor:
-    return companding.decode_unsigned(torch.arange(256), torch.ones(1))
-
-
-def dynamic_table(signed: bool) -> Tensor:
-    from bitsandbytes.functional import create_dynamic_map  # noqa: PLC0415
-
-    return create_dynamic_map(signed=signed)
-
-
-@dc.dataclass(frozen=True)
-class Nearest:
-    """The nearest of 256 values, found exactly: what the map can do, whatever the kernel."""
-
-    values: Tensor
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scale = x.abs().amax(dim=-1, keepdim=True)
-        middles = (self.values[1:].double() + self.values[:-1].double()) / 2
-        relative = x.double() / scale.clamp(min=torch.finfo(x.dtype).tiny)
-        return torch.bucketize(relative, middles, out_int32=True).to(torch.uint8), scale
-
-    def decode(self, code: Tensor, scale: Tensor) -> Tensor:
-        return self.values[code.int()] * scale
-
-
-@dc.dataclass(frozen=True)
-class LookUp:
-    """bitsandbytes' kernel for this device. On the CPU it is coarse: near zero it misses the nearest value by far."""
-
-    values: Tensor
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        from bitsandbytes.functional import quantize_blockwise  # noqa: PLC0415
-
-        padded = torch.nn.functional.pad(x, (0, BLOCK - x.shape[-1])).contiguous()
-        code, state = quantize_blockwise(A=padded, code=self.values, blocksize=BLOCK)
-        return code.view(padded.shape)[..., : x.shape[-1]], state.absmax.view(*x.shape[:-1], 1)
-
-    def decode(self, code: Tensor, scale: Tensor) -> Tensor:
-        from bitsandbytes.functional import dequantize_blockwise  # noqa: PLC0415
-
-        padded = torch.nn.functional.pad(code, (0, BLOCK - code.shape[-1])).contiguous()
-        x = dequantize_blockwise(A=padded, absmax=scale.flatten(), code=self.values, blocksize=BLOCK)
-        return x.view(padded.shape)[..., : code.shape[-1]]
-
-
-@dc.dataclass(frozen=True)
-class Arithmetic:
-    """This project's formulas."""
-
-    encode: Callable[[Tensor], tuple[Tensor, Tensor]]
-    decode: Callable[[Tensor, Tensor], Tensor]
-
-
-def codes() -> tuple[dict[str, Any], dict[str, Any]]:
-    """For m and for v, by name; None keeps fp32."""
-    signed, unsigned = dynamic_table(signed=True), dynamic_table(signed=False)
-    m = {
-        "fp32": None,
-        "dynamic": Nearest(signed),
-        "dynamic bnb-CPU": LookUp(signed),
-        "root": Arithmetic(companding.encode_signed, companding.decode_signed),
-        "root table": Nearest(signed_table()),
-        "root table bnb-CPU": LookUp(signed_table()),
-    }
-    v = {
-        "fp32": None,
-        "dynamic": Nearest(unsigned),
-        "dynamic bnb-CPU": LookUp(unsigned),
-        "root": Arithmetic(companding.encode_unsigned, companding.decode_unsigned),
-        "root table": Nearest(unsigned_table()),
-        "root table bnb-CPU": LookUp(unsigned_table()),
-    }
+def codes() -> tuple[dict[str, Kind], dict[str, Kind]]:
+    """For m and for v, by name."""
+    m, v = (
+        {
+            "fp32": Exact(),
+            "dynamic": Nearest(dynamic_table(signed=signed)),
+            "dynamic bnb-CPU": LookUp(dynamic_table(signed=signed)),
+            "root": EightBit(),
+            "root table": Nearest(root_table(signed=signed)),
+            "root table bnb-CPU": LookUp(root_table(signed=signed)),
+        }
+        for signed in (True, False)
+    )
     return m, v
 
 
@@ -162,39 +101,31 @@ SCHEMES = [
 ]
 
 
-def blocks(x: Tensor) -> Tensor:
-    """[number, size] as `core.codec.EightBit` cuts a matrix: equal blocks of at most 256."""
-    count = math.ceil(x.numel() / BLOCK)
-    size = math.ceil(x.numel() / count)
-    return torch.nn.functional.pad(x.flatten(), (0, count * size - x.numel())).view(count, size)
-
-
-def stored(x: Tensor, code: Any) -> Tensor:
-    if code is None:
-        return x
-    return code.decode(*code.encode(blocks(x))).flatten()[: x.numel()].view(x.shape)
-
-
 # The replay
 
 
 class Replay:
     """AdamW without decay on recorded gradients; the update is made before the moments are stored."""
 
-    def __init__(self, shapes: list[torch.Size], m_code: Any, v_code: Any):
-        self.codes = m_code, v_code
-        self.m, self.v, self.moved = ([torch.zeros(shape) for shape in shapes] for _ in range(3))
+    def __init__(self, shapes: list[torch.Size], m: Kind, v: Kind):
+        self.m, self.v = (
+            [Kept(torch.zeros(1, 1, shape.numel()), slot, kind) for shape in shapes]
+            for slot, kind in ((Slot.SIGNED, m), (Slot.UNSIGNED, v))
+        )
+        self.moved = [torch.zeros(1, 1, shape.numel()) for shape in shapes]
         self.step = 0
 
     def advance(self, gradients: list[Tensor]) -> list[Tensor]:
         self.step += 1
         updates = []
-        for i, g in enumerate(gradients):
-            m = self.m[i].lerp(g, 1 - BETA1)
-            v = (self.v[i] * BETA2).addcmul_(g, g, value=1 - BETA2)
+        for i, gradient in enumerate(gradients):
+            g = gradient.reshape(1, 1, -1)
+            m = self.m[i].value.lerp(g, 1 - BETA1)
+            v = (self.v[i].value * BETA2).addcmul_(g, g, value=1 - BETA2)
             denominator = v.sqrt().div_(math.sqrt(1 - BETA2**self.step)).add_(EPS)
             updates.append((m * (LR / (1 - BETA1**self.step))).div_(denominator))
-            self.m[i], self.v[i] = stored(m, self.codes[0]), stored(v, self.codes[1])
+            self.m[i].write(m, self.step)
+            self.v[i].write(v, self.step)
             self.moved[i] -= updates[i]
         return updates
 
@@ -202,7 +133,7 @@ class Replay:
 def replay(gradients: list[list[Tensor]], data: str) -> list[dict[str, Any]]:
     m_codes, v_codes = codes()
     shapes = [g.shape for g in gradients[0]]
-    reference = Replay(shapes, None, None)
+    reference = Replay(shapes, Exact(), Exact())
     others = {(m, v): Replay(shapes, m_codes[m], v_codes[v]) for m, v in SCHEMES}
     dots = {scheme: torch.zeros(3, len(shapes), dtype=torch.float64) for scheme in SCHEMES}  # ab, aa, bb by tensor
     cosines: dict[tuple[str, str], list[float]] = {scheme: [] for scheme in SCHEMES}
@@ -277,49 +208,52 @@ def synthetic(steps: int) -> list[list[Tensor]]:
 
 def agreement(moments: dict[str, Tensor]) -> list[dict[str, Any]]:
     rows = []
-    for name, arithmetic, table in (
-        ("m", Arithmetic(companding.encode_signed, companding.decode_signed), signed_table()),
-        ("v", Arithmetic(companding.encode_unsigned, companding.decode_unsigned), unsigned_table()),
-    ):
-        x, offset = moments[name], 128 if name == "m" else 0
-        mine, scale = arithmetic.encode(x)
-        theirs, absmax = Nearest(table).encode(x)
-        looked_up = LookUp(table).encode(x)[0]
-        assert torch.equal(scale, absmax)
-        unit = torch.ones(len(x), 1)
-        decoded = LookUp(table).decode((mine.to(torch.int16) + offset).to(torch.uint8), unit)
-        apart = (mine.to(torch.int16) + offset - theirs.to(torch.int16)).abs()
+    for name, slot in (("m", Slot.SIGNED), ("v", Slot.UNSIGNED)):
+        x, table = moments[name].unsqueeze(0), root_table(signed=name == "m")  # [1, blocks, 256]
+        first = -127 if name == "m" else 0
+        parts = EightBit().encode(x, slot, torch.zeros(1, 1, 1, dtype=torch.int32))
+        mine = (parts[""][0].to(torch.int16) - first).to(torch.uint8)
+        theirs, scale = Nearest(table).encode(x[0])
+        looked_up = LookUp(table).encode(x[0])[0]
+        decoded, ours = LookUp(table).decode(mine, scale), EightBit().decode(parts, *x.shape[1:], slot)[0]
+        apart = (mine.to(torch.int16) - theirs.to(torch.int16)).abs()
         size = x.square().mean().sqrt()
-        rows.append(
-            {
-                "code": f"{name}, root",
-                "decode_equal": torch.equal(decoded, arithmetic.decode(mine, unit)),
-                "different": apart.bool().float().mean().item(),
-                "largest": int(apart.max()),
-                "bnb_different": (looked_up != theirs).float().mean().item(),
-                "bnb_largest": int((looked_up.to(torch.int16) - theirs.to(torch.int16)).abs().max()),
-                "error_arithmetic": ((arithmetic.decode(mine, scale) - x).square().mean().sqrt() / size).item(),
-                "error_table": ((Nearest(table).decode(theirs, absmax) - x).square().mean().sqrt() / size).item(),
-            }
-        )
+        rows.append({
+            "code": f"{name}, root",
+            "decode_equal": torch.equal(decoded, ours),
+            "different": apart.bool().float().mean().item(),
+            "largest": int(apart.max()),
+            "bnb_different": (looked_up != theirs).float().mean().item(),
+            "bnb_largest": int((looked_up.to(torch.int16) - theirs.to(torch.int16)).abs().max()),
+            "error_arithmetic": ((ours - x[0]).square().mean().sqrt() / size).item(),
+            "error_table": ((Nearest(table).decode(theirs, scale) - x[0]).square().mean().sqrt() / size).item(),
+        })  # fmt: skip
     return rows
 
 
 def speed(moments: dict[str, Tensor]) -> list[dict[str, Any]]:
     """CPU time of encoding and decoding a million values, in chunks of 2^18 as the optimizer works."""
     rows = []
-    for name, table in zip("mv", codes(), strict=True):
+    for name, slot, table in zip("mv", (Slot.SIGNED, Slot.UNSIGNED), codes(), strict=True):
         x = moments[name].abs() if name == "v" else moments[name]
         x = x.repeat(math.ceil((1 << 18) / x.numel()), 1)[: (1 << 18) // x.shape[-1]].contiguous()
         for kind, code in table.items():
-            if code is None or isinstance(code, Nearest):  # which is only a yardstick, and slow
+            if isinstance(code, Exact | Nearest):  # nearest is only a yardstick, and slow
                 continue
-            encoded = code.encode(x)
-            times = {"encode_ms": lambda c=code, x=x: c.encode(x), "decode_ms": lambda c=code, e=encoded: c.decode(*e)}
             rows.append({"code": f"{name}, {kind}"})
-            for key, function in times.items():
+            for key, function in zip(("encode_ms", "decode_ms"), _works(code, x, slot), strict=True):
                 rows[-1][key] = 1e3 * min(_cpu(function) for _ in range(9)) / x.numel() * 1e6
     return rows
+
+
+def _works(code: Kind, x: Tensor, slot: Slot) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    if isinstance(code, Blockwise):
+        encoded = code.encode(x)
+        return lambda: code.encode(x), lambda: code.decode(*encoded)
+    matrix, seed = x.unsqueeze(0), torch.zeros(1, 1, 1, dtype=torch.int32)
+    parts = code.encode(matrix, slot, seed)
+    before = (code.decode(parts, *x.shape, slot), parts)
+    return lambda: code.encode(matrix, slot, seed, before), lambda: code.decode(parts, *x.shape, slot)
 
 
 def _cpu(function: Callable[[], Any], times: int = 4) -> float:
@@ -331,10 +265,10 @@ def _cpu(function: Callable[[], Any], times: int = 4) -> float:
 
 def moments_of(gradients: list[list[Tensor]]) -> dict[str, Tensor]:
     """Blocks of exactly 256 of the last m and v."""
-    last = Replay([g.shape for g in gradients[0]], None, None)
+    last = Replay([g.shape for g in gradients[0]], Exact(), Exact())
     for step in gradients:
         last.advance(step)
-    flat = {"m": torch.cat([m.flatten() for m in last.m]), "v": torch.cat([v.flatten() for v in last.v])}
+    flat = {name: torch.cat([each.value.flatten() for each in kept]) for name, kept in (("m", last.m), ("v", last.v))}
     return {name: x[: x.numel() // BLOCK * BLOCK].view(-1, BLOCK) for name, x in flat.items()}
 
 

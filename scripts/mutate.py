@@ -127,21 +127,21 @@ MUTANTS = [
     Mutant(
         "truncation instead of stochastic rounding",
         "numerics/rounding.py",
-        "bits = random_bits16(seed, x.shape).add_(x.contiguous().view(torch.int32))",
-        "bits = x.contiguous().view(torch.int32).clone()",
+        "random_bits16(seed, x.shape, start).bitwise_and_(0xFFFF).add_(x.contiguous().view(torch.int32))",
+        "x.contiguous().view(torch.int32).clone()",
         "tests/core/test_codec.py",
     ),
     Mutant(
         "blocks that straddle matrices",
         "core/codec.py",
-        "x = x.unflatten(1, (blocks, size))",
-        "x = x.reshape(-1, blocks, size).roll(1, 0)",
+        "return x.unflatten(1, (blocks, size))",
+        "return x.reshape(-1, blocks, size).roll(1, 0)",
         "tests/core/test_codec.py",
     ),
     Mutant(
         "a zero code for v",
         "numerics/companding.py",
-        "root = code.to(scale.dtype).add_(1)",
+        "root = code.to(scale.dtype).add_(UNSIGNED_SKIPPED + 1)",
         "root = code.to(scale.dtype)",
         "tests/core/test_codec.py",
     ),
@@ -155,15 +155,15 @@ MUTANTS = [
     Mutant(
         "LoRA+ applied twice",
         "core/optimizer.py",
-        "if not (split and technique.splits_lr)",
-        "if technique",
+        "if not (split and each.splits_lr)",
+        "if each",
         "tests/techniques/test_invariants.py",
     ),
     Mutant(
         "a host synchronisation in a step",
         "techniques/cautious.py",
-        "rescale = mat_mean(keep).clamp_(min=self.floor).reciprocal_()",
-        "rescale = mat_mean(keep).clamp_(min=self.floor).reciprocal_(); float(rescale.sum())",
+        "return s.but(update=masks",
+        "float(s.update.sum()); return s.but(update=masks",
         "tests/core/test_cost.py",
     ),
     Mutant(
@@ -196,8 +196,8 @@ MUTANTS = [
     ),
     Mutant(
         "hooks that stay",
-        "trainers/hooks.py",
-        "setattr(module, name, thing.__wrapped__)",
+        "trainers/bindings.py",
+        "setattr(holder, attribute, value.__wrapped__)",
         "pass",
         "tests/kohya/test_hooks.py",
     ),
@@ -218,8 +218,8 @@ MUTANTS = [
     Mutant(
         "Newton-Schulz of the wrong polynomial",
         "numerics/newton_schulz.py",
-        "gram = p @ gram @ p",
-        "gram = p @ gram",
+        "beta=B, alpha=C",
+        "beta=C, alpha=B",
         "tests/numerics/test_newton_schulz.py",
     ),
     Mutant(
@@ -231,9 +231,9 @@ MUTANTS = [
     ),
     Mutant(
         "Muon by the shorter side",
-        "techniques/muon.py",
-        "math.sqrt(max(",
-        "math.sqrt(min(",
+        "numerics/neurons.py",
+        "torch.maximum(extent.length, extent.width)",
+        "torch.minimum(extent.length, extent.width)",
         "tests/techniques/test_muon.py",
     ),
     Mutant(
@@ -244,11 +244,39 @@ MUTANTS = [
         "tests/techniques/test_muon.py",
     ),
     Mutant(
-        "a factor that freezes in 8 bits",
-        "core/codec.py",
-        "return slot is Slot.FACTOR",
-        "return False",
-        "tests/techniques/test_came.py",
+        "an average of squares that freezes in 8 bits",
+        "numerics/companding.py",
+        "add_(noise, alpha=2.0**-16)",
+        "add_(noise, alpha=0.0)",
+        "tests/core/test_eight_bit.py",
+    ),
+    Mutant(
+        "a matrix with a NaN that is stepped",
+        "core/stepping.py",
+        "+ 1, _squares_are_finite(grad)",
+        "+ 1, mat_norm(grad).nan_to_num() >= 0",
+        "tests/optim/test_classes.py",
+    ),
+    Mutant(
+        "entries without a gradient that count",
+        "numerics/masks.py",
+        "kept = count.lerp(mat_sum(sign), 0.5)",
+        "kept = count.lerp(mat_sum(sign), 0.5) * count / update[0].numel()",
+        "tests/optim/test_classes.py",
+    ),
+    Mutant(
+        "a frame for what its partner reads",
+        "core/frames.py",
+        "and read.isdisjoint(indices)",
+        "",
+        "tests/core/test_frames.py",
+    ),
+    Mutant(
+        "a checkpoint's schedule that goes on in silence",
+        "trainers/schedulers.py",
+        "optimizer.register_step_pre_hook(",
+        "(",
+        "tests/kohya/test_schedulers.py",
     ),
     Mutant(
         "CAME without clipping",
@@ -362,7 +390,7 @@ def main() -> int:
 
 def copied(folder: Path) -> Path:
     folder.mkdir()
-    for name in ("hina_kohya", "tests", "configs", "pyproject.toml"):
+    for name in ("hina_kohya", "tests", "benchmarks", "configs", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     return folder

@@ -43,7 +43,7 @@ def read_by_another_codec(make, state, target, technique, slot):
 
 
 def operations(make, params):
-    """Those of the second step, for the first one builds the plan; none waits for the device."""
+    """Launches of the second step, for the first one builds the plan; none waits for the device."""
     optimizer = make(params)
     for step in range(2):
         set_grads(params, step)
@@ -117,12 +117,13 @@ def rows_and_columns_may_be_permuted(make, dtype=torch.float64, rtol=0.0, atol=0
 
 
 def spares_neighbours(make, bad, shapes=None, victims="lora_unet_a.", steps=5):
-    """`bad`, a value by step, in gradients of victims (by prefix) changes no other matrix by a bit.
+    """`bad`, a value by step, in gradients of victims (by prefix) leaves each as it is, and changes no other by a bit.
 
     Returns the optimizer and its victims.
     """
     healthy, poisoned = make_params(shapes=shapes), make_params(shapes=shapes)
     names = [name for name in healthy if name.startswith(victims)]
+    assert names
     for params, poison in ((healthy, {}), (poisoned, bad)):
         optimizer = make(params)
         for step in range(steps):
@@ -130,11 +131,21 @@ def spares_neighbours(make, bad, shapes=None, victims="lora_unet_a.", steps=5):
             if step in poison:
                 for name in names:
                     params[name].grad.flatten()[0] = poison[step]
+                optimizer.plan()  # shows the state before the first step, too
+                before = {name: copies(optimizer, params[name]) for name in names}
             optimizer.step()
-    assert names
-    assert all(poisoned[name].isnan().any() for name in names)
+            if step in poison:
+                for name in names:
+                    now = copies(optimizer, params[name])
+                    assert all(torch.equal(now[key], value) for key, value in before[name].items()), name
+    assert all(poisoned[name].isfinite().all() for name in names)
     assert all(torch.equal(healthy[name], poisoned[name]) for name in healthy.keys() - set(names))
     return optimizer, {name: poisoned[name] for name in names}
+
+
+def copies(optimizer, param):
+    """A parameter and all that is kept of it."""
+    return {"": param.detach().clone()} | {key: value.clone() for key, value in optimizer.state[param].items()}
 
 
 def bears_zeros(make):

@@ -160,9 +160,16 @@ def read(source: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{source} is not a whole .safetensors file: {error}") from error
 
 
+def refuse_same(source: Path, target: Path) -> None:
+    """Raises ValueError where writing the target would lose the source, by whatever name or link."""
+    if target.resolve() == source.resolve() or (target.exists() and target.samefile(source)):
+        raise ValueError(f"{target} is the file that is read, and would be lost; give -o another name")
+
+
 def export_file(source: Path, target: Path, rank: int | None = None, budget: float | None = None) -> dict[str, int]:
     """`export` of a .safetensors file into another. Raises ValueError and OSError."""
     tensors, metadata = read(source)
+    refuse_same(source, target)
     made, ranks = export(tensors, rank, budget)
     # Hashes of the old contents, and a network module whose file this no longer is.
     metadata = {key: value for key, value in metadata.items() if key != METADATA and not key.startswith("sshs_")}

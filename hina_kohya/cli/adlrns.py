@@ -68,6 +68,8 @@ def _show(args: argparse.Namespace) -> int:
     from hina_kohya.adlrns import files, pictures  # noqa: PLC0415
 
     tensors, metadata = files.read(args.file)
+    if args.output:
+        files.refuse_same(args.file, args.output)
     modules = files.modules_of(tensors)
     ranks = pictures.ranks(modules).double()
     print(f"{args.file}: {len(modules)} modules, mean rank {ranks.mean():.3g}")

@@ -13,11 +13,14 @@ from hina_kohya.core.codec import Codec
 from hina_kohya.core.roles import Member
 from hina_kohya.core.slab import Rows, Slab
 from hina_kohya.core.technique import Slot, Technique
+from hina_kohya.numerics.masks import keep_
 from hina_kohya.numerics.rounding import stochastic_round_bf16
 
 # Elements stepped at a time. On the CPU the step is bound by memory traffic, so a chunk has to stay in cache; on a
 # GPU the bound is what temporaries may take.
 CPU_CHUNK, GPU_CHUNK = 1 << 18, 1 << 23
+# Odd numbers that spread steps and parameter indices over 32 bits, signed as torch has them.
+_STEP, _INDEX = 0x9E3779B1 - (1 << 32), 0x85EBCA77
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -45,6 +48,8 @@ class Key:
 
 
 class Bucket:
+    """``key.device`` is where the state lives, and where a parameter that is elsewhere for a while is stepped."""
+
     def __init__(
         self, key: Key, indices: Sequence[int], params: Sequence[Tensor], members: Sequence[Member], codec: Codec
     ):
@@ -53,9 +58,13 @@ class Bucket:
         self.compute = torch.float64 if key.dtype == torch.float64 else torch.float32
         limit = CPU_CHUNK if key.device.type == "cpu" else GPU_CHUNK
         self.chunk_rows = max(1, limit // key.shape.numel())
-        self.steps = np.zeros(len(self), dtype=np.int32)
+        self.steps: Tensor  # int32 [N], on the device, and
+        self.tried: np.ndarray  # int32 [N]: slices of the plan's `counters`
         self.decays = np.array([member.role.decays for member in members], dtype=np.bool_)
-        self.ranks = np.array([member.cofactor_rank for member in members], dtype=np.int32)
+        ranks = np.array([member.cofactor_rank for member in members], dtype=np.float64)
+        self.ranks = to_device(ranks, key.device).view(-1, 1, 1)
+        salts = (np.array(self.indices, dtype=np.uint64) + np.uint64(1)) * np.uint64(_INDEX)
+        self._salts = to_device((salts & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32), key.device)
         self.slabs = {(t.name, name): self._slab(t, name, codec) for t in self.chain for name in t.kept()}
 
     def __len__(self) -> int:
@@ -68,7 +77,8 @@ class Bucket:
         like = torch.empty(0, dtype=dtype, device=self.key.device)
         slab = Slab(f"{technique.name}.{name}", slot, codec, (len(self), m, n), like)
         if slot is Slot.ANCHOR:
-            slab.parts[""].copy_(torch.stack(self.params).view(len(self), m, n))
+            for picked, where in self.chunks(range(len(self))):
+                slab.parts[""][where] = self.gather([self.params[row] for row in picked]).to(dtype)
         return slab
 
     def active_rows(self) -> list[int]:
@@ -84,29 +94,58 @@ class Bucket:
                 yield picked, to_device(np.array(picked), self.key.device)
 
     def gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        """[k, m, n] in the compute dtype."""
-        return torch.stack(list(tensors)).to(self.compute).view(len(tensors), self.m, self.n)
+        """[k, m, n] in the compute dtype, whatever the layout of each; of a single one a view, if it can be."""
+        here = self._here(tensors)
+        stacked = here[0].detach().unsqueeze(0) if len(here) == 1 else torch.stack(here)
+        return stacked.to(self.compute).reshape(len(tensors), self.m, self.n)
 
-    def scatter(self, values: Tensor, picked: Sequence[int], seed: Tensor | None) -> None:
-        """Writes [k, m, n] back into the parameters, rounding stochastically where they are bf16."""
+    def _here(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        device = self.key.device
+        return [each if self._at_home(each) else each.to(device, non_blocking=True) for each in tensors]
+
+    def _at_home(self, tensor: Tensor) -> bool:
+        return tensor.device == self.key.device
+
+    def scatter(
+        self, values: Tensor, valid: Tensor, before: Tensor, picked: Sequence[int], seed: Tensor | None
+    ) -> None:
+        """Writes [k, m, n] back into the parameters, rounding stochastically where they are bf16.
+
+        Those that are not ``valid`` [k, 1, 1] stay ``before``, what was gathered of them and is written over.
+        """
+        params = [self.params[row] for row in picked]
+        keep_(values, before, valid)
+        if self._is_view(params):
+            return
         if seed is not None and self.key.dtype == torch.bfloat16:
-            values = stochastic_round_bf16(values, seed)
-        rows = values.reshape(len(picked), *self.key.shape).unbind(0)
-        torch._foreach_copy_([self.params[row] for row in picked], list(rows))
+            before = stochastic_round_bf16(before, seed)
+        torch._foreach_copy_(params, self._cut(before, params))
 
-    def seeds(self, picked: Sequence[int]) -> Tensor:
+    def _cut(self, values: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+        """[k, m, n] as ``params``, which they are of, are shaped."""
+        return list(values.reshape(len(params), *self.key.shape).unbind(0))
+
+    def _is_view(self, params: Sequence[Tensor]) -> bool:
+        """Whether `gather` gave a view of them, so that what was written there is in the parameter."""
+        param, *others = params
+        return not others and param.dtype == self.compute and param.is_contiguous() and self._at_home(param)
+
+    def seeds(self, where: Rows, step: Tensor) -> Tensor:
         """int32 [k, 1, 1] from step and parameter index: equal on all ranks and after any resume."""
-        steps = self.steps[picked].astype(np.uint64)
-        indices = np.array([self.indices[row] for row in picked], dtype=np.uint64) + np.uint64(1)
-        mixed = (steps * np.uint64(0x9E3779B1)) ^ (indices * np.uint64(0x85EBCA77))
-        return to_device((mixed & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32), self.key.device).view(
-            -1, 1, 1
-        )
+        return (step * _STEP).bitwise_xor_(self._salts[where]).view(-1, 1, 1)
 
-    def fits(self) -> bool:
-        """False once a parameter was moved or cast after the optimizer was built (`--full_bf16`, `prepare`)."""
-        dtype, device = self.key.dtype, self.key.device
-        return all(param.dtype == dtype and param.device == device for param in self.params)
+    def of_dtype(self) -> bool:
+        """False once a parameter was cast after the plan was made (`--full_bf16`)."""
+        return all(param.dtype == self.key.dtype for param in self.params)
+
+    def elsewhere(self) -> bool:
+        """Whether all parameters have moved to one other device: for good, or as a block that is swapped."""
+        devices = {param.device for param in self.params}
+        return len(devices) == 1 and self.key.device not in devices
+
+    def nbytes(self) -> int:
+        slabs = sum(slab.nbytes() for slab in self.slabs.values())
+        return slabs + self.decays.nbytes + self.ranks.nbytes + self._salts.nbytes
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -40,18 +40,42 @@ def run(
     """
     states = {technique.name: dict(states.get(technique.name, {})) for technique in chain}
     subtracted = False
+    last = _last_update(chain)
     for technique in chain:
         state = states[technique.name]
         if technique.stage is Stage.TORQUE:
             s = s.but(enter=_entering(technique, s, state), leave=_leaving(technique, s, state))
             continue
         if technique.stage is Stage.PARAMETER and not subtracted:
-            s, subtracted = s.but(param=s.param - s.update), True
+            s, subtracted = s.but(param=_subtracted(s)), True
         name = technique.name
         s = technique.apply(s.but(cofactors=shared.get(name), pooled=pooled.get(name)), state)
         if technique.stage is Stage.MOMENT:
             s = s.but(direction=s.update)
-    return (s.param if subtracted else s.param - s.update), states
+        if technique is last:
+            s = _held(s, chain)
+    return (s.param if subtracted else _subtracted(s)), states
+
+
+def _subtracted(s: Signal) -> Tensor:
+    # What decay made is nobody else's, and may be written over: a large matrix feels one more pass over memory.
+    return s.param - s.update if s.param is s.before else s.param.sub_(s.update)
+
+
+def _last_update(chain: Chain) -> Technique | None:
+    """After which the update is held to the chain's reach; None where nothing can go beyond it."""
+    made = [technique for technique in chain if technique.stage in (Stage.MOMENT, Stage.UPDATE)]
+    return made[-1] if any(technique.stretches for technique in made) else None
+
+
+def _held(s: Signal, chain: Chain) -> Signal:
+    reach = next(technique for technique in chain if technique.stage is Stage.MOMENT).reach(s.step)
+    if reach is None:
+        return s
+    limit = s.scalar(s.lr * reach)
+    if s.update is not s.direction:  # what UPDATE techniques made is nobody else's
+        return s.but(update=s.update.clamp_(-limit, limit))
+    return s.but(update=s.update.clamp(-limit, limit))
 
 
 def _entering(technique: Technique, s: Signal, state: State) -> Enter:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from hina_kohya.core.hyper import did_you_mean
-from hina_kohya.core.technique import Slot
+from hina_kohya.core.technique import Slot, Technique
 from hina_kohya.numerics import companding
+from hina_kohya.numerics.pieces import in_pieces
 from hina_kohya.numerics.rounding import random_bits16, stochastic_round_bf16
 
 Parts = dict[str, Tensor]  # what is kept of N matrices: "" for the values, "scale" for what they are relative to
+Before = tuple[Tensor, Parts]  # values, and the parts that they were decoded from
 
 
 class Codec(ABC):
@@ -29,11 +31,16 @@ class Codec(ABC):
     def decode(self, parts: Parts, m: int, n: int, slot: Slot) -> Tensor: ...
 
     @abstractmethod
-    def encode(self, x: Tensor, slot: Slot, seed: Tensor | None) -> Parts: ...
+    def encode(self, x: Tensor, slot: Slot, seed: Tensor | None, before: Before | None = None) -> Parts:
+        """``before`` is what x takes the place of; without it x stands alone."""
 
     def rounds(self, slot: Slot) -> bool:
         """Whether writing needs a seed."""
         return False
+
+    def checked(self, technique: Technique) -> Technique:
+        """The same; raises ValueError for one whose averages move too slowly to be kept this way."""
+        return technique
 
 
 class Exact(Codec):
@@ -47,7 +54,7 @@ class Exact(Codec):
     def decode(self, parts: Parts, m: int, n: int, slot: Slot) -> Tensor:
         return parts[""]
 
-    def encode(self, x: Tensor, slot: Slot, seed: Tensor | None) -> Parts:
+    def encode(self, x: Tensor, slot: Slot, seed: Tensor | None, before: Before | None = None) -> Parts:
         return {"": x}
 
 
@@ -62,7 +69,7 @@ class BFloat16(Codec):
     def decode(self, parts: Parts, m: int, n: int, slot: Slot) -> Tensor:
         return parts[""].to(torch.float32)
 
-    def encode(self, x: Tensor, slot: Slot, seed: Tensor | None) -> Parts:
+    def encode(self, x: Tensor, slot: Slot, seed: Tensor | None, before: Before | None = None) -> Parts:
         assert seed is not None
         return {"": stochastic_round_bf16(x.to(torch.float32), seed)}
 
@@ -74,13 +81,14 @@ class EightBit(Codec):
     """One byte a value and one fp32 scale a block of at most 256 values.
 
     A matrix of k values has ceil(k / 256) equal blocks, padded by less than one value a block; so a tensor of 16
-    elements is 8-bit too, and no block holds values of two matrices. The codes are those of `numerics.companding`;
-    on a GPU they are made and read by bitsandbytes' kernels with the same codes as a table. Factors, which are few, are
-    rounded stochastically.
+    elements is 8-bit too, and no block holds values of two matrices. The codes are those of `numerics.companding`.
+    Averages of squares are rounded stochastically, others to the nearest code; these, and what is read, go through
+    bitsandbytes' kernels on a GPU, with the same codes as a table.
     """
 
     name = "8bit"
     block: ClassVar[int] = 256
+    slowest: ClassVar[float] = 0.995  # decay of an average that nearest codes still follow
 
     def layout(self, m: int, n: int) -> tuple[int, int]:
         """(number of blocks, block size) of one matrix."""
@@ -96,33 +104,55 @@ class EightBit(Codec):
         }
 
     def decode(self, parts: Parts, m: int, n: int, slot: Slot) -> Tensor:
-        code, scale = parts[""], parts["scale"]
-        if code.is_cuda:
-            x = _bitsandbytes_decode(code, scale, slot)
-        elif slot is Slot.SIGNED:
-            x = companding.decode_signed(code, scale)
-        else:
-            x = companding.decode_unsigned(code, scale)
+        scale = parts["scale"]
+        x = in_pieces(lambda code, i: _decoded(code, scale[:, i : i + code.shape[1]], slot), parts[""], dim=1)
         return x.flatten(1)[:, : m * n].unflatten(1, (m, n))
 
-    def encode(self, x: Tensor, slot: Slot, seed: Tensor | None) -> Parts:
+    def encode(self, x: Tensor, slot: Slot, seed: Tensor | None, before: Before | None = None) -> Parts:
+        x = self._blocks(x.to(torch.float32))
+        if slot is Slot.SIGNED:
+            if x.is_cuda:
+                return dict(zip(("", "scale"), _bitsandbytes_encode(x), strict=True))
+            scale = in_pieces(lambda piece, _: companding.largest(piece), x, dim=1)
+            encode = lambda piece, i: companding.encode_signed(piece, scale[:, i : i + piece.shape[1]])  # noqa: E731
+            return {"": in_pieces(encode, x, dim=1), "scale": scale}
+        assert seed is not None
+        scale = x.amax(dim=-1, keepdim=True)
+        if before is not None:
+            old = self._blocks(before[0])
+            least = in_pieces(lambda piece, i: companding.least_ratio(piece, old[:, i : i + piece.shape[1]]), x, dim=1)
+            scale = companding.falling_scale(scale, least, before[1]["scale"])
+
+        def encoded(piece: Tensor, i: int) -> Tensor:
+            noise = random_bits16(seed, piece.shape, i * piece.shape[2])
+            return companding.encode_unsigned(piece, scale[:, i : i + piece.shape[1]], noise)
+
+        return {"": in_pieces(encoded, x, dim=1), "scale": scale}
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """[N, nb, bs] of [N, m, n]; where there is nothing the last value stands again."""
         blocks, size = self.layout(*x.shape[-2:])
-        x = x.to(torch.float32).flatten(1)
+        x = x.flatten(1)
         if padding := blocks * size - x.shape[1]:
-            x = torch.nn.functional.pad(x, (0, padding))
-        x = x.unflatten(1, (blocks, size))
-        if self.rounds(slot):
-            assert seed is not None
-            code, scale = companding.encode_unsigned_stochastic(x, random_bits16(seed, x.shape) * 2.0**-16)
-        elif x.is_cuda:
-            code, scale = _bitsandbytes_encode(x, slot)
-        else:
-            code, scale = (companding.encode_signed if slot is Slot.SIGNED else companding.encode_unsigned)(x)
-        return {"": code, "scale": scale}
+            x = torch.nn.functional.pad(x.unsqueeze(0), (0, padding), mode="replicate").squeeze(0)
+        return x.unflatten(1, (blocks, size))
 
     def rounds(self, slot: Slot) -> bool:
-        # A factor is a mean of many squares, so it moves by far less than a code a step: to nearest it would freeze.
-        return slot is Slot.FACTOR
+        return slot is not Slot.SIGNED
+
+    def checked(self, technique: Technique) -> Technique:
+        if Slot.SIGNED in technique.kept().values() and technique.memory > self.slowest:
+            raise ValueError(
+                f"{technique.name} keeps an average with decay {technique.memory:g}, and 8 bits follow one of up to "
+                f"{self.slowest:g}; use state='bf16' or 'fp32' (of an optimizer whose name does not end in 8bit)"
+            )
+        return technique
+
+
+def _decoded(code: Tensor, scale: Tensor, slot: Slot) -> Tensor:
+    if code.is_cuda:
+        return _bitsandbytes_decode(code, scale, slot)
+    return (companding.decode_signed if slot is Slot.SIGNED else companding.decode_unsigned)(code, scale)
 
 
 @cache
@@ -141,15 +171,13 @@ def _kernel_blocks(x: Tensor) -> tuple[Tensor, int]:
     return torch.nn.functional.pad(x, (0, size - x.shape[-1])), size
 
 
-def _bitsandbytes_encode(x: Tensor, slot: Slot) -> tuple[Tensor, Tensor]:
+def _bitsandbytes_encode(x: Tensor) -> tuple[Tensor, Tensor]:
     from bitsandbytes.functional import quantize_blockwise  # noqa: PLC0415
 
     padded, size = _kernel_blocks(x)
-    code, state = quantize_blockwise(A=padded.contiguous(), code=_table(slot, x.device), blocksize=size)
+    code, state = quantize_blockwise(A=padded.contiguous(), code=_table(Slot.SIGNED, x.device), blocksize=size)
     code = code.view(padded.shape)[..., : x.shape[-1]]
-    if slot is Slot.SIGNED:
-        code = (code.to(torch.int16) - 128).to(torch.int8)
-    return code, state.absmax.view(*x.shape[:-1], 1)
+    return (code.to(torch.int16) - 128).to(torch.int8), state.absmax.view(*x.shape[:-1], 1)
 
 
 def _bitsandbytes_decode(code: Tensor, scale: Tensor, slot: Slot) -> Tensor:

@@ -55,7 +55,7 @@ def profiles(params: Params, grads: Grads, legs: bool = True) -> Profiles:
         u, g = _stack(params, picked), _stack(grads, picked)  # [k, *shape]
         product = u * g
         order.extend(picked)
-        flat = product.view(len(picked), -1)
+        flat = product.reshape(len(picked), -1)
         total, norm = flat.sum(1, dtype=torch.float64), torch.linalg.vector_norm(flat, dim=1).double()
         scales.append(torch.stack([total, norm], dim=1).to(device))
         shape = product.shape[1:]

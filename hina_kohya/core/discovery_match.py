@@ -14,6 +14,7 @@ CHANCE, FAMILY = 0.01, 10  # and for each accepted pair, once there are so many 
 KEEP = 3  # candidates of one leg that are worth a confirming comparison
 CROWD = 32  # looked at in one row of cells; where more are alike, none stands out anyway
 SHARPER = 4.0  # scalars: the window is this fraction of what one of their terms amounts to
+TWINS = 1e-4  # how far the fingerprints of copies lie apart, which differ by rounding
 HASHED = 3  # coordinates that the cells are made of
 
 
@@ -39,25 +40,40 @@ def candidates(prints: np.ndarray, owners: np.ndarray) -> np.ndarray:
         counts = np.minimum(high - low, CROWD)
         left = np.repeat(np.arange(len(points)), counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        near.append(np.stack([left, order[np.repeat(low, counts) + within]], axis=1))
-    pairs = np.unique(np.sort(np.concatenate(near), axis=1), axis=0)
-    left, right = pairs.T
-    apart = np.abs(points[left] - points[right])
-    fits = (owners[alive[left]] != owners[alive[right]]) & (apart <= WINDOW).all(axis=1)
-    pairs, apart = pairs[fits], (apart[fits] ** 2).sum(axis=1)
-    return alive[_nearest(pairs[np.argsort(apart, kind="stable")])]
+        right = order[np.repeat(low, counts) + within]
+        close = np.ones(len(left), dtype=np.bool_)
+        for column in points.T:  # one at a time: most are apart in the first
+            left, right = left[close], right[close]
+            close = np.abs(column[left] - column[right]) <= WINDOW
+        near.append((np.minimum(left, right) * len(points) + np.maximum(left, right))[close])
+    left, right = np.divmod(_distinct(np.concatenate(near)), len(points))
+    foreign = owners[alive[left]] != owners[alive[right]]
+    left, right = left[foreign], right[foreign]
+    apart = ((points[left] - points[right]) ** 2).sum(axis=1)
+    # Of three or more that are alike, as copies are, no two are a pair rather than any other two.
+    alike = apart <= TWINS**2
+    ends, whose = (np.concatenate([a[alike], b[alike]]) for a, b in ((left, right), (right, left)))
+    count = owners.max() + 1
+    twins = np.bincount(_distinct(ends * count + owners[alive[whose]]) // count, minlength=len(points))
+    single = ~alike | (np.maximum(twins[left], twins[right]) < 2)
+    left, right, apart = left[single], right[single], apart[single]
+    return alive[_nearest(np.stack([left, right], axis=1)[np.argsort(apart, kind="stable")])]
+
+
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    """Sorted. numpy's own takes ten times as long for keys that are made of two numbers, of which it makes a hash."""
+    keys = np.sort(keys)
+    return keys[np.append(True, np.diff(keys) > 0)[: len(keys)]]
 
 
 def _nearest(pairs: np.ndarray) -> np.ndarray:
     """Of pairs sorted by distance, those among the first KEEP of either end."""
-    seen: dict[int, int] = defaultdict(int)
-    kept = []
-    for left, right in pairs.tolist():
-        if min(seen[left], seen[right]) < KEEP:
-            kept.append((left, right))
-        seen[left] += 1
-        seen[right] += 1
-    return np.array(kept, dtype=np.int64).reshape(-1, 2)
+    ends = pairs.ravel()
+    order = np.argsort(ends, kind="stable")
+    first = np.searchsorted(ends[order], ends[order])  # where the run of this end begins
+    rank = np.empty(len(ends), dtype=np.int64)
+    rank[order] = np.arange(len(ends)) - first
+    return pairs[rank.reshape(-1, 2).min(axis=1, initial=KEEP) < KEEP] if len(pairs) else pairs.reshape(-1, 2)
 
 
 def accept(

@@ -2,8 +2,7 @@
 
 import dataclasses as dc
 import logging
-import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -13,16 +12,18 @@ import torch
 from torch import Tensor
 
 from hina_kohya.core import checkpoint, registry, report, roles
-from hina_kohya.core.bucket import Bucket, to_device
 from hina_kohya.core.chain import Chain, run
 from hina_kohya.core.codec import codec
+from hina_kohya.core.counters import SkippedSteps
+from hina_kohya.core.groups import Betas, check_betas, check_group, number_of, retimed_options
 from hina_kohya.core.hyper import Interval, check_value
 from hina_kohya.core.members import checked_roles, members_of, splits_lr
 from hina_kohya.core.names import named
 from hina_kohya.core.plan import Plan, fitted, is_frozen
 from hina_kohya.core.pooling import Ties, ties_of
-from hina_kohya.core.signal import Signal
-from hina_kohya.core.slab import Rows
+from hina_kohya.core.precision import full_precision
+from hina_kohya.core.schedules import NewRate
+from hina_kohya.core.stepping import refuse_sparse, step_bucket
 from hina_kohya.core.technique import Technique
 
 logger = logging.getLogger("hina_kohya")
@@ -36,7 +37,8 @@ class HinaOptimizer(torch.optim.Optimizer):
     Args:
         params: what any torch optimizer takes; names are found where there are any (`core.names`).
         techniques: the chain; each parameter gets the techniques that fit its role and shape.
-        lr, weight_decay: per param group, as in torch.
+        lr, weight_decay: per param group, as in torch; lr may be a tensor of one element.
+        betas: what the chain was made with, if schedulers and groups may change them.
         state: how moments are kept: "8bit", "bf16" or "fp32".
         decay_roles: roles that decay besides the factors, or "all" (`core.roles` lists the names).
         compile: compile the chain with torch.compile (one graph a chain, dynamic in all sizes).
@@ -45,37 +47,56 @@ class HinaOptimizer(torch.optim.Optimizer):
     Raises ValueError for values out of bounds, at construction.
     """
 
+    asked: Mapping[str, str] = {}  # technique -> the argument that asks for it
+
     def __init__(
         self,
         params: Any,
         techniques: Iterable[Technique],
         *,
-        lr: float,
+        lr: float | Tensor,
         weight_decay: float,
+        betas: Betas | None = None,
         state: str = "8bit",
         decay_roles: Sequence[str] | str = (),
         compile: bool = False,
         override_hyperparameters: bool = False,
     ):
-        check_value("lr", lr, 1e-3, Interval("[0, inf)"))
+        check_value("lr", number_of(lr), 1e-3, Interval("[0, inf)"))
         check_value("weight_decay", weight_decay, 1e-2, Interval("[0, inf)"))
-        check_value("compile", compile, False, None)
-        check_value("override_hyperparameters", override_hyperparameters, False, None)
+        for name, value in (("compile", compile), ("override_hyperparameters", override_hyperparameters)):
+            check_value(name, value, False, None)
         self._codec = codec(state)
         self._decay_roles = checked_roles(decay_roles)
-        self._override, self._run = override_hyperparameters, _compiled() if compile else run
-        self._plan: Plan | None = None
-        self._members: list[roles.Member] | None = None
+        self._override, self._compile = override_hyperparameters, compile
         self._announced = False
-        chain = {technique.name: dc.asdict(technique) for technique in techniques}
+        self.new_rates: tuple[NewRate, ...] = ()  # set by `load_state_dict`, for `core.schedules.hold_rates`
+        self._start_anew()
+        chain = {technique.name: dc.asdict(self._codec.checked(technique)) for technique in techniques}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "techniques": chain}
+        if betas is not None:
+            defaults["betas"] = tuple(betas)
         if hasattr(params, "mapping"):  # torch would turn the view into a list before add_param_group sees it
             params = [{"params": params}]
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "techniques": chain})
+        super().__init__(params, defaults)
+
+    def _start_anew(self) -> None:
+        self._plan: Plan | None = None
+        self._members: list[roles.Member] | None = None
+        self._betas: list[Betas] = []  # of each group, as its techniques have them
+        self._skipped = SkippedSteps()
 
     # Parameters, names and roles
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        betas = self.defaults.get("betas")
+        check_group(param_group, len(self.param_groups), betas)
         params, names = named(param_group["params"], param_group.pop("named", param_group.pop("param_names", None)))
+        for param in params:
+            if isinstance(param, Tensor) and param.is_complex():
+                raise ValueError(
+                    f"a parameter of shape {tuple(param.shape)} is {param.dtype}; only real ones are trained"
+                )
         param_group["params"] = params
         # torch allows names in all groups or none; sd-scripts' networks mix. So they are set after its check.
         held = [group.pop("param_names", None) for group in self.param_groups]
@@ -85,14 +106,25 @@ class HinaOptimizer(torch.optim.Optimizer):
             for group, group_names in zip(self.param_groups, held, strict=False):
                 if group_names is not None:
                     group["param_names"] = group_names
+        group = self.param_groups[-1]
         if names is not None:
-            self.param_groups[-1]["param_names"] = names
-        for param in params:
-            if param.is_complex():
-                raise ValueError(
-                    f"a parameter of shape {tuple(param.shape)} is {param.dtype}; only real ones are trained"
-                )
+            group["param_names"] = names
+        self._betas.append(() if betas is None else betas)
+        self._follow_betas()
         self._replan()
+
+    def _follow_betas(self) -> None:
+        """Lets the techniques have the betas that the groups have by now."""
+        moved: dict[int, tuple[Betas, Betas]] = {}
+        for number, group in enumerate(self.param_groups):
+            before, after = self._betas[number], tuple(group.get("betas", ()))
+            if before != after:
+                check_betas(f"param group {number}: betas", after, self.defaults.get("betas"))
+                group["betas"], self._betas[number] = after, after
+                group["techniques"] = retimed_options(group["techniques"], before, after)
+                moved[number] = before, after
+        if moved and self._plan is not None and not self._plan.retime(moved):
+            self._replan()
 
     @property
     def members(self) -> list[roles.Member]:
@@ -104,6 +136,13 @@ class HinaOptimizer(torch.optim.Optimizer):
     def _resolved(self) -> list[roles.Member]:
         return members_of(self.param_groups, self._decay_roles)
 
+    def member_name(self, index: int) -> str:
+        """A parameter by index over all groups: its name, or where it is."""
+        if name := self.members[index].name:
+            return name
+        groups = self.group_of()
+        return f"group {groups[index]}, parameter {index - int(groups.searchsorted(groups[index]))}"
+
     def ties(self) -> Ties:
         """For each parameter, those that share its pooled numbers."""
         return ties_of(self.members)
@@ -111,13 +150,16 @@ class HinaOptimizer(torch.optim.Optimizer):
     def params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
 
+    def group_of(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self.param_groups)), [len(group["params"]) for group in self.param_groups])
+
     def chains(self) -> list[Chain]:
         """The chain of every parameter; an empty one where it is frozen and was never trained."""
         chains: list[Chain] = []
         members = iter(self.members)
         for group, split in zip(self.param_groups, splits_lr(self.param_groups, self.members), strict=True):
             techniques = [registry.build(name, **options) for name, options in group["techniques"].items()]
-            wanted = [technique for technique in techniques if not (split and technique.splits_lr)]
+            wanted = [self._codec.checked(each) for each in techniques if not (split and each.splits_lr)]
             for param, member in zip(group["params"], members, strict=False):
                 idle = is_frozen(param) and not self.state.get(param)
                 chains.append(() if idle else fitted(wanted, member))
@@ -126,88 +168,69 @@ class HinaOptimizer(torch.optim.Optimizer):
     def _replan(self) -> None:
         """Forgets the plan; the next step builds one and takes over what `state` shows."""
         if self._plan is not None:
-            self._plan.count_steps(self.state)
+            self._skipped.earlier = self.skipped_steps()
         self._plan = self._members = None
 
     def plan(self) -> Plan:
         """The plan for the parameters as they are now."""
-        if self._plan is None or not self._plan.fits():
-            if self._plan is not None:
-                self._plan.count_steps(self.state)
-            groups = self.group_of().tolist()
-            self._plan = Plan(self.params(), self.members, self.chains(), self._codec, groups, self.ties())
+        if self._plan is not None and not self._plan.fits():
+            self._replan()
+        if self._plan is None:
+            self._plan = Plan(self.params(), self.members, self.chains(), self._codec, self.group_of(), self.ties())
             self._plan.adopt(self.state)
             self._plan.show(self.state)
         return self._plan
 
+    def skipped_steps(self) -> Counter[int]:
+        """By parameter index, steps whose gradient was not finite, so that it did not move; waits for the device."""
+        return self._skipped.until_now(None if self._plan is None else self._plan.counters)
+
     # The step
 
+    @torch.compiler.disable
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with full_precision({param.device.type for param in self.params()}):
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        self._follow_betas()
         self._before_step()
+        if self._plan is not None and not self._plan.follows():
+            self._replan()
         plan = self.plan()
         if not self._announced:
+            self._announce()
             self._announced = True
-            logger.info(self.summary())
-        active = [(bucket, rows) for bucket in plan.buckets if (rows := bucket.active_rows())]
-        for bucket, rows in active:  # before any parameter moves
-            self._refuse_sparse(bucket, rows)
+        rates = plan.rates.of(self.param_groups)
+        active = [(bucket, rate, bucket.active_rows()) for bucket, rate in zip(plan.buckets, rates, strict=True)]
+        refuse_sparse(plan, self.member_name)  # before any parameter moves
         plan.publish()
-        group_of = self.group_of()
-        for bucket, rows in active:
-            bucket.steps[rows] += 1
-            scalars = self.scalars(bucket, group_of)
-            for picked, where in bucket.chunks(rows):
-                self._step_chunk(plan, bucket, picked, where, scalars)
+        chain = _compiled() if self._compile else run
+        for bucket, rate, rows in active:
+            if rows:
+                step_bucket(plan, bucket, rows, rate, chain)
         plan.forget()
-        return loss
+        self._skipped.look(plan.counters, self.member_name, len(self.members))
 
     def _before_step(self) -> None:
         """For subclasses: gradients are there, nothing has moved."""
 
-    def _step_chunk(self, plan: Plan, bucket: Bucket, picked: Sequence[int], where: Rows, scalars: Tensor) -> None:
-        param = bucket.gather([bucket.params[row] for row in picked])
-        grad = bucket.gather([bucket.params[row].grad for row in picked])  # type: ignore[misc]
-        lr, decay, step, rank = scalars[:, where].view(4, -1, 1, 1).unbind(0)
-        s = Signal(param, param, grad, grad, lr, decay, step, cofactor_rank=rank)
-        states = defaultdict(dict)
-        for (technique, name), slab in bucket.slabs.items():
-            states[technique][name] = slab.read(where, bucket.compute)
-        new, states = self._run(bucket.chain, s, states, *plan.shared(bucket, where))
-        rounded = bucket.key.dtype == torch.bfloat16 or any(slab.rounds for slab in bucket.slabs.values())
-        seed = bucket.seeds(picked) if rounded else None
-        for (technique, name), slab in bucket.slabs.items():
-            salted = None if seed is None else seed ^ _salt(slab.key)
-            slab.write(where, states[technique][name], salted)
-        bucket.scatter(new, picked, seed)
-
-    def group_of(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self.param_groups)), [len(group["params"]) for group in self.param_groups])
-
-    def scalars(self, bucket: Bucket, group_of: np.ndarray) -> Tensor:
-        """float64 [4, N]: learning rate, decay, step and cofactor rank of each row."""
-        groups = group_of[bucket.indices]
-        lr = np.array([float(group["lr"]) for group in self.param_groups])[groups]
-        decay = np.array([float(group["weight_decay"]) for group in self.param_groups])[groups] * bucket.decays
-        return to_device(np.stack([lr, decay, bucket.steps, bucket.ranks]), bucket.key.device)
-
-    def _refuse_sparse(self, bucket: Bucket, rows: Sequence[int]) -> None:
-        for row in rows:
-            grad = bucket.params[row].grad
-            if grad is not None and grad.layout is not torch.strided:
-                name = self.members[bucket.indices[row]].name or f"of shape {tuple(bucket.key.shape)}"
-                raise RuntimeError(f"parameter {name} has a {grad.layout} gradient; use dense ones (sparse=False)")
+    def _announce(self) -> None:
+        """At the first step."""
+        logger.info(self.summary())
+        report.say_idle(self)
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        if self._plan is not None:
-            self._plan.count_steps(self.state)
-        return super().state_dict()
+        self._skipped.say(self.skipped_steps(), self.member_name, len(self.members))
+        return {**super().state_dict(), checkpoint.KEY: checkpoint.about(self)}
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -220,9 +243,12 @@ class HinaOptimizer(torch.optim.Optimizer):
         places: list[int] = []
 
         def take_state(_optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
-            fitting = checkpoint.fit(adapted, self.param_groups, self.members, keep_settings=self._override)
+            fitting = checkpoint.fit(
+                adapted, self.param_groups, self.members, keep_settings=self._override, name=type(self).__name__
+            )
             loaded.update(fitting.state)
             places.extend(fitting.places)
+            self.new_rates = fitting.new_rates
             return {**adapted, "state": {}, "param_groups": fitting.param_groups}
 
         # torch's loader does hooks and groups; it must not see the state, which it would cast to the parameter's dtype.
@@ -231,7 +257,8 @@ class HinaOptimizer(torch.optim.Optimizer):
             super().load_state_dict(dict(state_dict))
         finally:
             handle.remove()
-        self._plan = self._members = None
+        self._start_anew()
+        self._betas = [tuple(group.get("betas", ())) for group in self.param_groups]
         self.state = defaultdict(dict, loaded)
         self._after_load(state_dict, places)
 
@@ -239,15 +266,13 @@ class HinaOptimizer(torch.optim.Optimizer):
         """For subclasses that save more; ``places`` are this run's parameters among the checkpoint's."""
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._plan is not None:
-            self._plan.count_steps(self.state)
-        own = {"_codec", "_decay_roles", "_override", "_run", "_announced"}
+        own = {"_codec", "_decay_roles", "_override", "_compile", "_announced", "_betas", "new_rates"}
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_plan" not in self.__dict__:  # a copy or a pickle, not torch's `load_state_dict`
+            self._start_anew()
         super().__setstate__(state)
-        self.__dict__.setdefault("_plan", None)
-        self.__dict__.setdefault("_members", None)
 
     # What it says of itself
 
@@ -268,11 +293,6 @@ class HinaOptimizer(torch.optim.Optimizer):
     def get_memory_efficiency_report(self) -> dict[str, Any]:
         """Exact bytes of state, in all and a parameter."""
         return report.memory(self)
-
-
-def _salt(key: str) -> int:
-    """A signed 32-bit number that makes the rounding of one slot independent of another's."""
-    return zlib.crc32(key.encode()) - (1 << 31)
 
 
 @cache

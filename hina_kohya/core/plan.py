@@ -5,17 +5,24 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hina_kohya.core import frames
 from hina_kohya.core.bucket import Bucket, Key
 from hina_kohya.core.chain import Chain, ordered
 from hina_kohya.core.codec import Codec
+from hina_kohya.core.counters import Counters
 from hina_kohya.core.coupling import Coupling
+from hina_kohya.core.groups import Betas, retimed_chain
 from hina_kohya.core.pooling import Pooling, Ties
+from hina_kohya.core.rates import Rates
 from hina_kohya.core.roles import Member
 from hina_kohya.core.slab import Rows, saved_parts
 from hina_kohya.core.technique import Stage, Technique
+
+SWAPPED = 2  # steps in a row that a bucket's parameters are on another device before its state follows them
 
 
 def fitted(techniques: Iterable[Technique], member: Member) -> Chain:
@@ -43,7 +50,7 @@ def keep_freed_memory() -> None:
 
 
 class Plan:
-    """Buckets, couplings and pools for the parameters as they are now; built again when they are moved, cast or added.
+    """Buckets, couplings and pools for the parameters as they are now; built again when they are cast, moved or added.
 
     ``groups`` says which param group a parameter is in, ``ties`` which others share its pooled number. A parameter with
     an empty chain is frozen: it has no state, and is only read where a partner looks at it.
@@ -55,7 +62,7 @@ class Plan:
         members: Sequence[Member],
         chains: Sequence[Chain],
         codec: Codec,
-        groups: Sequence[int],
+        groups: np.ndarray,
         ties: Ties,
     ):
         keep_freed_memory()
@@ -64,36 +71,64 @@ class Plan:
             if param.numel():
                 partner = None if member.partner is None else params[member.partner]
                 by_key[Key.of(param, chain, partner)].append(index)
-        buckets = [
-            Bucket(key, rows, [params[i] for i in rows], [members[i] for i in rows], codec)
-            for key, rows in by_key.items()
-        ]
+        buckets = frames.buckets(by_key, params, members, codec)
         self.buckets = [bucket for bucket in buckets if bucket.chain]
         self.frozen = [bucket for bucket in buckets if not bucket.chain]
+        self.groups = groups
+        self.counters, self.rates = Counters(self.buckets), Rates(self.buckets, groups)
         coupled = {(t, bucket.key.device) for bucket in self.buckets for t in bucket.chain if t.couples}
         self.couplings = [Coupling(technique, device, buckets, members) for technique, device in coupled]
         pooled = {technique for bucket in self.buckets for technique in bucket.chain if technique.pools}
-        self.poolings = [Pooling(technique, self.buckets, groups, ties) for technique in pooled]
+        self.poolings = [Pooling(technique, self.buckets, groups.tolist(), ties) for technique in pooled]
+        self._away = 0
 
     def fits(self) -> bool:
-        thawed = any(not is_frozen(param) for bucket in self.frozen for param in bucket.params)
-        return not thawed and all(bucket.fits() for bucket in (*self.buckets, *self.frozen))
+        return not self._thawed() and all(bucket.of_dtype() for bucket in (*self.buckets, *self.frozen))
+
+    def _thawed(self) -> bool:
+        return any(not is_frozen(param) for bucket in self.frozen for param in bucket.params)
+
+    def follows(self) -> bool:
+        """Once a step: whether the parameters are, or will soon be again, where the state is.
+
+        Blocks that are swapped in and out are stepped where their state is; what has moved for good takes it along.
+        """
+        away = any(bucket.elsewhere() for bucket in (*self.buckets, *self.frozen))
+        self._away = self._away + 1 if away else 0
+        started = any(bucket.tried.any() for bucket in self.buckets)
+        return not self._away or (started and self._away < SWAPPED)
+
+    def retime(self, moved: Mapping[int, tuple[Betas, Betas]]) -> bool:
+        """Changes betas in the chains, by group from and to; False where a bucket would have to be split for it."""
+        chains: list[Chain] = []
+        for bucket in self.buckets:
+            groups = set(self.groups[bucket.indices].tolist())
+            fresh = {retimed_chain(bucket.chain, *moved[g]) if g in moved else bucket.chain for g in groups}
+            chains.append(fresh.pop())
+            coupled = any(technique.couples for technique in set(chains[-1]) - set(bucket.chain))
+            if fresh or coupled:
+                return False
+        for bucket, chain in zip(self.buckets, chains, strict=True):
+            bucket.chain = chain
+        return True
 
     def adopt(self, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Takes over what `state` knows: from a checkpoint, or from the plan before this one."""
         for bucket in self.buckets:
             for row, param in enumerate(bucket.params):
                 if known := state.get(param):
-                    bucket.steps[row] = 0 if _moment_is_new(bucket.chain, known) else int(known.get("step", 0))
+                    if not _moment_is_new(bucket.chain, known):
+                        bucket.steps[row] = known.get("step", 0)
                     for slab in bucket.slabs.values():
                         if saved := saved_parts(known, slab.key):
                             slab.adopt(row, saved)
+        self.counters.begin()
 
     def show(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
         """Shows every row under its parameter, as views, in place of what was there."""
         for bucket in self.buckets:
             for row, param in enumerate(bucket.params):
-                entry: dict[str, Any] = {"step": int(bucket.steps[row])}
+                entry: dict[str, Any] = {"step": bucket.steps[row]}
                 for slab in bucket.slabs.values():
                     entry.update(slab.views(row, param.shape))
                 state[param].clear()
@@ -115,17 +150,9 @@ class Plan:
         for each in (*self.couplings, *self.poolings):
             each.forget()
 
-    def count_steps(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
-        """Brings the step counters, which live in one array a bucket, up to date under their parameters."""
-        for bucket in self.buckets:
-            for param, step in zip(bucket.params, bucket.steps, strict=True):
-                state[param]["step"] = int(step)
-
     def nbytes(self) -> int:
         """Everything allocated for state: slabs, index tables and step counters."""
-        slabs = sum(slab.nbytes() for bucket in self.buckets for slab in bucket.slabs.values())
-        arrays = sum(bucket.steps.nbytes + bucket.decays.nbytes + bucket.ranks.nbytes for bucket in self.buckets)
-        return slabs + arrays + sum(each.nbytes() for each in (*self.couplings, *self.poolings))
+        return sum(each.nbytes() for each in (*self.buckets, self.counters, *self.couplings, *self.poolings))
 
 
 def _moment_is_new(chain: Chain, known: Mapping[str, Any]) -> bool:

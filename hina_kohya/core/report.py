@@ -5,6 +5,7 @@ Nothing here runs during a step, so it may synchronise.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import hina_kohya
-from hina_kohya.core import roles
+from hina_kohya.core import registry, roles
+from hina_kohya.core.bucket import matrix_shape
 from hina_kohya.core.chain import Chain
 from hina_kohya.core.codec import EightBit
+from hina_kohya.core.lookup import is_looked_up
+from hina_kohya.core.members import splits_lr
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Stage
 
 if TYPE_CHECKING:
     from hina_kohya.core.optimizer import HinaOptimizer
+
+
+logger = logging.getLogger("hina_kohya")
 
 
 def trained(optimizer: HinaOptimizer) -> list[roles.Member]:
@@ -44,6 +51,9 @@ def information(optimizer: HinaOptimizer) -> dict[str, Any]:
             "global_step": global_step(optimizer),
             "effective_lr": optimizer.effective_lr,
             "gradient_spikes": gradient_spikes(optimizer),
+            "non_finite_steps": {
+                optimizer.member_name(index): steps for index, steps in sorted(optimizer.skipped_steps().items())
+            },
         },
         "memory": memory(optimizer),
     }
@@ -60,13 +70,52 @@ def features(optimizer: HinaOptimizer) -> dict[str, dict[str, Any]]:
 
 
 def global_step(optimizer: HinaOptimizer) -> int:
-    return max((int(step) for bucket in optimizer.plan().buckets for step in bucket.steps), default=0)
+    return max((int(bucket.steps.max()) for bucket in optimizer.plan().buckets), default=0)
 
 
 def gradient_spikes(optimizer: HinaOptimizer) -> int:
     """Spikes that `edge_suppression` damped so far, over all matrices."""
     slabs = (bucket.slabs.get(("edge_suppression", "spikes")) for bucket in optimizer.plan().buckets)
     return round(sum(slab.read(slice(None), torch.float64).sum().item() for slab in slabs if slab is not None))
+
+
+def say_idle(optimizer: HinaOptimizer) -> None:
+    """Logs techniques that were asked for and act on no parameter, and what Muon leaves to the other moment."""
+    acting = {technique.name for chain in optimizer.chains() for technique in chain}
+    available = registry.techniques()
+    names = [member.name for member in optimizer.members]
+    for name, argument in optimizer.asked.items():
+        if name in acting or not names:
+            continue
+        if any(splits_lr(optimizer.param_groups, optimizer.members)) and available[name].splits_lr:
+            why = "the param groups give partners different learning rates already"
+        elif None in names:
+            unnamed = names.count(None)
+            why = (
+                f"it needs {available[name].needs}, and {unnamed} of {len(names)} parameters have no name: pass names "
+                "(network.named_parameters(), or any way into the trainer but the dotted path)"
+            )
+        else:
+            why = f"it needs {available[name].needs}; the first parameter here is {names[0]}"
+        logger.warning("%s=True acts on no parameter: %s", argument, why)
+    if left := _left_by_muon(optimizer):
+        logger.info("Muon leaves to the other moment: %s", "; ".join(left))
+
+
+def _left_by_muon(optimizer: HinaOptimizer) -> list[str]:
+    looked_up, large = [], []
+    options = [group["techniques"].get("muon") for group in optimizer.param_groups for _ in group["params"]]
+    for muon, member, chain in zip(options, optimizer.members, optimizer.chains(), strict=True):
+        if muon is None or len(member.shape) < 2 or any(technique.name == "muon" for technique in chain):
+            continue
+        if is_looked_up(member):
+            looked_up.append(str(member.name))
+        elif min(matrix_shape(member.shape)) > muon["largest"]:
+            large.append(member.name or f"of shape {member.shape}")
+    left = [f"{len(looked_up)} embeddings and heads ({looked_up[0]}, ...)"] if looked_up else []
+    if large:
+        left.append(f"{len(large)} matrices of many rows and columns ({large[0]}, ...), which use_muon=True steps too")
+    return left
 
 
 def memory(optimizer: HinaOptimizer) -> dict[str, Any]:
@@ -97,13 +146,14 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
     weighted, counts = [0.0] * len(optimizer.param_groups), [0] * len(optimizer.param_groups)
     with torch.no_grad():
         plan.publish()
-        for bucket in plan.buckets:
-            scalars = optimizer.scalars(bucket, group_of)
+        for bucket, rates in zip(plan.buckets, plan.rates.of(optimizer.param_groups), strict=True):
             for picked, where in bucket.chunks(range(len(bucket))):
                 param = bucket.gather([bucket.params[row] for row in picked])
-                lr, decay, step, rank = scalars[:, where].view(4, -1, 1, 1).unbind(0)
+                (lr, decay), step = rates[:, where].unbind(0), bucket.steps[where].double().view(-1, 1, 1)
                 ones, none = lr.to(param.dtype).expand_as(param), torch.zeros_like(param)
-                s = Signal(param, param, none, none, lr, decay, step, update=ones, cofactor_rank=rank)
+                s = Signal(
+                    param, param, none, none, lr, decay, step, update=ones, cofactor_rank=bucket.ranks[where]
+                )  # fmt: skip
                 shared, pooled = plan.shared(bucket, where)
                 for technique in _step_sizes(bucket.chain):
                     slabs = {name: slab for (owner, name), slab in bucket.slabs.items() if owner == technique.name}
@@ -112,8 +162,8 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
                     s = technique.apply(s.but(cofactors=shared.get(name), pooled=pooled.get(name)), state)
                 for row, mean in zip(picked, s.update.mean(dim=(-2, -1)).tolist(), strict=True):
                     group = group_of[bucket.indices[row]]
-                    weighted[group] += mean * bucket.key.shape.numel()
-                    counts[group] += bucket.key.shape.numel()
+                    weighted[group] += mean * bucket.params[row].numel()
+                    counts[group] += bucket.params[row].numel()
         plan.forget()
     return [total / max(count, 1) for total, count in zip(weighted, counts, strict=True)]
 

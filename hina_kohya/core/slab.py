@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hina_kohya.core.codec import BFloat16, Codec, EightBit, Exact, Parts
 from hina_kohya.core.technique import Slot
+from hina_kohya.numerics.masks import keep_
 
 Rows = slice | Tensor  # a run of rows, or their indices where some parameters have no gradient this step
 _EXACT = Exact()
@@ -27,10 +28,15 @@ class Slab:
         parts = {name: part[rows] for name, part in self.parts.items()}
         return self.codec.decode(parts, self.m, self.n, self.slot).to(dtype)
 
-    def write(self, rows: Rows, x: Tensor, seed: Tensor | None) -> None:
-        for name, part in self.codec.encode(x, self.slot, seed).items():
-            kept = self.parts[name]
-            kept[rows] = part.to(kept.dtype)  # rows given by index are not cast by themselves
+    def write(self, rows: Rows, x: Tensor, seed: Tensor | None, valid: Tensor, before: Tensor) -> None:
+        """``before`` is what was read of these rows; those that are not ``valid`` [k, 1, 1] keep every bit of it."""
+        kept = {name: part[rows] for name, part in self.parts.items()}
+        for name, part in self.codec.encode(x, self.slot, seed, (before, kept)).items():
+            new, old = part.to(kept[name].dtype), kept[name]
+            if isinstance(rows, slice):
+                keep_(new, old, valid)
+            else:
+                self.parts[name][rows] = torch.where(valid, new, old)
 
     def views(self, row: int, shape: torch.Size) -> dict[str, Tensor]:
         """What ``optimizer.state[p]`` shows of one row: views, so that nothing is stored twice."""
@@ -44,10 +50,10 @@ class Slab:
             for name, part in self.parts.items():
                 part[row].copy_(saved[name].view(part[row].shape))
             return
-        row_like = {name: part.unsqueeze(0).to(self.parts[""].device) for name, part in saved.items()}
-        values = _codec_of(saved).decode(row_like, self.m, self.n, self.slot).view(1, self.m, self.n)
+        values = decoded(saved, self.m, self.n, self.slot, self.parts[""].device).unsqueeze(0)
         seed = torch.zeros(1, 1, 1, dtype=torch.int32, device=values.device)
-        self.write(slice(row, row + 1), values.to(torch.float32), seed)
+        for name, part in self.codec.encode(values.to(torch.float32), self.slot, seed).items():
+            self.parts[name][row].copy_(part[0])
 
     def nbytes(self) -> int:
         return sum(part.untyped_storage().nbytes() for part in self.parts.values())
@@ -61,6 +67,12 @@ def saved_parts(state: Mapping[str, object], key: str) -> Parts:
     """The parts of one slot in a parameter's saved state; empty if it has none."""
     found = {"": state.get(key), "scale": state.get(f"{key}.scale")}
     return {name: part for name, part in found.items() if isinstance(part, Tensor)}
+
+
+def decoded(saved: Parts, m: int, n: int, slot: Slot, device: torch.device) -> Tensor:
+    """[m, n] of a saved row."""
+    row = {name: part.unsqueeze(0).to(device) for name, part in saved.items()}
+    return _codec_of(saved).decode(row, m, n, slot).view(m, n)
 
 
 def _codec_of(saved: Parts) -> Codec:

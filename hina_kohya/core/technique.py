@@ -38,6 +38,9 @@ class Slot(IntEnum):
 
 
 State = dict[str, Tensor]
+# Learning rates that an entry may move in a step, before what multiplies the learning rate. Adam's steps, below 7.3 of
+# them at its usual betas, stay whole; a mask or Muon, which can put the step of many entries into one, is held to it.
+REACH = 10.0
 
 
 @dc.dataclass(frozen=True)
@@ -50,15 +53,24 @@ class Technique:
     min_numel: ClassVar[int] = 1  # smaller tensors are left alone
     couples: ClassVar[Literal["", "partner", "cofactors"]] = ""  # whose `publish` becomes `Signal.cofactors`
     pools: ClassVar[str] = ""  # its EXACT slot of one number a matrix that `pool` sees of all matrices together
+    pads: ClassVar[bool] = True  # single rows and columns of zeros may be appended to its matrices
     partner_shaped: ClassVar[bool] = False  # its state depends on the partner's shape
     splits_lr: ClassVar[bool] = False  # left out where the param groups already give partners different lrs
     yields_to: ClassVar[tuple[str, ...]] = ()  # techniques that displace it where they fit the same parameter
+    betas: ClassVar[tuple[str, ...]] = ()  # its options that a group's `betas` set, in their order
+    needs: ClassVar[str] = "a parameter of more than one element"  # what it fits, for those who ask why it fits none
+    stretches: ClassVar[bool] = False  # may make an entry of the update too large; the chain holds it to `reach`
 
     def __post_init__(self):
         for field in dc.fields(self):  # JSON, TOML and command lines know no tuples, and a list has no hash
             if isinstance(value := getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(value))
         check(self, prefix=f"{self.name}.")
+
+    @property
+    def memory(self) -> float:
+        """Largest decay of the averages that it keeps in SIGNED slots."""
+        return getattr(self, self.betas[0]) if self.betas else 0.0
 
     def fit(self, member: "Member") -> "Technique | None":
         """The technique as it applies to one parameter: itself, a variant, or None where it does not apply."""
@@ -85,6 +97,10 @@ class Technique:
     def pool(self, pool: Pool) -> Tensor:
         """What each matrix gets, [G, M], from the numbers of all before the step; becomes `Signal.pooled`."""
         raise TypeError(f"{self.name} pools nothing")
+
+    def reach(self, step: Tensor) -> Tensor | float | None:
+        """Stage MOMENT: how many learning rates an entry may move; None: any number."""
+        return REACH
 
     def enter(self, s: Signal, momentum: Tensor, incoming: Tensor, state: State) -> Tensor:
         """Stage TORQUE: what becomes of ``incoming`` before it is averaged into ``momentum``."""

@@ -7,6 +7,8 @@ the blocks of an 8-bit code well. Nothing is reduced over the leading dimensions
 import torch
 from torch import Tensor
 
+from hina_kohya.numerics.reduce import mat_count
+
 
 def row_mean(x: Tensor) -> Tensor:
     return x.mean(dim=-1, keepdim=True)
@@ -14,6 +16,18 @@ def row_mean(x: Tensor) -> Tensor:
 
 def means(x: Tensor) -> Tensor:
     return torch.cat((row_mean(x).mT, x.mean(dim=-2, keepdim=True)), dim=-1)
+
+
+def live_means(x: Tensor) -> Tensor:
+    """As `means`, of rows over the columns that are not zero, and of columns over such rows: zeros change nothing."""
+    size = x.abs()
+    rows, columns = (mat_count(size.amax(dim=dim, keepdim=True)) for dim in (-1, -2))
+    return torch.cat((x.sum(dim=-1, keepdim=True).mT / columns, x.sum(dim=-2, keepdim=True) / rows), dim=-1)
+
+
+def averaged(old: Tensor, new: Tensor, beta: float, eps: float) -> Tensor:
+    """``old`` a share 1 - beta nearer to new + eps."""
+    return (old * beta).add_(new + eps, alpha=1 - beta)
 
 
 def inverse_root(means: Tensor, m: int) -> tuple[Tensor, Tensor]:

@@ -22,13 +22,19 @@ def mat_dot(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(dim=_MATRIX, keepdim=True)
 
 
+def mat_count(x: Tensor) -> Tensor:
+    """Entries that are not zero; 1 where all are, so that it can be divided by."""
+    return x.sign().abs_().sum(dim=_MATRIX, keepdim=True).clamp_(min=1)
+
+
 def mat_norm(x: Tensor) -> Tensor:
     """Frobenius norm."""
     return torch.linalg.vector_norm(x, dim=_MATRIX, keepdim=True)
 
 
 def mat_rms(x: Tensor) -> Tensor:
-    return mat_norm(x) / (x.shape[-2] * x.shape[-1]) ** 0.5
+    """Of the entries that are not zero."""
+    return mat_norm(x) / mat_count(x).sqrt_()
 
 
 def mat_cosine(x: Tensor, y: Tensor) -> Tensor:

@@ -7,30 +7,32 @@ on every rank, after every resume, and however matrices are bucketed.
 import torch
 from torch import Tensor
 
+from hina_kohya.numerics.pieces import in_pieces
+
 # "lowbias32" (Wellons), an integer hash with measured avalanche bias 0.17: two rounds of xor-shift and multiply.
 _MULTIPLY_1 = 0x7FEB352D
 _MULTIPLY_2 = 0x846CA68B - (1 << 32)  # as a signed 32-bit number
+_SPREAD = 0xC2B2AE3D - (1 << 32)  # a prime: neighbours start far apart, and not where another step or matrix does
 
 
-def _xor_shift(x: Tensor, bits: int) -> Tensor:
+def _xor_shift_(x: Tensor, bits: int) -> Tensor:
     # torch shifts int32 arithmetically; the mask makes it the logical shift the hash is defined with.
-    return x ^ ((x >> bits) & ((1 << (32 - bits)) - 1))
+    return x.bitwise_xor_((x >> bits).bitwise_and_((1 << (32 - bits)) - 1))
 
 
-def hash32(x: Tensor) -> Tensor:
-    """Mixes int32 values; integer overflow wraps, as the hash wants."""
-    x = _xor_shift(x, 16) * _MULTIPLY_1
-    x = _xor_shift(x, 15) * _MULTIPLY_2
-    return _xor_shift(x, 16)
+def _mixed(x: Tensor) -> Tensor:
+    """The hash less its last xor-shift, which leaves the high bits alone, over x. Overflow wraps, as it wants."""
+    return _xor_shift_(_xor_shift_(x, 16).mul_(_MULTIPLY_1), 15).mul_(_MULTIPLY_2)
 
 
-def random_bits16(seed: Tensor, shape: torch.Size) -> Tensor:
-    """Uniform integers in [0, 65535] as int32 of ``shape`` [N, m, n]; ``seed`` is int32 [N, 1, 1]."""
-    element = torch.arange(shape[-2] * shape[-1], dtype=torch.int32, device=seed.device).view(1, *shape[-2:])
-    # Full hashes once a shape and once a matrix; their sum needs one round more, whose high bits are the best mixed.
-    bits = (hash32(element) + hash32(seed)).mul_(_MULTIPLY_1)
-    bits.bitwise_xor_((bits >> 15).bitwise_and_(0x1FFFF)).mul_(_MULTIPLY_2)
-    return bits.bitwise_right_shift_(16).bitwise_and_(0xFFFF)
+def random_bits16(seed: Tensor, shape: torch.Size, start: int = 0) -> Tensor:
+    """Uniform integers in [-32768, 32767] as int32 of ``shape`` [N, m, n]; ``seed`` is int32 [N, 1, 1].
+
+    ``start`` is the number of the first element, where these are a part of a larger matrix.
+    """
+    end = start + shape[-2] * shape[-1]
+    element = torch.arange(start, end, dtype=torch.int32, device=seed.device).mul_(_SPREAD)
+    return _mixed(element.view(1, *shape[-2:]) + seed).bitwise_right_shift_(16)  # the high bits are the best mixed
 
 
 def stochastic_round_bf16(x: Tensor, seed: Tensor) -> Tensor:
@@ -39,7 +41,12 @@ def stochastic_round_bf16(x: Tensor, seed: Tensor) -> Tensor:
     Adds uniform noise to the 16 bits that bfloat16 drops and truncates (arXiv:2010.06192). Values that bfloat16 holds
     are kept; what is not finite becomes NaN.
     """
-    bits = random_bits16(seed, x.shape).add_(x.contiguous().view(torch.int32))
+    flat = x.flatten(1).unsqueeze(1)  # [N, 1, m n]
+    return in_pieces(lambda piece, start: _rounded(piece, seed, start), flat, dim=2).view(x.shape)
+
+
+def _rounded(x: Tensor, seed: Tensor, start: int) -> Tensor:
+    bits = random_bits16(seed, x.shape, start).bitwise_and_(0xFFFF).add_(x.contiguous().view(torch.int32))
     rounded = bits.bitwise_and_(-65536).view(torch.float32)
     # x - x is 0, or NaN where x is not finite: CUDA's NaN, 0x7fffffff, would overflow into a harmless-looking -0.
     return rounded.add_(x - x).to(torch.bfloat16)

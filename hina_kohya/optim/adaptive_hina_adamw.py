@@ -1,6 +1,7 @@
 """AdaptiveHinaAdamW: HinaAdamW that finds out by itself which parameters belong together and which matter."""
 
 import dataclasses as dc
+import logging
 import math
 import statistics
 from collections import Counter
@@ -9,14 +10,17 @@ from typing import Any
 
 import torch
 
+from hina_kohya.core import report
 from hina_kohya.core.hyper import hyper
 from hina_kohya.core.pooling import Ties
-from hina_kohya.core.relationships import Relationships
+from hina_kohya.core.relationships import EARLY, Relationships
 from hina_kohya.core.roles import Member
 from hina_kohya.optim.family import Family
 from hina_kohya.optim.settings import MaskSettings
 from hina_kohya.techniques.automagic_mask import AutomagicMask
 from hina_kohya.techniques.importance import Importance
+
+logger = logging.getLogger("hina_kohya")
 
 TOP = 10  # parameters that `get_importance_analysis` lists
 HIGH, LOW = 2.0, 0.5  # relative importance that counts as high or low
@@ -63,8 +67,8 @@ class AdaptiveHinaAdamW(Family):
     settings: AdaptiveHinaAdamWSettings
     _relations: Relationships | None = None
 
-    def __init__(self, params: Any, lr: float | None = None, **arguments: Any):
-        super().__init__(params, lr, **arguments)
+    def __init__(self, params: Any, *usual: Any, **arguments: Any):
+        super().__init__(params, *usual, **arguments)
         self._relations = self._fresh_relations()
 
     def _fresh_relations(self) -> Relationships | None:
@@ -84,8 +88,18 @@ class AdaptiveHinaAdamW(Family):
         return [tuple({*a, *b}) for a, b in zip(named, self._relations.ties(len(named)), strict=True)]
 
     def _before_step(self) -> None:
-        if self._relations is not None and self._relations.before_step(self.params(), super()._resolved):
+        if self._relations is None:
+            return
+        if self._relations.before_step(self.params(), super()._resolved):
             self._replan()
+        if self._relations.steps == EARLY[-1] + 1:
+            report.say_idle(self)
+
+    def _announce(self) -> None:
+        if self._relations is None or self._relations.steps > EARLY[-1]:
+            super()._announce()
+        else:  # what acts on no parameter is said once pairs without names could have been found
+            logger.info(self.summary())
 
     # Checkpoints
 
@@ -99,8 +113,7 @@ class AdaptiveHinaAdamW(Family):
             self._relations.load(saved["relationships"], places, self.params()[0].device)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("settings", "conflicts", "_relations")
-        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+        return {**super().__getstate__(), "_relations": self._relations}
 
     # What it says of itself
 
@@ -108,7 +121,7 @@ class AdaptiveHinaAdamW(Family):
         """What was found, what the names said, and where the two disagree."""
         relations = self._relations or Relationships(1, 0.5)
         found, members, relative = relations.relationships(), self.members, self._importance()[0]
-        name = self._name
+        name = self.member_name
         return {
             "total_relationships": len(found),
             "relationships": [
@@ -143,7 +156,8 @@ class AdaptiveHinaAdamW(Family):
             "high_importance_params": sum(value > HIGH for value in relative),
             "low_importance_params": sum(value < LOW for value in relative),
             "top": [
-                {"name": self._name(i), "importance": relative[i], "multiplier": multipliers[i]} for i in ranked[:TOP]
+                {"name": self.member_name(i), "importance": relative[i], "multiplier": multipliers[i]}
+                for i in ranked[:TOP]
             ],
         }
 
@@ -175,12 +189,6 @@ class AdaptiveHinaAdamW(Family):
                 for index, place in pooling.places.items():
                     relative[index], multipliers[index] = both[0][place], both[1][place]
         return relative, multipliers
-
-    def _name(self, index: int) -> str:
-        if name := self.members[index].name:
-            return name
-        groups = self.group_of()
-        return f"group {groups[index]}, parameter {index - int(groups.searchsorted(groups[index]))}"
 
 
 def _statistics(values: Sequence[float]) -> dict[str, float]:

@@ -9,12 +9,17 @@ from hina_kohya.optim.family import Family
 
 @dc.dataclass(frozen=True)
 class COptimSettings(AutomagicCameAMPSettings):
+    targets = {"edge_threshold": ("contextual_cautious.edge_threshold",)}
     came: bool = hyper(False, doc="CAME instead of Adam")
     use_muon: bool = hyper(True, doc="Muon for matrices: steps by the orthogonalised momentum; Adam for the rest")
     use_context: bool = hyper(True, doc="let agreement with momenta of several time scales set how cautious a step is")
     momentum_scales: tuple[int, ...] = hyper((1, 5, 20, 100), doc="their time scales in steps, rising")
     context_window: int = hyper(50, "[1, inf)", doc="steps that the usual agreement is averaged over")
-    edge_threshold: float = hyper(0.9, "[0, 1)", doc="a fall of the agreement by this share means full caution")
+    edge_threshold: float = hyper(
+        0.9,
+        "[0, 1)",
+        doc="a fall of the agreement by this share means full caution; spikes have edge_suppression.threshold",
+    )
     adaptation_rate: float = hyper(0.1, "(0, 1]", doc="how fast caution follows the agreement")
 
 

@@ -1,10 +1,13 @@
 """What the optimizers of this family share: from arguments to a chain, and a preset on the way."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from hina_kohya.core import report
+from hina_kohya.core.groups import number_of
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.optim import presets
 from hina_kohya.optim.resolving import resolve
@@ -18,7 +21,7 @@ class Family(HinaOptimizer):
 
     Args:
         params: parameters, param groups or named parameters; names behind ``dict.values()`` are found too.
-        lr: learning rate.
+        lr, betas, eps, weight_decay: by position too, in torch's order; lr may be a tensor.
         **arguments: the other fields of ``Settings`` and, as ``technique.option``, any option of a technique that is
             on, such as ``"cautious.floor"``. Raises TypeError or ValueError for what is unknown or out of bounds.
     """
@@ -26,19 +29,29 @@ class Family(HinaOptimizer):
     Settings: ClassVar[type[Shared]]
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    def __init__(self, params: Any, lr: float | None = None, **arguments: Any):
-        given = arguments if lr is None else {"lr": lr, **arguments}
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor | None = None,
+        betas: Sequence[float] | None = None,
+        eps: float | Sequence[float] | None = None,
+        weight_decay: float | None = None,
+        **arguments: Any,
+    ):
+        usual = {"lr": number_of(lr), "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        given = {name: value for name, value in usual.items() if value is not None} | arguments
         preset = presets.load(given.get("preset"), type(self).__name__)
         resolved = resolve(self.Settings, given, preset, self.profiles)
         settings = self.settings = resolved.settings
-        if lr is not None and preset.get("lr", lr) != lr:
-            logger.info("preset %s suggests lr = %g; using the given %g", settings.preset, preset["lr"], lr)
-        self.conflicts = resolved.conflicts
+        if "lr" in given and preset.get("lr", settings.lr) != settings.lr:
+            logger.info("preset %s suggests lr = %g; using the given %g", settings.preset, preset["lr"], settings.lr)
+        self.conflicts, self.asked = resolved.conflicts, resolved.asked
         super().__init__(
             params,
             resolved.techniques,
-            lr=settings.lr,
+            lr=lr if isinstance(lr, Tensor) else settings.lr,
             weight_decay=settings.weight_decay,
+            betas=tuple(settings.betas),
             state=settings.state,
             decay_roles=settings.decay_roles,
             compile=settings.compile,
@@ -46,6 +59,10 @@ class Family(HinaOptimizer):
         )
         if getattr(settings, "verbose", False):
             logger.info("%s: %s", type(self).__name__, "; ".join(map(str, resolved.techniques)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("settings", "conflicts", "asked")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def diagnose_lora_pairing(self) -> dict[str, Any]:
         """Which parameters were paired with which, group by group; for "why does my ratio not act?"."""

@@ -57,7 +57,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "beta1_decay": ("came.beta1_decay",),
     "bias_correct_confidence": ("came.bias_correct_confidence",),
     "eta": ("allora_rows.eta",),
-    "edge_threshold": ("edge_suppression.threshold", "contextual_cautious.edge_threshold"),
+    "edge_threshold": ("edge_suppression.threshold",),
     "edge_penalty": ("edge_suppression.penalty",),
     "frequency_penalty": ("spatial_frequency.penalty", "temporal_frequency.penalty"),
     "detail_preservation": ("spatial_frequency.preserve", "temporal_frequency.preserve"),
@@ -91,6 +91,7 @@ class Resolved:
     settings: Settings
     techniques: list[Technique]
     conflicts: list[str]
+    asked: dict[str, str]  # technique -> the argument that asks for it, which is more than being on by default
 
 
 def resolve(
@@ -113,7 +114,8 @@ def resolve(
     conflicts: list[str] = []
     on = _wanted(settings, plain, conflicts)
     options = _options(settings, plain, on)
-    idle = [name for name in given if name in OPTIONS and not {t.split(".")[0] for t in OPTIONS[name]} & set(on)]
+    targets = {**OPTIONS, **settings.targets}
+    idle = [name for name in given if name in targets and not {t.split(".")[0] for t in targets[name]} & set(on)]
     if idle:
         logger.warning("without effect, since the technique is off: %s", ", ".join(idle))
     for name, value in dotted.items():
@@ -125,7 +127,9 @@ def resolve(
             flag = next((flag for flag, name in FLAGS.items() if name == technique), None)
             hint = f"add {flag}=True" if flag and flag in known else "this optimizer does not use it"
             raise ValueError(f"{name} was given, but {technique} is off; {hint}")
-    return Resolved(settings, [registry.build(name, **options[name]) for name in on], conflicts)
+    said = {**preset, **given}  # a profile turns much on that need not fit
+    asked = {name: flag for flag, name in FLAGS.items() if said.get(flag) and name in on}
+    return Resolved(settings, [registry.build(name, **options[name]) for name in on], conflicts, asked)
 
 
 def _profile(name: str | None, profiles: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -185,12 +189,12 @@ def _wanted(settings: Settings, given: Mapping[str, Any], conflicts: list[str]) 
 
 def _options(settings: Settings, given: Mapping[str, Any], on: list[str]) -> dict[str, dict[str, Any]]:
     options: dict[str, dict[str, Any]] = {name: {} for name in on}
-    for argument, targets in OPTIONS.items():
+    for argument, targets in {**OPTIONS, **settings.targets}.items():
         value = getattr(settings, argument, None)
         for technique, _, option in (target.partition(".") for target in targets):
             if technique in on and value is not None and argument not in _SET_ELSEWHERE:
                 options[technique][option] = value
-    for name, more in settings.technique_options().items():
+    for name, more in settings.technique_options(given).items():
         if name in on:
             options[name].update(more)
     for name in on:

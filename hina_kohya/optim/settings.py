@@ -14,6 +14,8 @@ LEVELS = 253  # of the learning-rate mask, which keeps a level in a byte
 class Settings:
     """Arguments that every optimizer of the family accepts."""
 
+    targets = dict[str, tuple[str, ...]]()  # where an argument sets other options than in `resolving`
+
     lr: float = hyper(1e-3, "[0, inf)", doc="learning rate")
     betas: tuple[float, ...] = hyper((0.9, 0.999), doc="decay of the averages of gradient and squared gradient")
     eps: float | tuple[float, ...] = hyper(1e-8, "(0, inf)", doc="added to the root of the second moment")
@@ -62,9 +64,9 @@ class Settings:
             options.update(eps=self.eps)
         return options
 
-    def technique_options(self) -> dict[str, dict[str, Any]]:
-        """Options that no single argument says, by technique."""
-        return {}
+    def technique_options(self, given: Any) -> dict[str, dict[str, Any]]:
+        """Options that no single argument says, by technique. Muon for matrices of any size where it is asked for."""
+        return {"muon": {"largest": math.inf}} if "use_muon" in given else {}
 
 
 def numbers(name: str, value: Any, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -87,10 +89,10 @@ class MaskSettings(Settings):
     )
     warmup_steps: float = hyper(math.inf, "(0, inf]", doc="the mask moves during so many steps, then stays")
 
-    def technique_options(self) -> dict[str, dict[str, Any]]:
-        given = {name: getattr(self, name) for name in ("min_lr", "max_lr", "lr_bump")}
-        if not self.use_lr_mask or all(value is None for value in given.values()):
-            return super().technique_options()
+    def technique_options(self, given: Any) -> dict[str, dict[str, Any]]:
+        rates = (self.min_lr, self.max_lr, self.lr_bump)
+        if not self.use_lr_mask or all(value is None for value in rates):
+            return super().technique_options(given)
         low, high = (self.min_lr or self.lr / 10), (self.max_lr or self.lr * 10)
         if not 0 < low <= self.lr <= high:
             raise ValueError(
@@ -101,4 +103,4 @@ class MaskSettings(Settings):
         if self.lr_bump is not None and low < high:
             steps = min(LEVELS, max(1.0, (high - low) / self.lr_bump))
             mask["bump"] = math.expm1(math.log(high / low) / steps)
-        return {**super().technique_options(), "automagic_mask": mask}
+        return {**super().technique_options(given), "automagic_mask": mask}

@@ -1,4 +1,7 @@
 import dataclasses as dc
+import math
+
+from torch import Tensor
 
 from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
@@ -24,11 +27,17 @@ class AdaTam(Technique):
 
     name, stage = "adatam", Stage.MOMENT
     slots = {"exp_avg": Slot.SIGNED, "exp_avg_sq": Slot.UNSIGNED, "torque": Slot.EXACT}
+    betas = ("beta1", "beta2")
     yields_to = ("lora_rite", "muon")
     beta1: float = hyper(0.9, "[0, 1)", doc="decay of the sum of gradients")
     beta2: float = hyper(0.999, "[0, 1)", doc="decay of the average of squared gradients")
     gamma: float = hyper(0.9, "[0, 1)", doc="decay of the average of cosines")
     eps: float = hyper(1e-8, "(0, inf)", doc="added to the damping and to the root of the second moment")
+
+    def reach(self, step: Tensor) -> float | None:
+        """The Cauchy-Schwarz bound of |m| / sqrt(v)."""
+        square = self.beta1**2
+        return None if square >= self.beta2 else 1 / math.sqrt((1 - self.beta2) * (1 - square / self.beta2))
 
     def apply(self, s: Signal, state: State) -> Signal:
         m, v = state["exp_avg"], state["exp_avg_sq"]

@@ -1,11 +1,12 @@
 import dataclasses as dc
 
 import torch
+from torch import Tensor
 
 from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
 from hina_kohya.core.signal import Signal
-from hina_kohya.core.technique import Slot, Stage, State, Technique
+from hina_kohya.core.technique import REACH, Slot, Stage, State, Technique
 
 
 @register
@@ -26,10 +27,14 @@ class Adopt(Technique):
 
     name, stage = "adopt", Stage.MOMENT
     slots = {"exp_avg": Slot.SIGNED, "exp_avg_sq": Slot.UNSIGNED}
+    betas = ("beta1", "beta2")
     yields_to = ("lora_rite", "muon")
     beta1: float = hyper(0.9, "[0, 1)", doc="decay of the average of normalised gradients")
     beta2: float = hyper(0.9999, "[0, 1)", doc="decay of the average of squared gradients")
     eps: float = hyper(1e-6, "(0, inf)", doc="least root of the second moment")
+
+    def reach(self, step: Tensor) -> Tensor:
+        return (step**0.25).clamp_(min=REACH)
 
     def apply(self, s: Signal, state: State) -> Signal:
         m, v = state["exp_avg"], state["exp_avg_sq"]

@@ -4,8 +4,7 @@ from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Stage, State, Technique
-from hina_kohya.numerics.masks import positive_
-from hina_kohya.numerics.reduce import mat_mean
+from hina_kohya.numerics import masks
 
 
 @register
@@ -17,15 +16,14 @@ class Cautious(Technique):
 
     Shapes: u, g, phi [N, m, n]; the mean is per matrix, never over the bucket.
     Source: Liang et al., arXiv:2411.16085, Algorithm 1 (the authors' code clamps the mean at 1e-3; so do we).
-    Differs: g is the gradient after the gradient stage.
-    Cost: no state, one reduction. Displaces Grams, after which it would only rescale by the share of zero gradients.
+    Differs: g is the gradient after the gradient stage. Entries with u = 0 or g = 0, which cannot disagree, are not
+    part of the mean and keep their u: dead rows, tokens that were not looked up, ranks that were dropped.
+    Cost: no state, two reductions. Displaces Grams, after which there is nothing left that disagrees.
     """
 
     name, stage = "cautious", Stage.UPDATE
-    yields_to = ("contextual_cautious",)
+    yields_to, stretches = ("contextual_cautious",), True
     floor: float = hyper(1e-3, "(0, 1]", doc="lower clamp of the kept fraction")
 
     def apply(self, s: Signal, state: State) -> Signal:
-        keep = positive_(s.update * s.grad)
-        rescale = mat_mean(keep).clamp_(min=self.floor).reciprocal_()
-        return s.but(update=keep.mul_(s.update).mul_(rescale))
+        return s.but(update=masks.cautious(s.update, s.grad, self.floor))

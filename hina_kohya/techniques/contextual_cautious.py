@@ -6,8 +6,8 @@ from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Slot, Stage, State, Technique
-from hina_kohya.numerics.factored import means
-from hina_kohya.numerics.masks import positive_
+from hina_kohya.numerics import masks
+from hina_kohya.numerics.factored import live_means
 from hina_kohya.numerics.reduce import mat_cosine, mat_mean
 
 
@@ -21,16 +21,16 @@ class ContextualCautious(Technique):
               \kappa = \max([u \circ g > 0], \rho), \quad u \leftarrow u \circ \kappa / \max(\operatorname{mean} \kappa,
               \text{floor})
 
-    z are g's row and column means, a sketch of it. Where c falls below (1 - edge_threshold) mu, mu > 0 its average over
-    the steps before, rho counts as 0 in this step. The update is then that of Cautious, as it is wherever rho = 0.
+    z are the means of g's rows and columns, a sketch of it. Where c falls below (1 - edge_threshold) mu, mu > 0 its
+    average over the steps before, rho counts as 0 in this step. Then, as wherever rho = 0, the update is Cautious'.
 
     Shapes: u, g, kappa [N, m, n]; z [N, 1, m + n]; M [N, K, m + n]; c, mu, rho [N, 1, 1].
     Source: Cautious is Liang et al., arXiv:2411.16085; its strictness by context is this project's.
-    Differs: a step whose gradient is not finite leaves the context as it was.
-    Cost: K (m + n) + 2 numbers a matrix; 3 K + 4 reductions, of which three are of the whole matrix.
+    Differs: rows and columns without a gradient, and entries without one, are in no mean.
+    Cost: K (m + n) + 2 numbers a matrix; 3 K + 8 reductions, of which six are of the whole matrix.
     """
 
-    name, stage = "contextual_cautious", Stage.UPDATE
+    name, stage, stretches = "contextual_cautious", Stage.UPDATE, True
     slots = {"context": Slot.SIGNED, "usual": Slot.EXACT, "trust": Slot.EXACT}  # M, mu, rho
     scales: tuple[int, ...] = hyper((1, 5, 20, 100), doc="time scales of the momenta in steps, whole and rising")
     window: float = hyper(50, "[1, inf)", doc="steps over which the usual agreement is averaged")
@@ -48,19 +48,20 @@ class ContextualCautious(Technique):
                 "such as (1, 5, 20, 100)"
             )
 
+    @property
+    def memory(self) -> float:
+        return 1 - 1 / self.scales[-1]
+
     def slot_shape(self, name: str, m: int, n: int, partner: tuple[int, int] | None) -> tuple[int, int]:
         return (len(self.scales), m + n) if name == "context" else (1, 1)
 
     def apply(self, s: Signal, state: State) -> Signal:
-        sketch, context, usual, trust = means(s.grad), state["context"], state["usual"], state["trust"]
-        momenta = context.split(1, dim=-2)
-        c = mat_mean(torch.cat([mat_cosine(sketch, momentum) for momentum in momenta], dim=-2))
-        finite = c.isfinite()  # [N, 1, 1]
+        sketch, usual = live_means(s.grad), state["usual"]
+        momenta = state["context"].split(1, dim=-2)
+        c = mat_mean(torch.cat([mat_cosine(sketch, momentum) for momentum in momenta], dim=-2))  # [N, 1, 1]
         moved = [m.lerp(sketch, 1 / scale) for m, scale in zip(momenta, self.scales, strict=True)]
-        state["context"] = torch.where(finite, torch.cat(moved, dim=-2), context)
-        state["usual"] = torch.where(finite, usual.lerp(c, 1 / self.window), usual)
-        trust = state["trust"] = torch.where(finite, trust.lerp(c.clamp(min=0), self.rate), trust)
+        state["context"] = torch.cat(moved, dim=-2)
+        state["usual"] = usual.lerp(c, 1 / self.window)
+        trust = state["trust"] = state["trust"].lerp(c.clamp(min=0), self.rate)
         edge = (usual > 0) & (c < (1 - self.edge_threshold) * usual)
-        keep = torch.maximum(positive_(s.update * s.grad), trust.masked_fill(edge, 0.0))
-        rescale = mat_mean(keep).clamp_(min=self.floor).reciprocal_()
-        return s.but(update=keep.mul_(s.update).mul_(rescale))
+        return s.but(update=masks.cautious(s.update, s.grad, self.floor, trust.masked_fill(edge, 0.0)))

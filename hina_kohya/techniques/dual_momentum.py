@@ -31,6 +31,10 @@ class DualMomentum(Technique):
     long_beta: float = hyper(0.99, "[0, 1)", doc="beta3: decay of the long-term average")
     alpha: float = hyper(1.0, "[0, inf)", doc="weight of the long-term average; the other's is 1")
 
+    @property
+    def memory(self) -> float:
+        return self.long_beta
+
     def leave(self, s: Signal, momentum: Tensor, incoming: Tensor, weight: Tensor | float, state: State) -> Tensor:
         long = state["long_avg"] = state["long_avg"].lerp(incoming, 1 - self.long_beta)
         share = self.alpha * weight

@@ -16,8 +16,8 @@ class EdgeSuppression(Technique):
               g \leftarrow g\,(1 - \text{penalty}\,(1 - \ell / \|g\|)) \text{ where } \|g\| > \ell, \quad
               \gamma_t = \gamma_{t-1} + \tfrac{1-\beta}{1-\beta^n}(\|g\| - \gamma_{t-1})
 
-    with the last norm that of the shrunk g, and n the gradients that entered the average. A zero or non-finite one
-    neither enters nor is changed: a factor whose partner starts at zero gets zeros first, and those say nothing.
+    with the last norm that of the shrunk g, and n the gradients that entered the average. A zero does not enter: a
+    factor whose partner starts at zero gets zeros first, and those say nothing.
 
     Shapes: g [N, m, n]; norm, average, count of gradients and of spikes [N, 1, 1].
     Source: penalty 1 is AdaGC, Wang et al., arXiv:2502.11034, with lambda_rel = 1 / (1 - threshold).
@@ -37,7 +37,7 @@ class EdgeSuppression(Technique):
     def apply(self, s: Signal, state: State) -> Signal:
         average, seen = state["norm"], state["seen"]
         norm = mat_norm(s.grad)
-        says = norm.isfinite() & (norm > 0)
+        says = norm > 0
         limit = average / (1 - self.threshold)
         spike = says & (norm > limit) & (seen >= max(self.warmup, 1))
         shrink = (1 - self.penalty * (1 - limit / norm)).where(spike, 1.0)

@@ -8,7 +8,7 @@ from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
 from hina_kohya.core.signal import Pool, Signal
 from hina_kohya.core.technique import Slot, Stage, State, Technique
-from hina_kohya.numerics.reduce import mat_mean
+from hina_kohya.numerics.reduce import mat_count, mat_sum
 
 
 @register
@@ -27,8 +27,8 @@ class Importance(Technique):
     Shapes: p, g, u [N, m, n]; I, y [N, 1, 1], as [G, M] for G groups of up to M matrices, ties [G, M, K].
     Source: |p g| as sensitivity, Molchanov et al., arXiv:1611.06440; its average, Zhang et al., arXiv:2206.12562
     (PLATON); a negative strength favours the least sensitive, Liang et al., arXiv:2202.02664 (SAGE).
-    Differs: the papers prune with it, or scale single entries; here matrices, redistributing. Held at steps at which it
-    is not finite. Unchanged if all gradients of a group are scaled, or p by c and g by 1 / c.
+    Differs: the papers prune with it, or scale single entries; here matrices, redistributing. The mean is over entries
+    that have a gradient. Unchanged if all gradients of a group are scaled, or p by c and g by 1 / c.
     Cost: four bytes a matrix; one elementwise pass and reduction, and a few operations on one number a matrix.
     """
 
@@ -54,9 +54,9 @@ class Importance(Technique):
 
     def apply(self, s: Signal, state: State) -> Signal:
         assert s.pooled is not None
-        sensitivity, average = mat_mean((s.before * s.raw).abs_()), state["average"]
+        sensitivity, average = mat_sum((s.before * s.raw).abs_()) / mat_count(s.raw), state["average"]
         rate = s.scalar((1 - self.beta) / (1 - self.beta**s.step))  # keeps the average bias-corrected
-        state["average"] = torch.where(sensitivity.isfinite(), average + (sensitivity - average) * rate, average)
+        state["average"] = average + (sensitivity - average) * rate
         return s.but(update=s.update * s.scalar(s.pooled))
 
 

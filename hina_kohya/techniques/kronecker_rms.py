@@ -25,6 +25,7 @@ class KroneckerRms(Technique):
     """
 
     name, stage, couples = "kronecker_rms", Stage.STEP_SIZE, "cofactors"
+    needs = "the factors of a LoKr, known by name"
     floor: float = hyper(0.1, "(0, inf)", doc="least divisor: bounds the step while a factor is near its zero start")
 
     def fit(self, member: Member) -> "KroneckerRms | None":

@@ -15,11 +15,13 @@ class LoraPlus(Technique):
     .. math:: u_B \leftarrow \lambda\, u_B
 
     Source: Hayou et al., arXiv:2402.12354, section 5; every LyCORIS factor that starts at zero counts as B.
-    Differs: nothing. Left out where the param groups carry a ratio already (sd-scripts' `loraplus_lr_ratio`).
+    Differs: weight decay keeps the group's learning rate; the authors' code and peft, which give B a group of its own,
+    let it grow by the ratio too. Left out where the param groups carry a ratio already (`loraplus_lr_ratio`).
     Cost: no state, one multiplication.
     """
 
     name, stage = "lora_plus", Stage.STEP_SIZE
+    needs = "a factor that starts at zero (lora_up, lokr_w2, hada_w2_a, ...), known by its name"
     yields_to, splits_lr = ("kronecker_rms", "lora_rite"), True
     ratio: float = hyper(16.0, "(0, inf)", doc="learning rate of B over that of A")
 

@@ -8,6 +8,7 @@ from hina_kohya.core.registry import register
 from hina_kohya.core.roles import Member
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Slot, Stage, State, Technique
+from hina_kohya.numerics.reduce import mat_count
 from hina_kohya.numerics.spectral import finite_or, inverse_root, pseudo_inverse
 
 
@@ -26,13 +27,14 @@ class LoraRite(Technique):
 
     Shapes: L, g [N, rows, r]; R [N, other, r]; Q [N, other, k], k = min(other, r); M [N, rows, k]; V, P [N, k, k].
     Source: Yen et al., arXiv:2410.20625, Algorithm 1, without its clipping, skipping and escape.
-    Differs: negative rounding of V's eigenvalues counts as 0.
+    Differs: negative rounding of V's eigenvalues counts as 0; n is the number of rows that have a gradient.
     Cost: M, the partner's basis and a k x k matrix, the last two uncompressed; a QR and two r x r decompositions, which
     torch checks on the host on CUDA.
     """
 
     name, stage, couples, partner_shaped = "lora_rite", Stage.MOMENT, "partner", True
     slots = {"exp_avg": Slot.SIGNED, "basis": Slot.EXACT, "second": Slot.EXACT}
+    betas, needs = ("beta1", "beta2"), "a pair (lora_up with its lora_down), known by name"
     beta1: float = hyper(0.9, "[0, 1)", doc="decay of the average of preconditioned gradients")
     beta2: float = hyper(0.999, "[0, 1)", doc="decay of the average of gradient products")
     eps: float = hyper(1e-6, "(0, inf)", doc="added to the root of the eigenvalues")
@@ -50,6 +52,9 @@ class LoraRite(Technique):
     def publish(self, param: Tensor) -> Tensor:
         return param if self.side == "A" else param.mT  # the partner, rank last
 
+    def reach(self, step: Tensor) -> None:
+        """A step of W has the learning rate's size; that of a factor goes with the other one's inverse."""
+
     def apply(self, s: Signal, state: State) -> Signal:
         assert s.cofactors is not None
         beta1, beta2 = (s.scalar(b * (1 - b ** (s.step - 1)) / (1 - b**s.step)) for b in (self.beta1, self.beta2))
@@ -57,7 +62,8 @@ class LoraRite(Technique):
         inverse = pseudo_inverse(finite_or(t, 0.0))  # [N, r, k]
         g = s.enter(state["exp_avg"], (s.grad.mT if self.side == "A" else s.grad) @ inverse)  # [N, rows, k]
         p = q.mT @ state["basis"]  # [N, k, k]
-        v = state["second"] = (p @ state["second"] @ p.mT).mul_(beta2) + (g.mT @ g).mul_((1 - beta2) / g.shape[-2])
+        rows = mat_count(g.abs().amax(dim=-1, keepdim=True))
+        v = state["second"] = (p @ state["second"] @ p.mT).mul_(beta2) + (g.mT @ g).mul_((1 - beta2) / rows)
         root = inverse_root(v, self.eps)
         m = state["exp_avg"] = (state["exp_avg"] @ p.mT).mul_(beta1) + (g @ root).mul_(1 - beta1)
         state["basis"] = q

@@ -1,14 +1,14 @@
 import dataclasses as dc
-import math
 from collections.abc import Mapping
 
 from hina_kohya.core.bucket import matrix_shape
 from hina_kohya.core.hyper import hyper
+from hina_kohya.core.lookup import is_looked_up
 from hina_kohya.core.registry import register
 from hina_kohya.core.roles import Kind, Member
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Slot, Stage, State, Technique
-from hina_kohya.numerics.neurons import even_out
+from hina_kohya.numerics.neurons import even_out, scaled
 from hina_kohya.numerics.newton_schulz import orthogonalise
 
 
@@ -29,32 +29,34 @@ class Muon(Technique):
     .. math:: v \leftarrow v + (1-\beta_2)(\overline{\mathrm{NS}(w)^2} - v), \quad
               o = \mathrm{NS}(w) / (\sqrt v + \epsilon), \quad u = \eta\,\rho\; o / \mathrm{RMS}(o)
 
-    Shapes: g, m, w, u, o [N, m, n], convolutions as [out, in * kh * kw]; Gram matrices [N, k, k], k = min(m, n); v
-    [N, 1, max(m, n)], a neuron being a row of a tall matrix, a column of a wide one.
+    Shapes: g, m, w, u, o [N, m, n], convolutions as [out, in * kh * kw]; k = min(m, n); v [N, 1, max(m, n)], a neuron
+    being a row of a tall matrix, a column of a wide one.
     Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the scale: Liu et al., arXiv:2502.16982, section 2.2;
     NorMuon: Li et al., arXiv:2510.05491, Algorithm 1.
-    Differs: no epsilon under ||w||, so gradients of any size count; m is the average of gradients instead of their sum,
-    which NS cannot tell apart; mu is 0.9 by our benchmark, 0.95 with the authors. NorMuon's neurons are always rows:
-    of lora_down, whose rows NS makes alike, that changes nothing. What is no matrix (vectors, rank 1) or no linear map
-    (scales, norms, biases, rotations) is left to the chain's other MOMENT technique; embeddings, which the authors
-    leave to AdamW too, are not known here.
-    Cost: one slot, and max(m, n) numbers with NorMuon; two products of the matrix with a k x k one, 17 of k x k.
+    Differs: no epsilon under ||w||, so gradients of any size count; m is the average of gradients, not their sum; mu is
+    0.9 by our benchmark, 0.95 with the authors. NorMuon's neurons are always rows: of lora_down, whose rows NS makes
+    alike, that changes nothing. Rows, columns and neurons without a gradient are no part of a mean or the scale, and
+    without any gradient there is no step. Vectors, rank 1, what is no linear map (scales, norms, biases, rotations),
+    embeddings and heads by name, and matrices whose k is above `largest` are left to the other MOMENT technique.
+    Cost: one slot, and max(m, n) numbers with NorMuon; ten products with k x k matrices, so 20 k operations an entry.
     """
 
-    name, stage = "muon", Stage.MOMENT
+    name, stage, stretches = "muon", Stage.MOMENT, True
     slots = {"exp_avg": Slot.SIGNED, "neurons": Slot.FACTOR}
+    betas, needs = ("beta",), "a matrix that is no embedding or head, of rank 2 to muon.largest"
     yields_to = ("lora_rite",)
     beta: float = hyper(0.9, "[0, 1)", doc="mu: decay of the average of gradients")
     nesterov: bool = hyper(True, doc="let the newest gradient count more: w above, else w = m")
     rms: float = hyper(0.2, "(0, inf)", doc="rho: RMS of the step over the learning rate")
     rounds: int = hyper(5, "[1, 20]", doc="rounds of Newton-Schulz")
+    largest: float = hyper(512, "[1, inf]", doc="k above which a matrix is left to the other technique, for its cost")
     normuon: bool = hyper(False, doc="even out the neurons' shares of the step")
     beta2: float = hyper(0.95, "[0, 1)", doc="NorMuon: decay of the average of squares")
     eps: float = hyper(1e-8, "(0, inf)", doc="NorMuon: added to its root")
 
     def fit(self, member: Member) -> "Muon | None":
-        linear = member.role.kind in (Kind.FACTOR, Kind.DENSE, Kind.REGULAR)
-        return self if linear and min(matrix_shape(member.shape)) > 1 else None
+        linear = member.role.kind in (Kind.FACTOR, Kind.DENSE, Kind.REGULAR) and not is_looked_up(member)
+        return self if linear and 1 < min(matrix_shape(member.shape)) <= self.largest else None
 
     def kept(self) -> Mapping[str, Slot]:
         return {name: slot for name, slot in self.slots.items() if self.normuon or name != "neurons"}
@@ -69,7 +71,8 @@ class Muon(Technique):
         w = g.lerp(m, self.beta) if self.nesterov else m
         w = s.leave(w, g, 1 - self.beta ** (s.step + self.nesterov))
         o = orthogonalise(w, int(self.rounds))
-        if self.normuon:
-            o, state["neurons"] = even_out(o, state["neurons"], self.beta2, self.eps)
-            return s.but(update=o * s.scalar(s.lr * self.rms))
-        return s.but(update=o * s.scalar(s.lr * (self.rms * math.sqrt(max(o.shape[-2:])))))
+        size = s.scalar(s.lr * self.rms)
+        if not self.normuon:
+            return s.but(update=scaled(o, s.grad, size))
+        update, state["neurons"] = even_out(o, s.grad, size, state["neurons"], self.beta2, self.eps)
+        return s.but(update=update)

@@ -33,6 +33,7 @@ class RankPenalty(Technique):
     """
 
     name, stage, couples = "rank_penalty", Stage.PARAMETER, "partner"
+    needs = "a pair (lora_up with its lora_down) that decays, known by name"
     strength: float = hyper(0.01, "[0, inf)", doc="share of the largest singular value taken per unit of lr")
     emphasis: float = hyper(1.2, "[1, inf)", doc="how much more small singular values lose; 1: all lose the same")
 

@@ -32,6 +32,7 @@ class SelectiveProjectionDecay(Technique):
 
     name, stage = "spd", Stage.PARAMETER
     slots = {"anchor": Slot.ANCHOR}
+    needs = "a parameter that decays (decay_roles)"
     lam: float = hyper(0.06, "[0, inf)", doc="lambda: 1 projects back to the old distance from the anchor")
     anchored: bool = hyper(False, doc="anchor at the start instead of at zero; set for whole weights by itself")
 

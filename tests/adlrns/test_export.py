@@ -103,6 +103,21 @@ def test_what_it_refuses(saved, tmp_path, capsys):
             main(["adlrns", "export", str(file), *words, "-o", out])
 
 
+def test_the_input_is_never_written_over(saved, capsys):
+    _, _, file = saved
+    before, folder = file.read_bytes(), file.parent
+    link, hard, sub = folder / "link.safetensors", folder / "hard.safetensors", folder / "sub"
+    sub.mkdir()
+    link.symlink_to(file)
+    hard.hardlink_to(file)
+    for target in (file, link, hard, sub / ".." / file.name):
+        for command in (["export", str(file), "--rank", "2"], ["show", str(file)]):
+            assert main(["adlrns", *command, "-o", str(target)]) == 2
+            assert "is the file that is read, and would be lost" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert not list(folder.glob("*.unfinished"))
+
+
 def test_show(saved, tmp_path, capsys):
     _, network, file = saved
     picture = tmp_path / "tables.png"

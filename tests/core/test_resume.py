@@ -65,6 +65,7 @@ def test_tensors_are_placed_untouched():
     """torch's own loader would cast fp32 moments and 8-bit codes to the parameter's bf16."""
     params = make_params(torch.bfloat16)
     for state, dtypes in (("8bit", {torch.int8, torch.uint8, torch.float32}), ("fp32", {torch.float32})):
+        dtypes = {*dtypes, torch.int32}  # of the step
         optimizer = HinaAdamW(params.items(), lr=1e-3, state=state)
         train(optimizer, params, 2)
         second = HinaAdamW(copy_of(params).items(), lr=1e-3, state=state)
@@ -134,7 +135,9 @@ def test_settings_come_from_the_checkpoint_unless_overridden(caplog):
         group = second.param_groups[0]
         assert (group["weight_decay"], group["techniques"]["adam"]["beta2"]) == (decay, beta)
         assert group["lr"] == (5e-4 if override else 1e-3)
-        assert "techniques, weight_decay" in caplog.text
+        mine, theirs = "weight_decay = 0.2", "weight_decay = 0.01"
+        assert (mine if override else theirs) in caplog.text
+        assert ("adam.beta2 = 0.95" if override else "adam.beta2 = 0.99") in caplog.text
         chains = {technique.beta2 for chain in second.chains() for technique in chain if technique.name == "adam"}
         assert chains == {beta}
 
@@ -151,7 +154,8 @@ def test_another_codec_takes_over_the_values(source, target):
         mine, theirs = (
             o.plan().buckets[0].slabs["adam", slot].read(slice(None), torch.float32) for o in (optimizer, second)
         )
-        assert (mine - theirs).abs().max() <= 0.02 * mine.abs().max()
+        width = 0.06 if "8bit" in (source, target) and source != target else 0.01  # of a code
+        assert (mine - theirs).abs().max() <= width * mine.abs().max()
 
 
 def test_what_does_not_fit_is_refused_before_anything_changes():

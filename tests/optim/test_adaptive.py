@@ -157,7 +157,6 @@ def test_hidden_names_are_found_and_have_the_effect_of_names():
     with torch.no_grad():
         for p, q in zip(one.parameters(), two.parameters(), strict=True):
             q.copy_(p)
-    with_names.plan().count_steps(with_names.state)
     for p, q in zip(one.parameters(), two.parameters(), strict=True):
         without.state[q] = copy.deepcopy(with_names.state[p])
     without._plan = None  # the same state on both: from here on, names make no difference
@@ -200,8 +199,7 @@ def test_a_found_pair_starts_its_new_moment_anew():
     steps(optimizer, model, 0, 1)
     assert all("adam.exp_avg" in entry for entry in optimizer.state.values())
     steps(optimizer, model, 1, 3)
-    optimizer.plan().count_steps(optimizer.state)
-    assert {(entry["step"], "lora_rite.exp_avg" in entry) for entry in optimizer.state.values()} == {(2, True)}
+    assert {(int(entry["step"]), "lora_rite.exp_avg" in entry) for entry in optimizer.state.values()} == {(2, True)}
 
 
 def test_nothing_is_rebuilt_while_nothing_new_is_found():

@@ -150,7 +150,7 @@ def test_groups_with_lora_plus_are_followed_and_not_sped_up_twice():
     model = llama()
     names = {id(param): name for name, param in trained(model).items()}
     groups = [
-        {**group, "params": [(names[id(p)], p) for p in group["params"]]}
+        {"params": [(names[id(p)], p) for p in group["params"]], "lr": group["lr"]}
         for group in of_peft(model).param_groups
         if group["params"]
     ]

@@ -10,7 +10,8 @@ r"""CAME: divide by a factored second moment, average, divide by the factored in
 Source: Luo et al., arXiv:2307.02047, Algorithm 2, and the authors' CAME.py, which leaves out every bias correction,
 adds ``eps2`` to the residual, keeps a dense V for vectors and divides their m by nothing.
 A convolution is the matrix [out, in * kh * kw]; the authors' code factors each [kh, kw] plane instead.
-``bias_correct_confidence``: S / (1 - b3^t).
+``bias_correct_confidence``: S / (1 - b3^t). The RMS is over the entries of u that are not zero; the authors' (with
+``count_zeros``) is over all.
 ``beta1_decay``, ``beta1_floor``: b1 at step t is max(b1 lambda^(t-1), floor), the first factor from Kingma & Ba,
 arXiv:1412.6980, section 4; a floor above b1 does nothing.
 """
@@ -32,7 +33,9 @@ class CAME:
         bias_correct_confidence=False,
         beta1_decay=1.0,
         beta1_floor=0.4,
+        count_zeros=False,
     ):
+        self.count_zeros = count_zeros
         self.beta1_decay, self.beta1_floor = beta1_decay, beta1_floor
         self.betas, self.eps, self.clip_threshold = betas, eps, clip_threshold
         self.weight_decay, self.bias_correct_confidence = weight_decay, bias_correct_confidence
@@ -68,7 +71,8 @@ class CAME:
         b1 = self.betas[0]
         b1 = max(b1 * self.beta1_decay**self.t, min(self.beta1_floor, b1))
         self.t += 1
-        u = u / max(1.0, np.sqrt((u**2).mean()) / self.clip_threshold)
+        counted = u.size if self.count_zeros else max(1, np.count_nonzero(u))
+        u = u / max(1.0, np.sqrt((u**2).sum() / counted) / self.clip_threshold)
         d = 1.0 if damping is None else damping(self.m, u)
         self.m = b1 * self.m + (1 - b1) * d * u
         return u

@@ -9,12 +9,14 @@ r"""Cautious by context: what disagrees with the gradient is held back, the less
         u \leftarrow u \odot k / \max(\operatorname{mean} k, 10^{-3})
 
 c is taken with the momenta before this step, mu in the condition too; a cosine with zero is 0. Vectors are one row.
+Means of rows are over columns that have a gradient, and of columns over such rows; that of k as in ``cautious``.
 Source: this project's; rho = 0 is Liang et al., arXiv:2411.16085, Algorithm 1 (see ``cautious``).
 """
 
 import numpy as np
 
 from .adamw import AdamW
+from .cautious import shared_out
 from .tam import cosine
 
 
@@ -44,16 +46,15 @@ class ContextualCautious:
     def direction(self, g):
         u = self.moment.direction(g)
         matrix = g.reshape(len(g), -1) if g.ndim > 1 else g.reshape(1, -1)
-        z = np.concatenate([matrix.mean(axis=1), matrix.mean(axis=0)])
+        rows, columns = (max(1, np.count_nonzero(np.abs(matrix).max(axis=axis))) for axis in (1, 0))
+        z = np.concatenate([matrix.sum(axis=1) / columns, matrix.sum(axis=0) / rows])
         c = np.mean([cosine(z, m) for m in self.context])
         self.context = [m + (z - m) / s for m, s in zip(self.context, self.scales, strict=True)]
         self.rho += self.rate * (max(c, 0.0) - self.rho)
         edge = self.mu > 0 and c < (1 - self.edge_threshold) * self.mu
         self.mu += (c - self.mu) / self.window
         self.edges += edge
-        phi = (u * g > 0).astype(np.float64)
-        k = phi + (1 - phi) * (0.0 if edge else self.rho)
-        return u * k / max(k.mean(), self.floor)
+        return shared_out(u, g, 0.0 if edge else self.rho, self.floor)
 
     def step(self, p, g, lr):
         return p * (1 - lr * self.weight_decay) - lr * self.direction(g)

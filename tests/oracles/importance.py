@@ -3,6 +3,7 @@ r"""Importance: step what the loss depends on most by more, with geometric mean 
 .. math:: I \leftarrow \beta I + (1-\beta) \operatorname{mean}|p \odot g|, \quad \hat I = I / (1 - \beta^t), \quad
           y_i = b \tanh(s (\ell_i - \bar\ell) / b), \quad \text{multiplier} = e^{y_i - \bar y}
 
+The mean is over entries that have a gradient.
 Source: |p g|: Molchanov et al., arXiv:1611.06440 (first-order Taylor); its average: Zhang et al., arXiv:2206.12562
 (PLATON, I-bar). The redistribution is this project's: l is log I-hat, averaged over a matrix and those tied to it.
 The multipliers at step t are those of the averages after step t - 1.
@@ -14,7 +15,7 @@ import numpy as np
 
 
 class Sensitivity:
-    """The average of one matrix; a sensitivity that is not finite leaves the corrected average where it is."""
+    """The average of one matrix; a step whose gradient is not finite is none."""
 
     def __init__(self, beta=0.95):
         self.beta, self.sum, self.t = beta, 0.0, 0
@@ -24,8 +25,9 @@ class Sensitivity:
         return self.sum / (1 - self.beta**self.t) if self.t else 0.0
 
     def see(self, p, g):
-        seen = np.abs(p * g).mean()
-        seen = seen if np.isfinite(seen) else self.value
+        if not np.isfinite(g).all() or np.abs(g).max() > 1e17:  # a step that is left out
+            return
+        seen = np.abs(p * g).sum() / max(1, np.count_nonzero(g))
         self.sum = self.beta * self.sum + (1 - self.beta) * seen
         self.t += 1
 

@@ -67,6 +67,11 @@ def symmetric(x):
     return (x + x.T) / 2
 
 
+def live_rows(g):
+    """Rows that have a gradient: the others belong to no sample that was seen."""
+    return max(np.count_nonzero(np.any(g != 0, axis=1)), 1)
+
+
 class Factor:
     """Moments of one factor X [rows, r], kept in the basis of its partner."""
 
@@ -90,7 +95,7 @@ class Factor:
         if self.escape:
             drop = np.max(np.linalg.eigvalsh(V) - np.linalg.eigvalsh(V_here))
             self.rho = b2 * (self.rho + min(max(drop, 0.0), max(np.trace(V) - np.trace(V_here), 0.0)))
-        self.V = b2 * V_here + (1 - b2) * symmetric(g_bar.T @ g_bar) / len(g)
+        self.V = b2 * V_here + (1 - b2) * symmetric(g_bar.T @ g_bar) / live_rows(g)
         w, E = np.linalg.eigh(self.V)
         root = E @ np.diag(1 / (np.sqrt(np.maximum(w, 0) + self.rho + self.eps_root) + self.eps)) @ E.T
         self.M = b1 * M @ P.T + (1 - b1) * g_bar @ root

@@ -45,6 +45,13 @@ def polar(x):
     return u @ vt
 
 
+def extent(o, g):
+    """Which neurons (along the shorter side) have a gradient, and how many of their entries move."""
+    along = 0 if o.shape[0] < o.shape[1] else 1
+    lines = (o * o).sum(axis=1 - along)
+    return np.abs(g).max(axis=along) > 0, max(1, int((lines > 1e-6 * lines.max()).sum()))
+
+
 class Muon:
     """``orthogonal`` is any of the three functions above; ``rms=None`` leaves O as it is (for comparisons)."""
 
@@ -60,7 +67,12 @@ class Muon:
         self.m = self.beta * self.m + g
         n = self.beta * self.m + g if self.nesterov else self.m
         o = self.orthogonal(n) if self.orthogonal is polar else self.orthogonal(n, self.rounds)
-        return (o if self.rms is None else self.rms * np.sqrt(max(o.shape)) * o).reshape(shape)
+        return (o if self.rms is None else self.rms * self.scale(o, g) * o).reshape(shape)
+
+    def scale(self, o, g):
+        """sqrt(max(m, n)) of the neurons with a gradient and the lines across them that move; 0 without a gradient."""
+        neurons, width = extent(o, g)
+        return np.sqrt(max(neurons.sum(), width)) if neurons.any() else 0.0
 
     def step(self, p, g, lr):
         return p * (1 - lr * self.weight_decay) - lr * self.direction(g)

@@ -8,11 +8,12 @@ r"""NorMuon: Muon whose step is evened out over the neurons.
 
 Source: Li et al., arXiv:2510.05491, Algorithm 1; the neurons are its rows. With ``by_row=False`` they are the vectors
 along the shorter side, so columns of a wide matrix: what the paper's rule does to the transpose. A zero O stays zero.
+Then neurons without a gradient keep their v, and the RMS is over the others.
 """
 
 import numpy as np
 
-from .muon import Muon
+from .muon import Muon, extent
 
 
 class NorMuon(Muon):
@@ -24,9 +25,13 @@ class NorMuon(Muon):
         rms, self.rms = self.rms, None
         o = super().direction(g, damping)
         self.rms = rms
-        shape, o = o.shape, o.reshape(len(o), -1)
+        shape, o, g = o.shape, o.reshape(len(o), -1), g.reshape(len(g), -1)
         axis = 1 if self.by_row or o.shape[0] >= o.shape[1] else 0
-        self.v = self.beta2 * self.v + (1 - self.beta2) * np.mean(o * o, axis=axis, keepdims=True)
+        live, width = np.ones(o.shape[1 - axis], bool), o.shape[axis]
+        if not self.by_row:
+            live, width = extent(o, g)
+        keep = np.expand_dims(np.where(live, self.beta2, 1.0), axis)
+        self.v = keep * self.v + (1 - keep) * np.sum(o * o, axis=axis, keepdims=True) / width
         hat = o / (np.sqrt(self.v) + self.eps)
         norm = np.sqrt(np.sum(hat * hat))
-        return (hat if norm == 0 else rms * np.sqrt(hat.size) / norm * hat).reshape(shape)
+        return (hat if norm == 0 else rms * np.sqrt(width * live.sum()) / norm * hat).reshape(shape)

@@ -67,6 +67,22 @@ def gradients(names, shapes, steps, seed=0):
     return [{name: generator.normal(size=shapes[name]) for name in names} for _ in range(steps)]
 
 
+def sparse(grads, seed=9):
+    """Gradients with a dead first row, a dead last column, and rows that have one only now and then.
+
+    Of a pair only what is an output or an input of the layer: the rank's directions are seen together.
+    """
+    generator = np.random.default_rng(seed)
+    for by_name in grads:
+        for name, grad in by_name.items():
+            if grad.ndim > 1 and "lora_down" not in name:
+                grad[generator.random(len(grad)) < 0.3] = 0.0
+                grad[0] = 0.0
+            if grad.ndim > 1 and "lora_up" not in name:
+                grad[..., -1] = 0.0
+    return grads
+
+
 def start(shapes, seed=1):
     generator = np.random.default_rng(seed)
     return {name: generator.normal(size=shape) * 0.5 for name, shape in shapes.items()}
@@ -95,10 +111,12 @@ def close(mine, theirs):
     np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize("name", SINGLE)
-def test_one_matrix(name):
+def test_one_matrix(name, holes):
     wanted, make = SINGLE[name]
     grads = gradients(MATRICES, MATRICES, STEPS)
+    grads = sparse(grads) if holes else grads
     initial, final = run(wanted, MATRICES, grads)
     for each, p in initial.items():
         oracle = make()
@@ -136,11 +154,12 @@ def flat(arrays, names):
     return [arrays[name].reshape(PAIR_SHAPES[name][0], -1) for name in names]
 
 
-@pytest.mark.parametrize("zero_start", [False, True])
+@pytest.mark.parametrize(("zero_start", "holes"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("name", PAIR_RULES)
-def test_pairs(name, zero_start):
+def test_pairs(name, zero_start, holes):
     wanted, make = PAIR_RULES[name]
     grads = gradients(PAIR_SHAPES, PAIR_SHAPES, STEPS)
+    grads = sparse(grads) if holes else grads
     zero = [name for name in PAIR_SHAPES if "lora_up" in name] if zero_start else ()
     initial, final = run(wanted, PAIR_SHAPES, grads, zero=zero)
     for module in PAIRS:
@@ -150,7 +169,8 @@ def test_pairs(name, zero_start):
         for step, by_name in enumerate(grads):
             a, b = oracle.step(a, b, *flat(by_name, names), rate(step))
         for mine, theirs in zip(flat(final, names), (a, b), strict=True):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-9)
+            # few rows at a step: V is all but singular, its root ill-conditioned
+            np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-7 if holes else 1e-9)
 
 
 def test_kronecker_rule_on_full_and_low_rank_factors():

@@ -11,7 +11,6 @@ from hina_kohya.core.codec import codec
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.core.technique import Slot
-from hina_kohya.numerics import companding
 from tests import promises
 from tests.conftest import make_params, set_grads, train
 from tests.core.test_edges import STATES, states
@@ -20,7 +19,7 @@ from tests.core.test_resume import through_file
 from tests.oracles.came import CAME
 from tests.oracles.cautious import Cautious
 from tests.oracles.tam import Torque
-from tests.techniques.test_against_oracles import DECAY, MATRICES, STEPS, close, gradients, rate
+from tests.techniques.test_against_oracles import DECAY, MATRICES, STEPS, close, gradients, rate, sparse
 
 SHAPES = MATRICES | {"one": (1,), "column.weight": (6, 1), "row.weight": (1, 6), "point.weight": (6, 4, 1, 1)}
 OPTIONS = {
@@ -42,11 +41,12 @@ def came(params, state="8bit", others=(), lr=1e-3, **options):
     return HinaOptimizer(params.items(), chosen, lr=lr, weight_decay=0.01, state=state)
 
 
-def run_came(options, others=()):
+def run_came(options, others=(), holes=False):
     chosen = [build("came", **options), build("weight_decay"), *map(build, others)]
     params = {name: torch.nn.Parameter(torch.from_numpy(p)) for name, p in starts().items()}
     optimizer = HinaOptimizer(params.items(), chosen, lr=1.0, weight_decay=DECAY, state="fp32", decay_roles="all")
-    for step, by_name in enumerate(gradients(SHAPES, SHAPES, STEPS)):
+    grads = gradients(SHAPES, SHAPES, STEPS)
+    for step, by_name in enumerate(sparse(grads) if holes else grads):
         optimizer.param_groups[0]["lr"] = rate(step)
         for name, param in params.items():
             param.grad = torch.from_numpy(by_name[name])
@@ -59,8 +59,9 @@ def starts():
     return {name: generator.normal(size=shape) * 0.5 for name, shape in SHAPES.items()}
 
 
-def against(final, make):
+def against(final, make, holes=False):
     grads = gradients(SHAPES, SHAPES, STEPS)
+    grads = sparse(grads) if holes else grads
     for name, p in starts().items():
         each = make()
         for step, by_name in enumerate(grads):
@@ -68,9 +69,10 @@ def against(final, make):
         close(final[name], p)
 
 
+@pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_alone(options):
-    against(run_came(options), lambda: oracle(**options))
+def test_alone(options, holes):
+    against(run_came(options, holes=holes), lambda: oracle(**options), holes)
 
 
 def test_under_cautious():
@@ -185,7 +187,7 @@ def test_another_codec_takes_over_the_values(state, target):
     for slot in ("second", "instability"):
         mine, theirs = promises.read_by_another_codec(came, state, target, "came", slot)
         assert mine.shape == (1, 1, 60)
-        torch.testing.assert_close(mine, theirs, rtol=0.05, atol=0)
+        torch.testing.assert_close(mine, theirs, rtol=0.055, atol=0)
 
 
 def test_a_checkpoint_of_another_rank_is_refused():
@@ -259,7 +261,7 @@ def test_bytes_a_parameter_at_rank_16():
 
 
 def test_operations_go_with_shapes_and_nothing_waits():
-    for state, limit in (("8bit", 2300), ("bf16", 2000), ("fp32", 700)):
+    for state, limit in (("8bit", 1710), ("bf16", 1500), ("fp32", 730)):
         make = partial(came, state=state, bias_correct_confidence=True)
         assert promises.operations_go_with_shapes(make) <= limit, state
 
@@ -284,23 +286,14 @@ def test_it_yields_to_lora_rite():
 # The 8-bit code of the factors
 
 
-def test_stochastic_code_has_the_right_mean_and_no_zero():
-    x = torch.tensor([1.0, 0.7, 0.1, 1e-2, 1e-4, 1e-6]).expand(1, 1, 6)
-    uniform = ((torch.arange(4096) + 0.5) / 4096).view(-1, 1, 1).expand(-1, 1, 6)
-    code, scale = companding.encode_unsigned_stochastic(x.expand(4096, 1, 6), uniform)
-    values = companding.decode_unsigned(code, scale)
-    torch.testing.assert_close(values.mean(0, keepdim=True), x, rtol=1e-3, atol=0)
-    assert (values[..., 0] == 1).all()
-    tiny = companding.encode_unsigned_stochastic(torch.tensor([[[1.0, 0.0]]]), torch.zeros(1, 1, 2))
-    assert (companding.decode_unsigned(*tiny) > 0).all()
-
-
 def test_an_8bit_factor_follows_slow_changes():
-    """Rounded to nearest, a value that moves by 0.1 % a step never leaves its code, one of which is 1.6 % wide."""
-    eight, target = codec("8bit"), torch.tensor([1.0, 0.05, 0.3, 0.6]).view(1, 4, 1)
-    kept = eight.encode(torch.ones(1, 4, 1), Slot.FACTOR, torch.zeros(1, 1, 1, dtype=torch.int32))
+    """Rounded to nearest, a value that moves by 0.1 % a step never leaves its code, one of which is 5 % wide."""
+    eight, target = codec("8bit"), torch.tensor([1.0, 0.05, 0.3, 0.6]).view(1, 4, 1).expand(400, 4, 1)
+    seeds = torch.arange(400, dtype=torch.int32).view(400, 1, 1) * 0x5BD1E995
+    kept = eight.encode(torch.ones(400, 4, 1), Slot.FACTOR, seeds)
     for step in range(2000):
         x = eight.decode(kept, 4, 1, Slot.FACTOR)
-        kept = eight.encode(x + 2e-3 * (target - x), Slot.FACTOR, torch.full((1, 1, 1), step, dtype=torch.int32))
+        kept = eight.encode(x + 2e-3 * (target - x), Slot.FACTOR, seeds ^ step, (x, kept))
     reached = eight.decode(kept, 4, 1, Slot.FACTOR)
-    torch.testing.assert_close(reached, 0.982 * target + 0.018, rtol=0.2, atol=0)
+    torch.testing.assert_close(reached.mean(0), (0.982 * target + 0.018)[0], rtol=0.03, atol=0)
+    assert (reached.std(0) < 0.2 * reached.mean(0)).all()

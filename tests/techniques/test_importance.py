@@ -78,6 +78,8 @@ def test_it_is_its_oracle(options):
     for step in range(30):
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = rate(step)
         set_grads(params, step, scale=10.0 ** (step % 5))
+        for param in params.values():
+            param.grad[: len(param) // 3] = 0  # what has no gradient, as here a third of the rows, does not count
         for index, param in enumerate(params.values()):
             if (index + step) % 7 == 0 or index == 3:
                 param.grad = None
@@ -143,7 +145,7 @@ def test_a_sensitivity_that_is_not_finite_is_not_taken_over(value):
     train(optimizer, params, 3, start=3)
     now = factors(optimizer)
     assert all(math.isfinite(factor) for factor in now.values())
-    assert all(param.isfinite().all() for name, param in params.items() if name != "head.weight")
+    assert all(param.isfinite().all() for param in params.values())
     assert 1 not in (before["head.weight"], now["head.weight"])  # what it was stays
     for group in GROUPS:
         assert geometric_mean([now[name] for name in group]) == pytest.approx(1, abs=1e-12)

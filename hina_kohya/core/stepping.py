@@ -1,0 +1,69 @@
+"""A step of one bucket, chunk by chunk: gather, run the chain, keep what is valid, scatter."""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hina_kohya.core.bucket import Bucket
+from hina_kohya.core.plan import Plan
+from hina_kohya.core.signal import Signal
+from hina_kohya.core.slab import Rows
+from hina_kohya.numerics.reduce import mat_norm
+
+Run = Callable[..., Any]  # chain.run, or the same compiled
+
+
+def step_bucket(plan: Plan, bucket: Bucket, rows: Sequence[int], rates: Tensor, run: Run) -> None:
+    """``rates`` [2, N, 1, 1] are learning rate and decay of all rows; ``rows`` those that have a gradient."""
+    bucket.tried[rows] += 1
+    for picked, where in bucket.chunks(rows):
+        _step_chunk(plan, bucket, picked, where, rates[:, where], run)
+
+
+def _step_chunk(plan: Plan, bucket: Bucket, picked: Sequence[int], where: Rows, rates: Tensor, run: Run) -> None:
+    param = bucket.gather([bucket.params[row] for row in picked])
+    grad = bucket.gather([bucket.params[row].grad for row in picked])  # type: ignore[misc]
+    step, valid = bucket.steps[where] + 1, _squares_are_finite(grad)
+    lr, decay = rates.unbind(0)
+    s = Signal(
+        param, param, grad, grad, lr, decay, step.double().view(-1, 1, 1), cofactor_rank=bucket.ranks[where]
+    )  # fmt: skip
+    states: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for (technique, name), slab in bucket.slabs.items():
+        states[technique][name] = slab.read(where, bucket.compute)
+    new, changed = run(bucket.chain, s, states, *plan.shared(bucket, where))
+    rounded = bucket.key.dtype == torch.bfloat16 or any(slab.rounds for slab in bucket.slabs.values())
+    seed = bucket.seeds(where, step) if rounded else None
+    for (technique, name), slab in bucket.slabs.items():
+        if changed[technique][name] is not states[technique][name]:
+            salted = None if seed is None else seed ^ _salt(slab.key)
+            slab.write(where, changed[technique][name], salted, valid, states[technique][name])
+    bucket.scatter(new, valid, param, picked, seed)
+    if isinstance(where, slice):
+        bucket.steps[where].add_(valid.flatten())
+    else:
+        bucket.steps.index_add_(0, where, valid.flatten().to(bucket.steps.dtype))
+
+
+def refuse_sparse(plan: Plan, name: Callable[[int], str]) -> None:
+    """Raises RuntimeError for a gradient that is not dense."""
+    for bucket in plan.buckets:
+        for index, param in zip(bucket.indices, bucket.params, strict=True):
+            if param.grad is not None and param.grad.layout is not torch.strided:
+                raise RuntimeError(
+                    f"parameter {name(index)} has a {param.grad.layout} gradient; use dense ones (sparse=False)"
+                )
+
+
+def _squares_are_finite(grad: Tensor) -> Tensor:
+    """bool [k, 1, 1]: neither NaN nor inf in it, nor numbers whose squares, over the matrix, would become inf."""
+    return mat_norm(grad) < torch.finfo(grad.dtype).max ** 0.5 / 32
+
+
+def _salt(key: str) -> int:
+    """A signed 32-bit number that makes the rounding of one slot independent of another's."""
+    return zlib.crc32(key.encode()) - (1 << 31)
