@@ -1,6 +1,6 @@
 """kohya-ss/sd-scripts, 0.4 to 0.11: read in its source, and run with 0.10.1 (48d368fa) and 0.11.1 (6c223bb)."""
 
-from hina_kohya.trainers.trainer import GroupsCall, Trainer
+from hina_kohya.trainers.trainer import GroupsCall, Timestep, Trainer
 
 SD_SCRIPTS = Trainer(
     name="sd-scripts",
@@ -27,5 +27,14 @@ SD_SCRIPTS = Trainer(
         "Prodigy": "prodigyopt.Prodigy",
         "Adafactor": "transformers.optimization.Adafactor",
         **{name: f"schedulefree.{name}" for name in ("RAdamScheduleFree", "AdamWScheduleFree", "SGDScheduleFree")},
+    },
+    timesteps={
+        "UNet2DConditionModel": Timestep("timestep"),
+        "SdxlUNet2DConditionModel": Timestep("timesteps"),
+        "MMDiT": Timestep("t"),
+        "Flux": Timestep("timesteps", 1.0),  # and Chroma
+        "Anima": Timestep("timesteps", 1.0),
+        "NextDiT": Timestep("t", 1.0, falls=True),
+        "HYImageDiffusionTransformer": Timestep("timestep"),
     },
 )  # fmt: skip

@@ -21,6 +21,20 @@ class GroupsCall:
 
 
 @dc.dataclass(frozen=True)
+class Timestep:
+    """How a model is given the timestep of each sample.
+
+    argument: of its forward, by keyword or by position
+    largest : the timestep runs from 0 to this
+    falls   : it is `largest` for the image and 0 for noise alone, the other way round than most
+    """
+
+    argument: str
+    largest: float = 1000.0
+    falls: bool = False
+
+
+@dc.dataclass(frozen=True)
 class Trainer:
     """One family of trainers.
 
@@ -32,6 +46,7 @@ class Trainer:
     network_package: the package whose modules make networks, as `--network_module` names it
     groups_calls   : how it asks a network for param groups
     optimizer_names: what `--optimizer_type` it resolves itself, without regard to case -> the class it takes
+    timesteps      : classes of the models it trains, or of their bases -> how it gives them the timestep
     """
 
     name: str
@@ -41,6 +56,7 @@ class Trainer:
     network_package: str
     groups_calls: tuple[GroupsCall, ...]
     optimizer_names: Mapping[str, str]
+    timesteps: Mapping[str, Timestep]
     returns_modes: bool = False
 
     @property
