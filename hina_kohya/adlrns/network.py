@@ -40,8 +40,8 @@ def create_network_from_weights(*args: Any, **kwargs: Any) -> Any:
 def create_arch_network_from_weights(
     multiplier: float, weights_sd: Any, text_encoders: Any = None, unet: Any = None, **kwargs: Any
 ) -> Any:
-    """(network, weights), as musubi-tuner asks for it with --dim_from_weights and --base_weights."""
-    return create_network_from_weights(multiplier, "", None, text_encoders, unet, weights_sd=weights_sd, **kwargs)
+    """The network of a file, as musubi-tuner asks for it with --base_weights."""
+    return create_network_from_weights(multiplier, "", None, text_encoders, unet, weights_sd=weights_sd, **kwargs)[0]
 
 
 def _creator(name: str) -> Callable[..., Any]:

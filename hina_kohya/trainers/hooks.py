@@ -15,7 +15,7 @@ from typing import Any
 
 import wrapt
 
-from hina_kohya.trainers import bindings, guard, networks, optimizers
+from hina_kohya.trainers import bindings, guard, half_precision, networks, optimizers
 from hina_kohya.trainers.bindings import Wrapper
 from hina_kohya.trainers.musubi import MUSUBI
 from hina_kohya.trainers.networks import CREATORS
@@ -95,7 +95,10 @@ def _create(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str
 def _create_lycoris(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`algo=adlrns`, too; by name, since the network of ADLRNS itself comes in through these hooks."""
     adlrns = importlib.import_module("hina_kohya.adlrns.network")
-    return _create(functools.partial(adlrns.create, wrapped), instance, args, kwargs)
+    created = _create(functools.partial(adlrns.create, wrapped), instance, args, kwargs)
+    for network in networks.networks_of(created):
+        half_precision.admit(network)
+    return created
 
 
 def _network_modules() -> Iterator[str]:
