@@ -15,7 +15,7 @@ from typing import Any
 
 import wrapt
 
-from hina_kohya.trainers import bindings, guard, half_precision, networks, optimizers
+from hina_kohya.trainers import bindings, guard, half_precision, lycoris_presets, networks, optimizers
 from hina_kohya.trainers.bindings import Wrapper
 from hina_kohya.trainers.musubi import MUSUBI
 from hina_kohya.trainers.networks import CREATORS
@@ -93,7 +93,9 @@ def _create(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str
 
 
 def _create_lycoris(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`algo=adlrns`, too; by name, since the network of ADLRNS itself comes in through these hooks."""
+    """Our presets and `algo=adlrns`, too; by name, since the network of ADLRNS itself comes in through these hooks."""
+    if "preset" in kwargs:
+        kwargs = {**kwargs, "preset": lycoris_presets.path(kwargs["preset"])}
     adlrns = importlib.import_module("hina_kohya.adlrns.network")
     created = _create(functools.partial(adlrns.create, wrapped), instance, args, kwargs)
     for network in networks.networks_of(created):
