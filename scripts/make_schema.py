@@ -1,49 +1,67 @@
-"""Write hina_kohya/kohya/checking/sd_scripts.json: facts about sd-scripts' options, read off a checkout of it.
+"""Write what `hina-kohya check` knows of a trainer without a checkout: its options, networks and dataset keys.
 
-    python scripts/make_schema.py SD_SCRIPTS [CHECKOUT_OF_A_BRANCH ...]
+    python scripts/make_schema.py 0.10.1=SD_SCRIPTS_OLD 0.11.1=SD_SCRIPTS
+    python scripts/make_schema.py 0.3.4=MUSUBI_TUNER
 
-Names, types, choices and defaults only; of a branch, only the network modules that the first checkout lacks.
+Checkouts of one trainer, the oldest first. Names, types, choices and defaults only, into `hina_kohya/trainers/facts`.
 """
 
 import argparse
 import json
-from pathlib import Path
+from typing import Any
 
 from hina_kohya.kohya.checking import schema, source_networks, source_options
-from hina_kohya.kohya.targets import commit
+from hina_kohya.trainers import checkouts
+
+Tables = dict[str, dict[str, dict[str, Any]]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkouts", nargs="+", type=Path, metavar="CHECKOUT")
-    checkouts = parser.parse_args().checkouts
-    networks: dict[str, dict] = {}
-    for checkout in checkouts:
-        networks = source_networks.networks_of(checkout / "networks") | networks
-    facts = {
-        "repository": "https://github.com/kohya-ss/sd-scripts",
-        "commits": [commit(checkout) or checkout.name for checkout in checkouts],
-        "trainers": source_options.options_of_trainers(checkouts[0]),
-        "networks": dict(sorted(networks.items())),
-        "datasets": source_networks.dataset_tables(checkouts[0]),
+    parser.add_argument("checkouts", nargs="+", metavar="RELEASE=CHECKOUT")
+    given = dict(word.split("=", 1) for word in parser.parse_args().checkouts)
+    found = {release: checkouts.at(path) for release, path in given.items()}
+    newest = list(found.values())[-1]
+    content = {
+        "releases": {release: checkout.commit for release, checkout in found.items()},
+        "trainers": merged({release: source_options.options_of_trainers(each) for release, each in found.items()}),
+        "networks": source_networks.networks_of(newest),
+        "datasets": source_networks.dataset_tables(newest),
     }
-    schema.SHIPPED.write_text(_text(facts), encoding="utf-8", newline="\n")
-    print(f"{schema.SHIPPED}: {len(facts['trainers'])} trainers, {len(networks)} networks")
+    file = schema.shipped_file(newest.trainer)
+    file.write_text(text(content), encoding="utf-8", newline="\n")
+    print(f"{file}: {len(content['trainers']) - 1} scripts, {len(content['networks'])} networks")
 
 
-def _text(facts: dict) -> str:
-    """JSON with one line an option, so that a difference between two commits of sd-scripts can be read."""
+def merged(releases: dict[str, Tables]) -> Tables:
+    """The newest facts of each option; with the releases that have it, where not all of them have."""
+    scripts = {script: None for tables in releases.values() for script in tables}
+    result: Tables = {}
+    for script in scripts:
+        result[script] = {}
+        having = {release: tables[script] for release, tables in releases.items() if script in tables}
+        for options in having.values():
+            result[script] |= options
+        for name, facts in result[script].items():
+            known = [release for release, options in having.items() if name in options]
+            if len(known) < len(releases):
+                result[script][name] = {**facts, "releases": known}
+    return result
+
+
+def text(content: dict[str, Any]) -> str:
+    """JSON with one line an option, so that a difference between two releases can be read."""
     lines = []
-    for section, content in facts.items():
-        if not isinstance(content, dict):
-            lines.append(f"{json.dumps(section)}: {json.dumps(content)}")
+    for section, tables in content.items():
+        if section == "releases":
+            lines.append(f"{json.dumps(section)}: {json.dumps(tables)}")
             continue
-        tables = [f"  {json.dumps(name)}: {_rows(table)}" for name, table in content.items()]
-        lines.append(f"{json.dumps(section)}: {{\n" + ",\n".join(tables) + "\n}")
+        rows = [f"  {json.dumps(name)}: {_rows(table)}" for name, table in tables.items()]
+        lines.append(f"{json.dumps(section)}: {{\n" + ",\n".join(rows) + "\n}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _rows(table: dict) -> str:
+def _rows(table: dict[str, Any]) -> str:
     rows = [f"    {json.dumps(name)}: {json.dumps(value)}" for name, value in table.items()]
     return "{\n" + ",\n".join(rows) + "\n  }"
 

@@ -3,15 +3,17 @@
 import argparse
 import sys
 
-from hina_kohya.kohya import targets
+from hina_kohya.cli import checkout
 from hina_kohya.kohya.checking import report
 from hina_kohya.kohya.checking.finding import Level
+from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.errors import UserError
 
 EXAMPLE = """examples:
   hina-kohya check my_lokr.toml
   hina-kohya check my_lokr.toml --script sdxl_train_network.py --sd-scripts ~/sd-scripts
-  hina-kohya check my_lokr.toml -- --learning_rate 1e-4        as on sd-scripts' command line, which wins
+  hina-kohya check my_wan.toml --musubi ~/musubi-tuner
+  hina-kohya check my_lokr.toml -- --learning_rate 1e-4        as on the trainer's command line, which wins
 
 Exit code 0: no error; 1: training would fail or do something else; 2: the file cannot be read."""
 
@@ -20,11 +22,10 @@ def main(argv: list[str]) -> int:
     own, words = _split(argv)
     args = _parser().parse_args(own)
     try:
-        checkout = targets.find_sd_scripts(args.sd_scripts)
         found = report.check(
             args.config,
             words,
-            sd_scripts=checkout.root if checkout else None,
+            checkout=checkouts.at(args.checkout, "--sd-scripts") if args.checkout else None,
             script=args.script,
             arch=args.arch,
             launched=args.launched,
@@ -53,7 +54,7 @@ def _forecast(found: report.Report) -> bool:
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Our words, and what follows `--`: sd-scripts' words."""
+    """Our words, and what follows `--`: the trainer's words."""
     position = argv.index("--") if "--" in argv else len(argv)
     return argv[:position], argv[position + 1 :]
 
@@ -62,18 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hina-kohya check",
         usage="hina-kohya check CONFIG.toml [--script NAME] [--sd-scripts PATH] [--arch NAME] [--launched] [-- WORDS]",
-        description="Read a training TOML as sd-scripts does, and say what is wrong with it before a model is loaded: "
-        "keys that would be ignored, arguments that would fail or do nothing, combinations known to be bad.",
+        description="Read a training TOML as sd-scripts or musubi-tuner does, and say what is wrong with it before a "
+        "model is loaded: keys that would be ignored, arguments that would fail or do nothing, combinations known to "
+        "be bad.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG.toml", help="the TOML of a run, or of its datasets")
     parser.add_argument("--script", help="the trainer, such as sdxl_train_network.py; told from the file if not given")
-    parser.add_argument(
-        "--sd-scripts",
-        metavar="PATH",
-        help="the checkout whose options count; SD_SCRIPTS_HOME or this folder if not given",
-    )
+    checkout.add_option(parser)
     parser.add_argument(
         "--arch", help="the model, such as sd15, sdxl or sd3.5-medium; the trainer says which if not given"
     )

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hina_kohya.cli import check
-from hina_kohya.kohya.targets import find_sd_scripts
+from hina_kohya.cli import check, checkout
+from hina_kohya.trainers import checkouts
+from hina_kohya.trainers.checkouts import TRAINERS, Checkout
 from hina_kohya.trainers.errors import UserError
 
 DESCRIPTION = """accelerate launch with the hooks installed, from any folder, after `hina-kohya check` of the config.
@@ -14,6 +15,7 @@ What stands between `launch` and the script goes to accelerate, what follows the
 EXAMPLE = """examples:
   hina-kohya launch sdxl_train_network.py --config_file my.toml
   hina-kohya launch --sd-scripts ~/sd-scripts --num_processes 2 train_network.py --config_file my.toml
+  hina-kohya launch --musubi ~/musubi-tuner wan_train_network.py --config_file my.toml
   hina-kohya launch --no-check train_network.py --config_file my.toml      although the check objects"""
 
 
@@ -26,18 +28,14 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--sd-scripts",
-        metavar="PATH",
-        help="the checkout; otherwise SD_SCRIPTS_HOME, or the current folder or one above",
-    )
+    checkout.add_option(parser)
     parser.add_argument("--no-check", action="store_true", help="start even where the check finds errors")
     before, script, after = _split(argv)
     args, for_accelerate = parser.parse_known_args(before)
     try:
         if script is None:
             raise UserError("which script? example: hina-kohya launch train_network.py --config_file my.toml")
-        path = _found(script, args.sd_scripts)
+        path = _found(script, args.checkout)
         if not args.no_check and (code := _checked(path, after)):
             print("not started; correct the file, or add --no-check before the script", file=sys.stderr)
             return code
@@ -60,20 +58,27 @@ def _split(argv: list[str]) -> tuple[list[str], str | None, list[str]]:
     return argv, None, []
 
 
-def _found(script: str, sd_scripts: str | None) -> Path:
-    if not sd_scripts and Path(script).is_file():
+def _found(script: str, given: str | None) -> Path:
+    """A script here, or of the checkout that was given, or of one that can be found. Raises UserError."""
+    if not given and Path(script).is_file():
         return Path(script).resolve()
-    checkout = find_sd_scripts(sd_scripts)
-    if checkout is None:
-        raise UserError(f"there is no {script} here; add --sd-scripts PATH, or set SD_SCRIPTS_HOME")
-    if not (path := checkout.root / script).is_file():
-        raise UserError(f"there is no script {path}; is it spelt right?")
-    return path.resolve()
+    if given:
+        tried = [checkouts.at(given, "--sd-scripts")]
+    else:
+        tried = [found for trainer in TRAINERS if (found := checkouts.find(trainer)) is not None]
+    if not tried:
+        homes = " or ".join(trainer.home for trainer in TRAINERS)
+        raise UserError(f"there is no {script} here; add --sd-scripts PATH, or set {homes}")
+    for found in tried:
+        if path := found.script(script):
+            return path.resolve()
+    places = " or ".join(str(found.root / found.trainer.script_folders[0] / script) for found in tried)
+    raise UserError(f"there is no script {places}; is it spelt right?")
 
 
 def _checked(script: Path, arguments: list[str]) -> int:
     """0, or what `hina-kohya check` says of the config file among the arguments. It knows the adapter trainers only."""
-    if not script.name.endswith("train_network.py"):
+    if not any(script.match(trainer.scripts) for trainer in TRAINERS):
         print(f"{script.name} trains no adapter, so its config file is not checked")
         return 0
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -81,5 +86,14 @@ def _checked(script: Path, arguments: list[str]) -> int:
     known, rest = config.parse_known_args(arguments)
     if known.config_file is None:
         return 0
-    words = [known.config_file, "--sd-scripts", str(script.parent), "--script", script.name, "--launched"]
+    words = [known.config_file, "--sd-scripts", str(_checkout_of(script).root), "--script", script.name, "--launched"]
     return check.main([*words, "--", *rest])
+
+
+def _checkout_of(script: Path) -> Checkout:
+    """The checkout that a script lies in. Raises UserError."""
+    for folder in script.parents:
+        for trainer in TRAINERS:
+            if all((folder / name).is_file() for name in trainer.has):
+                return Checkout(trainer, folder)
+    return checkouts.at(script.parent, "the folder")

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import toml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
 from hina_kohya.kohya import patching
 from hina_kohya.kohya.targets import SD_SCRIPTS, TARGETS, Target
-from hina_kohya.trainers import optimizer_names
+from hina_kohya.trainers import checkouts, optimizer_names, sd_scripts
+from hina_kohya.trainers.call_sites import Outcome, Verdict
+from hina_kohya.trainers.checkouts import TRAINERS, Checkout
 from hina_kohya.trainers.errors import UserError
 
 # What training with adapters stands on; the rest is shown where it is installed.
@@ -100,20 +103,37 @@ class Package:
 
 
 @dc.dataclass(frozen=True)
+class Sites:
+    """Whether the hooks act in the scripts of one checkout that train adapters, as its source says."""
+
+    checkout: Checkout
+    verdicts: dict[str, Verdict]
+
+    def of(self, outcome: Outcome) -> dict[str, str]:
+        """Script -> why."""
+        return {script: each.why for script, each in self.verdicts.items() if each.outcome is outcome}
+
+
+@dc.dataclass(frozen=True)
 class Environment:
     python: str
     packages: tuple[Package, ...]
     targets: tuple[patching.Status, ...]
+    sites: tuple[Sites, ...]  # where the hooks act, of each checkout
     optimizers: dict[str, list[str]]  # package -> short names
     problems: tuple[str, ...]  # wrong here, now
     known: tuple[str, ...]  # breaks where it is used
 
 
-def look(sd_scripts: str | Path | None = None) -> Environment:
-    """Reads metadata and files only: nothing heavy is imported. Raises UserError where `sd_scripts` is no checkout."""
-    targets = tuple(patching.inspect(name, sd_scripts) for name in TARGETS)
+def look(path: str | Path | None = None) -> Environment:
+    """Reads metadata and files only: nothing heavy is imported. Raises UserError where `path` is no checkout."""
+    given = checkouts.at(path, "--sd-scripts") if path else None
+    of_sd_scripts = path if given and given.trainer is sd_scripts.SD_SCRIPTS else None
+    targets = tuple(patching.inspect(name, of_sd_scripts) for name in TARGETS if name != SD_SCRIPTS or _is_meant(given))
     checkout = next((told.target for told in targets if told.name == SD_SCRIPTS), None)
-    pins = _pins(checkout)
+    found = [given] if given else [each for trainer in TRAINERS if (each := checkouts.find(trainer)) is not None]
+    sites = tuple(Sites(each, {file.name: each.verdict(file.name) for file in each.scripts}) for each in found)
+    pins = _pins(found[0] if found else None)
     packages = tuple(
         Package(name, _version(name), pins.get(name)) for name in dict.fromkeys((*NEEDED, *OPTIONAL, *pins))
     )
@@ -121,8 +141,22 @@ def look(sd_scripts: str | Path | None = None) -> Environment:
     for entry in optimizer_names.entries():
         registered.setdefault(optimizer_names.package(entry), []).append(entry.name)
     shown = tuple(package for package in packages if package.version or package.name in NEEDED)
-    problems, known = tuple(_problems(packages, checkout)), tuple(_known(packages))
-    return Environment(sys.version.split()[0], shown, targets, registered, problems, known)
+    problems = (*_problems(packages, checkout), *_without_hooks(sites))
+    return Environment(sys.version.split()[0], shown, targets, sites, registered, problems, tuple(_known(packages)))
+
+
+def _is_meant(given: Checkout | None) -> bool:
+    """Whether sd-scripts is what the user asks about."""
+    return given is None or given.trainer is sd_scripts.SD_SCRIPTS
+
+
+def _without_hooks(sites: Sequence[Sites]) -> Iterator[str]:
+    for site in sites:
+        for script, why in site.of(Outcome.CANNOT).items():
+            yield (
+                f"the hooks cannot act in {script} of {site.checkout.root}: {why}; use a dotted optimizer_type there, "
+                "such as hina_kohya.HinaAdamW, and network_module lycoris.kohya"
+            )
 
 
 def _problems(packages: Sequence[Package], checkout: Target | None) -> Iterator[str]:
@@ -133,7 +167,7 @@ def _problems(packages: Sequence[Package], checkout: Target | None) -> Iterator[
             yield f"{package.name} is not installed; pip install {package.name}"
         elif not package.fits:
             fix = f"pip install '{package.name}{package.pinned}'"
-            yield f"{package.name} {package.version} is not the {package.pinned} that sd-scripts pins; {fix}"
+            yield f"{package.name} {package.version} is not the {package.pinned} that the trainer pins; {fix}"
     for entry in optimizer_names.entries():
         try:
             optimizer_names.find(entry.name)
@@ -157,13 +191,10 @@ def _shadows(checkout: Target | None) -> Iterator[str]:
         yield f"{Path(spec.origin).parent} hides sd-scripts' networks; uninstall the package that it belongs to"
 
 
-def _pins(checkout: Target | None) -> dict[str, str]:
-    """What requirements.txt of the checkout asks for, by normalised name."""
-    file = checkout.root / "requirements.txt" if checkout else None
-    if file is None or not file.is_file():
-        return {}
+def _pins(checkout: Checkout | None) -> dict[str, str]:
+    """What the checkout asks for in requirements.txt or pyproject.toml, by normalised name."""
     pins = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in _requirements(checkout.root) if checkout else ():
         try:
             requirement = Requirement(line.partition("#")[0].strip())
         except InvalidRequirement:  # options, blank lines, `-e .`
@@ -171,6 +202,18 @@ def _pins(checkout: Target | None) -> dict[str, str]:
         if requirement.specifier and (requirement.marker is None or requirement.marker.evaluate()):
             pins[re.sub(r"[-_.]+", "-", requirement.name).lower()] = str(requirement.specifier)
     return pins
+
+
+def _requirements(checkout: Path) -> list[str]:
+    listed, project = checkout / "requirements.txt", checkout / "pyproject.toml"
+    if listed.is_file():
+        return listed.read_text(encoding="utf-8").splitlines()
+    if not project.is_file():
+        return []
+    try:
+        return list(toml.loads(project.read_text(encoding="utf-8")).get("project", {}).get("dependencies", []))
+    except (toml.TomlDecodeError, IndexError) as error:
+        raise UserError(f"cannot read {project}: {error}") from error
 
 
 def _version(name: str) -> str | None:

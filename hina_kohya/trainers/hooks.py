@@ -17,11 +17,9 @@ import wrapt
 
 from hina_kohya.trainers import bindings, guard, half_precision, lycoris_presets, networks, optimizers
 from hina_kohya.trainers.bindings import Wrapper
-from hina_kohya.trainers.musubi import MUSUBI
+from hina_kohya.trainers.checkouts import TRAINERS
 from hina_kohya.trainers.networks import CREATORS
-from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
-TRAINERS = (SD_SCRIPTS, MUSUBI)
 LYCORIS = "lycoris.kohya"
 
 

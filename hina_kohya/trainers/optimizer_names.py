@@ -15,10 +15,10 @@ GROUP = "sd_scripts.optimizers"
 
 def entries() -> list[EntryPoint]:
     """Every entry of the group, sorted by name; ours also where this package has no metadata, as on PYTHONPATH."""
-    found = {(entry.name, entry.value): entry for entry in entry_points(group=GROUP)}
-    for name in hina_kohya.OPTIMIZERS:
-        found.setdefault((name, f"hina_kohya:{name}"), EntryPoint(name, f"hina_kohya:{name}", GROUP))
-    return sorted(found.values(), key=lambda entry: entry.name.lower())
+    found = list(entry_points(group=GROUP))
+    listed = {entry.name for entry in found if _is_ours(entry)}
+    found += [EntryPoint(name, f"hina_kohya:{name}", GROUP) for name in hina_kohya.OPTIMIZERS if name not in listed]
+    return sorted(found, key=lambda entry: entry.name.lower())
 
 
 def find(name: str) -> EntryPoint | None:
@@ -31,9 +31,13 @@ def find(name: str) -> EntryPoint | None:
 
 
 def package(entry: EntryPoint) -> str:
-    if entry.value.startswith("hina_kohya:"):
+    if _is_ours(entry):
         return "hina-kohya"
     return entry.dist.name if entry.dist else "an unknown package"
+
+
+def _is_ours(entry: EntryPoint) -> bool:
+    return entry.value.startswith("hina_kohya:")
 
 
 def path(entry: EntryPoint) -> str:

@@ -4,11 +4,23 @@ from hina_kohya.trainers.trainer import GroupsCall, Timestep, Trainer
 
 SD_SCRIPTS = Trainer(
     name="sd-scripts",
+    home="SD_SCRIPTS_HOME",
+    has=("train_network.py", "library/train_util.py"),
     scripts="*train_network.py",
+    script_folders=(".",),
+    import_folders=(".",),
     # 0.11 moved both, and re-exports them from where they were.
     get_optimizer=("library.optimizer:get_optimizer", "library.train_util:get_optimizer"),
     get_scheduler=("library.optimizer:get_scheduler_fix", "library.train_util:get_scheduler_fix"),
     network_package="networks",
+    network_scripts={
+        "_flux": "flux_train_network.py",
+        "_sd3": "sd3_train_network.py",
+        "_lumina": "lumina_train_network.py",
+        "_hunyuan_image": "hunyuan_image_train_network.py",
+        "_anima": "anima_train_network.py",
+    },
+    dataset_module="library.config_util",
     groups_calls=(
         GroupsCall(positional=3, default_lr=2),  # text encoder lr, U-Net lr, learning rate
         GroupsCall(positional=2, pair=False),  # again without the last, where that raised TypeError

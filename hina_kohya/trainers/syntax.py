@@ -2,6 +2,7 @@
 
 import ast
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from hina_kohya.trainers.errors import UserError
 
 UNKNOWN = object()
+_DEEPEST = 6  # modules that hand a name on
 
 
 @lru_cache(maxsize=64)
@@ -51,6 +53,31 @@ def keys(table: ast.expr | None) -> list[str]:
     """The keys of a dict that is written out, whatever its values are."""
     found = table.keys if isinstance(table, ast.Dict) else []
     return [each.value for each in found if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+
+
+def module_of(dotted: str, roots: Sequence[Path]) -> tuple[str, Path] | None:
+    """The module that a dotted path is, or is within: its name, and its file in one of `roots`."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        for root in roots:
+            path = root.joinpath(*parts[:length]).with_suffix(".py")
+            if path.is_file():
+                return ".".join(parts[:length]), path
+    return None
+
+
+def home_of(dotted: str, roots: Sequence[Path]) -> tuple[str, Path, str] | None:
+    """The module that defines a function, its file, and the function's name, through re-exports; None if not found."""
+    for _ in range(_DEEPEST):
+        found = module_of(dotted, roots)
+        name = "" if found is None else dotted.removeprefix(f"{found[0]}.")
+        if found is None or "." in name or name == dotted:
+            return None
+        module, path = found
+        if name in functions(path):
+            return module, path, name
+        dotted = imports(path, module).get(name, "")
+    return None
 
 
 @lru_cache(maxsize=64)

@@ -34,26 +34,38 @@ class Timestep:
     falls: bool = False
 
 
-@dc.dataclass(frozen=True)
+@dc.dataclass(frozen=True, eq=False)
 class Trainer:
-    """One family of trainers.
+    """One family of trainers; there is one object a family.
 
+    home           : the environment variable that names a checkout
+    has            : files by which a checkout is known
     scripts        : glob of the scripts that train adapters
+    script_folders : where they are in a checkout
+    import_folders : what their imports are looked up in
     get_optimizer  : where the function is that makes optimizers, as `module:function` or `module:Class.method`, the
                      newest release first
     get_scheduler  : the same for its learning rates
     returns_modes  : get_optimizer also returns what sets training and evaluation mode
     network_package: the package whose modules make networks, as `--network_module` names it
+    network_scripts: ends of network modules' names -> the script that trains with them
+    dataset_module : the module that checks the file of --dataset_config
     groups_calls   : how it asks a network for param groups
     optimizer_names: what `--optimizer_type` it resolves itself, without regard to case -> the class it takes
     timesteps      : classes of the models it trains, or of their bases -> how it gives them the timestep
     """
 
     name: str
+    home: str
+    has: tuple[str, ...]
     scripts: str
+    script_folders: tuple[str, ...]
+    import_folders: tuple[str, ...]
     get_optimizer: tuple[str, ...]
     get_scheduler: tuple[str, ...]
     network_package: str
+    network_scripts: Mapping[str, str]
+    dataset_module: str
     groups_calls: tuple[GroupsCall, ...]
     optimizer_names: Mapping[str, str]
     timesteps: Mapping[str, Timestep]

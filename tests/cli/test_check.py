@@ -40,7 +40,7 @@ def printed(capsys, *words):
 def test_a_good_file_says_what_to_type_next(capsys):
     code, out, err = printed(capsys, "good")
     assert (code, err) == (0, "")
-    assert "good.toml for train_network.py (since nothing says otherwise" in out
+    assert "good.toml for train_network.py of sd-scripts (since nothing says otherwise" in out
     assert "no findings" in out
     assert out.endswith("next: accelerate launch train_network.py --config_file good.toml\n")
 

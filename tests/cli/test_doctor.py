@@ -8,6 +8,17 @@ import pytest
 from hina_kohya.cli import main
 from hina_kohya.kohya import environment
 
+SCRIPT = """
+import importlib
+from library import {module}
+
+class NetworkTrainer:
+    def train(self, args):
+        network = importlib.import_module(args.network_module).create_network(1.0, 4, 1, None, None, None)
+        params = network.prepare_optimizer_params(None, None, 1e-4)
+        optimizer = {module}.get_optimizer(args, params)
+"""
+
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
@@ -16,6 +27,8 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "library").mkdir()
     for name in ("train_network.py", "library/train_util.py", "library/__init__.py"):
         (tmp_path / name).touch()
+    (tmp_path / "library" / "train_util.py").write_text("def get_optimizer(args, trainable_params): ...\n")
+    (tmp_path / "train_network.py").write_text(SCRIPT.format(module="train_util"))
     file = tmp_path / "requirements.txt"
     file.write_text("accelerate==1.6.0\n# a comment\n-e .\ntransformers  # any\n", encoding="utf-8")
     return file
@@ -40,13 +53,69 @@ def test_in_order(checkout, versions, capsys):
     assert "lycoris-lora" in text
     assert "sha256" in text
     assert "sd-scripts unknown version: not patched" in text
+    assert "hooks: active in 1 of 1 adapter trainers of sd-scripts no git" in text
+    assert "  train_network.py: train_network.py: train calls get_optimizer of library/train_util.py" in text
+
+
+def test_a_trainer_that_calls_another_function(checkout, versions, capsys):
+    (checkout.parent / "library" / "made_here.py").write_text("def get_optimizer(args, trainable_params): ...\n")
+    (checkout.parent / "train_network.py").write_text(SCRIPT.format(module="made_here"))
+    code, text = run(checkout, capsys)
+    assert code == 1
+    assert (
+        "hooks: cannot act here: train_network.py: train_network.py: train calls get_optimizer of library/made_h"
+        in text
+    )
+    assert "the hooks cannot act in train_network.py" in text
+    assert "nothing is wrong here" not in text
+
+
+def test_a_checkout_that_nobody_has_seen(checkout, versions, capsys):
+    (checkout.parent / "train_network.py").write_text("from library.next_year import run\nrun()\n")
+    code, text = run(checkout, capsys)
+    assert code == 0
+    assert "hooks: not looked at: train_network.py: train_network.py call no get_optimizer that could be found" in text
+    assert "nothing is wrong here" not in text
+    assert "not all was looked at" in text
+
+
+def test_musubi_tuner(tmp_path, versions, monkeypatch, capsys):
+    monkeypatch.delenv("SD_SCRIPTS_HOME", raising=False)
+    folder = tmp_path / "src" / "musubi_tuner"
+    (folder / "training").mkdir(parents=True)
+    (folder / "training" / "trainer_base.py").write_text(
+        "import importlib\nclass NetworkTrainer:\n    def get_optimizer(self, args, trainable_params): ...\n"
+        "    def train(self, args):\n"
+        "        network = importlib.import_module(args.network_module).create_network(1.0, 4, 1, None, None, None)\n"
+        "        params, names = network.prepare_optimizer_params(unet_lr=args.learning_rate)\n"
+        "        self.get_optimizer(args, params)\n"
+    )
+    (folder / "hv_train_network.py").write_text("from musubi_tuner.training.trainer_base import NetworkTrainer\n")
+    (folder / "wan_train_network.py").write_text(
+        "from musubi_tuner.hv_train_network import NetworkTrainer\nclass WanNetworkTrainer(NetworkTrainer): ...\n"
+    )
+    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["accelerate==1.2.3"]\n')
+    assert main(["doctor", "--musubi", str(tmp_path)]) == 1
+    text = capsys.readouterr().out
+    assert "hooks: active in 2 of 2 adapter trainers of musubi-tuner" in text
+    assert "accelerate 1.6.0 is not the ==1.2.3 that the trainer pins" in text
+    assert "sd-scripts" not in text.partition("optimizers of")[0].replace("--sd-scripts", "")
+
+
+def test_nothing_to_look_at(tmp_path, versions, monkeypatch, capsys):
+    monkeypatch.delenv("SD_SCRIPTS_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    main(["doctor"])
+    text = capsys.readouterr().out
+    assert "whether they act was not looked at: no checkout is known" in text
+    assert "nothing is wrong here" not in text
 
 
 def test_another_version_than_the_pinned_one(checkout, versions, capsys):
     versions["accelerate"] = "1.15.0"
     code, text = run(checkout, capsys)
     assert code == 1
-    assert "accelerate 1.15.0 is not the ==1.6.0 that sd-scripts pins; pip install 'accelerate==1.6.0'" in text
+    assert "accelerate 1.15.0 is not the ==1.6.0 that the trainer pins; pip install 'accelerate==1.6.0'" in text
 
 
 def test_a_local_build_fits_its_pin(checkout, versions, capsys):

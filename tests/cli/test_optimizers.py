@@ -49,8 +49,7 @@ def test_unknown_names_and_clashes_are_one_clear_error(entries, capsys):
     assert main(["optimizers", "HinaAdamW"]) == 2
     error = capsys.readouterr().err
     assert (
-        "HinaAdamW is claimed by an unknown package (hina_kohya.HinaAdamW) and an unknown package (torch.optim.AdamW)"
-        in error
+        "HinaAdamW is claimed by hina-kohya (hina_kohya.HinaAdamW) and an unknown package (torch.optim.AdamW)" in error
     )
 
 

@@ -130,7 +130,7 @@ def test_which_trainer_a_file_is_for(tmp_path, text, how, script, architecture, 
 
 def test_unknown_trainers_and_architectures_are_named(tmp_path):
     file = written(tmp_path, "seed = 1")
-    with pytest.raises(UserError, match="there is no trainer train_db.py; known: train_network.py"):
+    with pytest.raises(UserError, match="there is no trainer train_db.py; known: anima_train_network.py"):
         report.check(file, script="train_db.py")
     with pytest.raises(UserError, match="did you mean sdxl"):
         report.check(file, arch="sdx")
@@ -223,7 +223,7 @@ ODD = (True, -3, 8.0, "", "x", "1e-4", "<fill in>", "C:\\dir\\y", [], ["="], ["a
 JUNK = (1, "x", [1], {"image_dir": "x"}, [{"subsets": 1}], [{"subsets": [1]}], [{"subsets": [{"image_dir": 1}]}])
 
 
-@pytest.mark.parametrize("script", Schema().trainers)
+@pytest.mark.parametrize("script", Schema().scripts)
 def test_no_value_of_any_key_stops_the_check(tmp_path, monkeypatch, script):
     monkeypatch.chdir(tmp_path)
     names = {"optimizer_type": "HinaAdamW", "network_module": "hina_kohya.lycoris"}

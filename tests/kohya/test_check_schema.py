@@ -1,6 +1,7 @@
 """The facts behind the check: what is shipped against a checkout, against argparse itself, and against LyCORIS."""
 
 import ast
+import dataclasses as dc
 import inspect
 import json
 import os
@@ -10,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from hina_kohya.kohya import targets
 from hina_kohya.kohya.checking import schema, sizes, source_options
 from hina_kohya.kohya.checking.rules.lycoris import PRESETS, READERS
 from hina_kohya.kohya.checking.schema import Schema
+from hina_kohya.trainers.checkouts import TRAINERS, Checkout
 from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.musubi import MUSUBI
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 HOME = os.environ.get("SD_SCRIPTS_HOME", "")
 HARNESS = Path(os.environ.get("HINA_HARNESS", Path(__file__).parents[3] / "shared" / "harness"))
-PYTHON = Path.home() / ".cache/hina-harness/venv/bin/python"
+PYTHON = Path(os.environ.get("HARNESS_DIR", Path.home() / ".cache/hina-harness")) / "venv/bin/python"
 ACTIONS = """
 import sys, json, importlib, argparse
 sys.path.insert(0, sys.argv[1])
@@ -88,7 +91,7 @@ def checkout(tmp_path):
     for name, text in CHECKOUT.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    return tmp_path
+    return Checkout(SD_SCRIPTS, tmp_path)
 
 
 def test_options_are_read_off_the_source_of_the_parser(checkout):
@@ -110,14 +113,14 @@ def test_options_are_read_off_the_source_of_the_parser(checkout):
 
 def test_an_option_that_only_running_would_tell_is_refused(checkout):
     text = CHECKOUT["sdxl_train_network.py"].replace('"--only-xl"', "name()")
-    (checkout / "sdxl_train_network.py").write_text(text)
+    (checkout.root / "sdxl_train_network.py").write_text(text)
     with pytest.raises(UserError, match=r"cannot be read: parser.add_argument\(name\(\)"):
         source_options.options_of(checkout, "sdxl_train_network.py")
 
 
 def test_a_checkout_counts_instead_of_what_is_shipped(checkout):
-    told = Schema(checkout)
-    assert told.trainers == ["sdxl_train_network.py", "train_network.py"]
+    told = Schema(SD_SCRIPTS, checkout)
+    assert told.scripts == ["sdxl_train_network.py", "train_network.py"]
     assert set(told.options("sdxl_train_network.py")) == {
         *source_options.options_of(checkout, "train_network.py"),
         "only_xl",
@@ -132,7 +135,7 @@ def test_a_checkout_counts_instead_of_what_is_shipped(checkout):
 
 
 def test_the_command_line_is_parsed_as_by_argparse(checkout):
-    parser = schema.parser(Schema(checkout).options("sdxl_train_network.py"))
+    parser = schema.parser(Schema(SD_SCRIPTS, checkout).options("sdxl_train_network.py"))
     words = ["--words", "a", "b", "--wanted", "3", "--lr_warmup_steps", "10%", "--off", "--only-xl"]
     assert vars(parser.parse_args(words)) == {
         "words": ["a", "b"], "wanted": 3.0, "lr_warmup_steps": 0.1, "off": False, "only_xl": True,
@@ -144,17 +147,27 @@ def test_the_command_line_is_parsed_as_by_argparse(checkout):
 
 def test_what_is_shipped_is_whole():
     shipped = Schema()
-    assert len(shipped.trainers) == 7
-    assert all(len(shipped.options(script)) > 190 for script in shipped.trainers)
+    assert len(shipped.scripts) == 7
+    assert all(len(shipped.options(script)) > 190 for script in shipped.scripts)
     assert {"networks.lora", "networks.lora_flux", "networks.lokr", "networks.loha"} <= set(shipped.networks)
-    assert shipped.origin.startswith("sd-scripts 48d368fa")
+    assert shipped.origin.startswith("sd-scripts 0.10.1 and 0.11.1")
+    assert shipped.options("train_network.py")["train_inpainting"].releases == ("0.11.1",)
+    assert shipped.options("train_network.py")["seed"].releases == ()
+    musubi = Schema(MUSUBI)
+    assert len(musubi.scripts) == 13
+    assert all(len(musubi.options(script)) > 115 for script in musubi.scripts)
+    assert musubi.options("wan_train_network.py")["task"].default == "t2v-14B"
+    assert {"networks.lora_wan", "networks.lora_qwen_image", "networks.lokr"} <= set(musubi.networks)
+    network = musubi.network("networks.lora_wan")
+    assert network is not None
+    assert {"loraplus_lr_ratio", "exclude_patterns", "rank_dropout"} <= set(network.reads)
 
 
 @pytest.mark.skipif(not (HOME and PYTHON.exists()), reason="needs sd-scripts and the harness")
 def test_the_source_says_what_the_real_parser_says():
-    told = Schema(Path(HOME))
+    told = Schema(SD_SCRIPTS, Checkout(SD_SCRIPTS, Path(HOME)))
     run = subprocess.run(
-        [PYTHON, "-c", ACTIONS, HOME, *told.trainers],
+        [PYTHON, "-c", ACTIONS, HOME, *told.scripts],
         env={**os.environ, "PYTHONPATH": str(HARNESS / "stubs")},
         capture_output=True,
         text=True,
@@ -171,16 +184,23 @@ def test_the_source_says_what_the_real_parser_says():
             assert list(option.flags or [f"--{name}"]) == flags
 
 
-@pytest.mark.skipif(not HOME, reason="needs sd-scripts")
-def test_what_is_shipped_is_what_its_commit_says():
-    told, shipped = Schema(Path(HOME)), Schema()
-    if targets.commit(Path(HOME)) != json.loads(schema.SHIPPED.read_text())["commits"][0]:
+@pytest.mark.parametrize("family", TRAINERS, ids=lambda family: family.name)
+def test_what_is_shipped_is_what_its_commit_says(family):
+    home = os.environ.get(family.home)
+    if not home:
+        pytest.skip(f"needs {family.home}")
+    checkout, releases = Checkout(family, Path(home)), schema.shipped(family)["releases"]
+    release = next((name for name, commit in releases.items() if commit == checkout.commit), None)
+    if release is None:
         pytest.skip("another commit")
-    assert {script: told.options(script) for script in told.trainers} == {
-        script: shipped.options(script) for script in shipped.trainers
-    }
-    assert told.datasets == shipped.datasets
-    assert told.network("networks.lora_flux") == shipped.network("networks.lora_flux")
+    told, shipped = Schema(family, checkout), Schema(family)
+    for script in told.scripts:
+        known = {name: dc.replace(option, releases=()) for name, option in shipped.options(script).items()
+                 if release in (option.releases or (release,))}  # fmt: skip
+        assert told.options(script) == known
+    if release == list(releases)[-1]:
+        assert told.datasets == shipped.datasets
+        assert all(told.network(name) == shipped.network(name) for name in shipped.networks)
 
 
 def test_lycoris_has_the_algorithms_and_presets_that_the_rules_name():

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from hina_kohya.kohya import targets
+from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.errors import UserError
 from tests.kohya.patch_site import make_checkout, make_site
 
@@ -15,6 +16,7 @@ COMMIT = "48d368fa557731ad0488c07304dfeba8c07910eb"
 FIND = """
 import sys
 from hina_kohya.kohya import targets
+from hina_kohya.trainers import checkouts
 found = targets.find_lycoris()
 print(found.root, found.version, sorted({"lycoris", "torch"} & set(sys.modules)))
 """
@@ -45,7 +47,7 @@ def test_sd_scripts_is_found(tmp_path, monkeypatch, where):
 
 def test_what_is_no_checkout_is_refused_by_name_or_not_found(tmp_path, monkeypatch):
     monkeypatch.setenv("SD_SCRIPTS_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"SD_SCRIPTS_HOME .* is no checkout of sd-scripts: there is no .*train_net"):
+    with pytest.raises(UserError, match=r"SD_SCRIPTS_HOME .* is no checkout of sd-scripts .*: there is no train_net"):
         targets.find_sd_scripts()
     with pytest.raises(UserError, match=r"--sd-scripts .* is no checkout"):
         targets.find_sd_scripts(tmp_path / "nowhere")
@@ -56,17 +58,17 @@ def test_what_is_no_checkout_is_refused_by_name_or_not_found(tmp_path, monkeypat
 
 def test_the_commit_is_read_without_git(tmp_path):
     git = tmp_path / ".git"
-    assert targets.commit(tmp_path) is None
+    assert checkouts.commit(tmp_path) is None
     git.mkdir()
     (git / "HEAD").write_text(f"{COMMIT}\n")  # detached
-    assert targets.commit(tmp_path) == COMMIT
+    assert checkouts.commit(tmp_path) == COMMIT
     (git / "HEAD").write_text("ref: refs/heads/main\n")
-    assert targets.commit(tmp_path) is None
+    assert checkouts.commit(tmp_path) is None
     (git / "packed-refs").write_text(f"# pack-refs\n{COMMIT[::-1]} refs/heads/remain\n{COMMIT} refs/heads/main\n")
-    assert targets.commit(tmp_path) == COMMIT
+    assert checkouts.commit(tmp_path) == COMMIT
     (git / "refs" / "heads").mkdir(parents=True)
     (git / "refs" / "heads" / "main").write_text(f"{COMMIT[::-1]}\n")  # newer than the packed one
-    assert targets.commit(tmp_path) == COMMIT[::-1]
+    assert checkouts.commit(tmp_path) == COMMIT[::-1]
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -80,7 +82,7 @@ def test_the_commit_is_what_git_says_in_a_worktree(tmp_path):
     git("commit", "--quiet", "--allow-empty", "--message=one")
     git("worktree", "add", "--quiet", str(tmp_path / "tree"))
     git("pack-refs", "--all")
-    assert targets.commit(tmp_path / "tree") == targets.commit(tmp_path / "clone") == git("rev-parse", "HEAD")
+    assert checkouts.commit(tmp_path / "tree") == checkouts.commit(tmp_path / "clone") == git("rev-parse", "HEAD")
 
 
 def test_a_checkout_with_its_own_environment_is_run_by_that(tmp_path):

@@ -69,7 +69,7 @@ def inner_of(module: str, words: Sequence[Any]) -> str:
 
 
 def network_of(module: str, words: Sequence[Any], schema: Schema) -> Network:
-    """Words are split at the first `=`, and the last of a name counts (train_network.py:663)."""
+    """Words are split at the first `=`, and the last of a name counts (NetworkTrainer.train)."""
     pairs = [word.split("=", 1) for word in words if isinstance(word, str) and "=" in word]
     names = [name for name, _ in pairs]
     inner = inner_of(module, words)

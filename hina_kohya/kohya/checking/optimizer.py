@@ -1,4 +1,4 @@
-"""The optimizer that a configuration asks for: how sd-scripts or the hooks will find it, and what it is told."""
+"""The optimizer that a configuration asks for: how the trainer or the hooks will find it, and what it is told."""
 
 import ast
 import contextlib
@@ -12,6 +12,7 @@ from typing import Any
 from hina_kohya.trainers import optimizer_args, optimizer_names
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
+from hina_kohya.trainers.trainer import Trainer
 
 OPTION = "optimizer_args"
 _ADDED = {"sgdnesterov": {"momentum": 0.9, "nesterov": True}, "sgdnesterov8bit": {"momentum": 0.9, "nesterov": True}}
@@ -32,6 +33,7 @@ class Optimizer:
 
     type: str
     path: str
+    trainer: Trainer = SD_SCRIPTS
     registered: bool = False
     clash: str = ""
     hooked: bool = False
@@ -52,7 +54,7 @@ class Optimizer:
     @property
     def is_own(self) -> bool:
         """One of the names that sd-scripts spells out."""
-        return self.lower in SD_SCRIPTS.optimizer_paths
+        return self.lower in self.trainer.optimizer_paths
 
     def is_one_of(self, *paths: str) -> bool:
         return self.path in paths
@@ -68,7 +70,7 @@ class Optimizer:
 
         added, arguments = dict(_ADDED.get(self.lower, {})), dict(self.arguments)
         if self.lower == "adafactor" and arguments.get("relative_step", True):
-            lr = None  # train_util.py:5081
+            lr = None  # as get_optimizer does
         group = {"params": [torch.nn.Parameter(torch.zeros(8, 8))]} | ({} if lr is None else {"lr": lr})
         with contextlib.redirect_stdout(io.StringIO()):
             return cls([group], lr=lr, **{**added, **arguments})
@@ -84,9 +86,10 @@ class Optimizer:
             made.load_state_dict(made.state_dict())
 
 
-def optimizer_of(given: str | None, words: Any, hooked: bool) -> Optimizer:
+def optimizer_of(given: str | None, words: Any, hooked: bool, trainer: Trainer = SD_SCRIPTS) -> Optimizer:
     name = (given or "").strip() if hooked else given or ""
-    known = dc.replace(_named(name or "AdamW"), hooked=hooked, words=tuple(words) if isinstance(words, list) else ())
+    known = _named(name or "AdamW", trainer)
+    known = dc.replace(known, hooked=hooked, words=tuple(words) if isinstance(words, list) else ())
     if known.registered and hooked:
         try:
             return dc.replace(known, arguments=optimizer_args.parse(words if isinstance(words, (str, list)) else []))
@@ -96,23 +99,22 @@ def optimizer_of(given: str | None, words: Any, hooked: bool) -> Optimizer:
     return dc.replace(known, arguments=read, refused=refused, twice=twice)
 
 
-def _named(name: str) -> Optimizer:
-    if name.lower() in SD_SCRIPTS.optimizer_paths:
-        return Optimizer(name, SD_SCRIPTS.optimizer_paths[name.lower()])
+def _named(name: str, trainer: Trainer) -> Optimizer:
+    if name.lower() in trainer.optimizer_paths:
+        return Optimizer(name, trainer.optimizer_paths[name.lower()], trainer)
     if "." in name:
         ours = name.startswith("hina_kohya.") or name in map(optimizer_names.path, optimizer_names.entries())
-        return Optimizer(name, name, registered=ours)
+        return Optimizer(name, name, trainer, registered=ours)
     try:
         entry = optimizer_names.find(name)
     except UserError as clash:
-        return Optimizer(name, "", registered=True, clash=str(clash))
-    return Optimizer(
-        name, optimizer_names.path(entry) if entry else f"torch.optim.{name}", registered=entry is not None
-    )
+        return Optimizer(name, "", trainer, registered=True, clash=str(clash))
+    path = optimizer_names.path(entry) if entry else f"torch.optim.{name}"
+    return Optimizer(name, path, trainer, registered=entry is not None)
 
 
 def strictly(words: Sequence[Any]) -> tuple[dict[str, Any], tuple[tuple[str, str, str], ...], tuple[str, ...]]:
-    """As library.train_util.get_optimizer does: one `=`, and a Python literal after it (TU:4857)."""
+    """As sd-scripts' get_optimizer does: one `=`, and a Python literal after it."""
     read: dict[str, Any] = {}
     refused, twice = [], []
     for word in words:
@@ -149,7 +151,7 @@ def namesakes(optimizer: Optimizer) -> list[str]:
     short = (
         []
         if "." in optimizer.type
-        else [*SD_SCRIPTS.optimizer_names, *(entry.name for entry in optimizer_names.entries())]
+        else [*optimizer.trainer.optimizer_names, *(entry.name for entry in optimizer_names.entries())]
     )
     return [*there, *short]
 

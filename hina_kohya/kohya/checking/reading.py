@@ -1,4 +1,4 @@
-"""A training TOML and a command line as sd-scripts reads them (library/train_util.py:4700, read_config_from_file)."""
+"""A training TOML and a command line as sd-scripts reads them (its `read_config_from_file`)."""
 
 import dataclasses as dc
 import json

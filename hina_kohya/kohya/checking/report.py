@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from hina_kohya.kohya import architectures, targets
+from hina_kohya.kohya import architectures
 from hina_kohya.kohya.checking import placeholders
-from hina_kohya.kohya.checking.context import Context, context_of
+from hina_kohya.kohya.checking.context import Context, Hooks, context_of
 from hina_kohya.kohya.checking.finding import Finding, Level
 from hina_kohya.kohya.checking.reading import load, read_config
 from hina_kohya.kohya.checking.rules import findings
-from hina_kohya.kohya.checking.rules.datasets import dataset_findings, is_dataset
+from hina_kohya.kohya.checking.rules.datasets import dataset_findings, is_dataset, trainer_of_datasets
 from hina_kohya.kohya.checking.schema import Schema
+from hina_kohya.trainers import checkouts
+from hina_kohya.trainers.call_sites import Outcome
+from hina_kohya.trainers.checkouts import Checkout
 from hina_kohya.trainers.errors import UserError
 
 
@@ -36,24 +39,28 @@ def check(
     path: str,
     words: Sequence[str] = (),
     *,
-    sd_scripts: Path | None = None,
+    checkout: Checkout | None = None,
     script: str | None = None,
     arch: str | None = None,
     launched: bool = False,
 ) -> Report:
-    """Reads a training TOML (or a dataset's) as sd-scripts would, and says what is wrong with it.
+    """Reads a training TOML (or a dataset's) as its trainer would, and says what is wrong with it.
 
-    words: further words of the command line; sd_scripts: the checkout whose options count, else the ones shipped here;
-    launched: the run is started through hina_kohya.launch. Raises UserError for what cannot be read.
+    words   : further words of the command line
+    checkout: the one whose options count; else that of the environment or of this folder, else the options shipped here
+    launched: the run is started through hina_kohya.launch
+
+    Raises UserError for what cannot be read.
     """
     if arch is not None:
         architectures.get(arch)
-    schema = Schema(sd_scripts)
     reading = read_config(path)
     content = load(reading.file)
     if is_dataset(content):
-        return Report(reading.file, tuple(dataset_findings(content, schema.datasets, reading.file)))
-    context = context_of(reading, schema, words, script, arch, launched)
+        trainer = checkout.trainer if checkout else trainer_of_datasets(content)
+        tables = Schema(trainer, checkout or checkouts.find(trainer)).datasets
+        return Report(reading.file, tuple(dataset_findings(content, trainer, tables, reading.file)))
+    context = context_of(reading, words, checkout, script, arch, launched)
     return Report(
         reading.file,
         tuple(findings(context)),
@@ -104,7 +111,7 @@ def forecast_table(report: Report) -> str:
         train_text_encoder=context.trains_text_encoder,
         optimizer_type=context.optimizer.type,
         optimizer_args=context.optimizer.words,
-        sd_scripts=context.schema.checkout,
+        sd_scripts=context.schema.checkout.root if context.schema.checkout else None,
         hooked=context.hooks.active,
         dtype="bfloat16" if context.on("full_bf16") else "float16" if context.on("full_fp16") else "float32",
     )
@@ -121,20 +128,26 @@ def _heading(report: Report) -> list[str]:
     context = report.context
     if context is None:
         return [f"{report.file}: a file for dataset_config", ""]
-    hooks = f"active: {context.hooks.why}" if context.hooks.active else "not active"
     lines = [
-        f"{report.file} for {context.trainer.script} ({context.trainer.why})",
+        f"{report.file} for {context.trainer.script} of {context.schema.trainer.name} ({context.trainer.why})",
         f"options of {context.schema.origin}",
-        f"hina_kohya's hooks are {hooks}",
+        _hooks(context.hooks),
         "",
     ]
-    if context.schema.checkout is not None:
-        target = targets.find_sd_scripts(context.schema.checkout)
-        if target and target.python != sys.executable:
-            lines.insert(
-                2, f"packages were looked up in {sys.executable}, and that checkout has its own: {target.python}"
-            )
+    checkout = context.schema.checkout
+    if checkout is not None and checkout.python != sys.executable:
+        lines.insert(
+            2, f"packages were looked up in {sys.executable}, and that checkout has its own: {checkout.python}"
+        )
     return lines
+
+
+def _hooks(hooks: Hooks) -> str:
+    if not hooks.installed:
+        return "hina_kohya's hooks are not active"
+    if hooks.site.outcome is Outcome.NOT_LOOKED_AT:
+        return f"hina_kohya's hooks are installed ({hooks.why}); whether they act was not looked at: {hooks.site.why}"
+    return f"hina_kohya's hooks: {hooks.site.outcome.value}, {hooks.why}; {hooks.site.why}"
 
 
 def _block(finding: Finding) -> list[str]:

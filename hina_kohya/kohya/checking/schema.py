@@ -1,4 +1,4 @@
-"""What sd-scripts accepts: its options, network arguments and dataset keys, from a checkout or as shipped here."""
+"""What a trainer accepts: its options, network arguments and dataset keys, from a checkout or as shipped here."""
 
 import argparse
 import dataclasses as dc
@@ -9,16 +9,22 @@ from typing import Any, NoReturn
 
 from hina_kohya.kohya import targets
 from hina_kohya.kohya.checking import source_networks, source_options
+from hina_kohya.trainers import facts
+from hina_kohya.trainers.checkouts import TRAINERS, Checkout
 from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
+from hina_kohya.trainers.trainer import Trainer
 
-SHIPPED = Path(__file__).with_name("sd_scripts.json")
-TRAINER = source_options.TRAINER
+TRAINER = "train_network.py"
 LYCORIS = "lycoris.kohya"
 
 
 @dc.dataclass(frozen=True)
 class Option:
-    """One option of a trainer. `type`: flag, int, float, str, or steps (a number, or a fraction of the run)."""
+    """One option of a trainer. `type`: flag, int, float, str, or steps (a number, or a fraction of the run).
+
+    releases: those that have it, where not all of the shipped ones have
+    """
 
     name: str
     type: str
@@ -26,6 +32,7 @@ class Option:
     choices: tuple[Any, ...] = ()
     default: Any = None
     flags: tuple[str, ...] = ()
+    releases: tuple[str, ...] = ()
 
     @property
     def unset(self) -> Any:
@@ -43,68 +50,85 @@ class NetworkFacts:
 
 @dc.dataclass(frozen=True)
 class Schema:
-    """Facts of one sd-scripts: of `checkout`, or those shipped where that is None."""
+    """Facts of one family of trainers: of `checkout`, or those shipped where that is None."""
 
-    checkout: Path | None = None
+    trainer: Trainer = SD_SCRIPTS
+    checkout: Checkout | None = None
 
     @property
     def origin(self) -> str:
         if self.checkout is not None:
-            return f"{self.checkout} ({(targets.commit(self.checkout) or 'no git')[:8]})"
-        return f"sd-scripts {_shipped()['commits'][0][:8]}, as shipped with hina-kohya; --sd-scripts PATH reads yours"
+            return f"{self.checkout.root} ({(self.checkout.commit or 'no git')[:8]})"
+        releases = " and ".join(shipped(self.trainer)["releases"])
+        return f"{self.trainer.name} {releases}, as shipped with hina-kohya; --sd-scripts PATH reads yours"
 
     @cached_property
-    def trainers(self) -> list[str]:
+    def scripts(self) -> list[str]:
+        """The scripts that train adapters."""
         if self.checkout is None:
-            return list(_shipped()["trainers"])
-        return sorted(path.name for path in self.checkout.glob(f"*{TRAINER}"))
+            return [script for script in shipped(self.trainer)["trainers"] if script != source_options.COMMON]
+        return [path.name for path in self.checkout.scripts]
 
     def options(self, script: str) -> dict[str, Option]:
-        if script not in self.trainers:
-            raise UserError(f"there is no trainer {script}; known: {', '.join(self.trainers)}")
+        if script not in self.scripts:
+            raise UserError(f"there is no trainer {script}; known: {', '.join(self.scripts)}")
         if self.checkout is not None:
             found = source_options.options_of(self.checkout, script)
         else:
-            found = _shipped()["trainers"][TRAINER] | _shipped()["trainers"][script]
+            trainers = shipped(self.trainer)["trainers"]
+            found = trainers[source_options.COMMON] | trainers[script]
         return {
-            name: Option(name, **{key: _frozen(each) for key, each in facts.items()}) for name, facts in found.items()
+            name: Option(name, **{key: _frozen(each) for key, each in about.items()}) for name, about in found.items()
         }
 
     def network(self, module: str) -> NetworkFacts | None:
-        """None for a module that neither sd-scripts nor LyCORIS has."""
-        found: dict[str, Any] | None = None
+        """None for a module that neither the trainer nor LyCORIS has."""
         if module == LYCORIS:
             target = targets.find_lycoris()
             found = source_networks.lycoris_of(target.root / "lycoris") if target else None
         elif self.checkout is None:
-            found = _shipped()["networks"].get(module)
-        elif (path := self.checkout / (module.replace(".", "/") + ".py")).is_file():
-            found = source_networks.network_of(path)
+            found = shipped(self.trainer)["networks"].get(module)
+        else:
+            found = source_networks.network_facts(self.checkout, module)
         return NetworkFacts(**{key: tuple(each) for key, each in found.items()}) if found else None
 
     @property
     def networks(self) -> list[str]:
-        """The names of sd-scripts' network modules, as shipped."""
-        return list(_shipped()["networks"])
+        """The names of the trainer's network modules, as shipped."""
+        return list(shipped(self.trainer)["networks"])
 
     @cached_property
     def datasets(self) -> dict[str, dict[str, str]]:
-        """The tables of library/config_util.py; sd-scripts of early 2023 has no such file."""
-        if self.checkout is None or not (self.checkout / "library" / "config_util.py").is_file():
-            return _shipped()["datasets"]
+        """The tables of its dataset config; sd-scripts of early 2023 had none, and gets those that are shipped."""
+        if self.checkout is None or not source_networks.has_dataset_tables(self.checkout):
+            return shipped(self.trainer)["datasets"]
         return source_networks.dataset_tables(self.checkout)
 
 
-@lru_cache(maxsize=1)
-def every_option() -> dict[str, Option]:
-    """The options of all trainers together, as shipped."""
-    shipped = Schema()
-    return {name: option for script in shipped.trainers for name, option in shipped.options(script).items()}
+@lru_cache(maxsize=len(TRAINERS))
+def every_option(trainer: Trainer = SD_SCRIPTS) -> dict[str, Option]:
+    """The options of all scripts of a family together, as shipped."""
+    schema = Schema(trainer)
+    return {name: option for script in schema.scripts for name, option in schema.options(script).items()}
 
 
-def other_trainers(key: str) -> list[str]:
-    """The trainers besides train_network.py that have an option."""
-    return [script for script, options in _shipped()["trainers"].items() if script != TRAINER and key in options]
+def scripts_with(key: str, trainer: Trainer = SD_SCRIPTS) -> dict[str, dict[str, Any]]:
+    """The scripts that have an option which not all of the family have, with what is known of it."""
+    trainers = shipped(trainer)["trainers"]
+    return {
+        script: options[key]
+        for script, options in trainers.items()
+        if script != source_options.COMMON and key in options
+    }
+
+
+@lru_cache(maxsize=len(TRAINERS))
+def shipped(trainer: Trainer) -> dict[str, Any]:
+    return json.loads(shipped_file(trainer).read_text(encoding="utf-8"))
+
+
+def shipped_file(trainer: Trainer) -> Path:
+    return Path(facts.__file__).with_name(f"{trainer.name}.json")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,11 +158,6 @@ def steps(text: str) -> int | float:
 
 
 _CONVERTERS = {"int": int, "float": float, "str": str, "steps": steps}
-
-
-@lru_cache(maxsize=1)
-def _shipped() -> dict[str, Any]:
-    return json.loads(SHIPPED.read_text(encoding="utf-8"))
 
 
 def _frozen(value: Any) -> Any:

@@ -1,34 +1,52 @@
 """What network modules read out of `network_args`, and what a dataset config may hold: read off their source."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hina_kohya.trainers.checkouts import Checkout
 from hina_kohya.trainers.errors import UserError
-from hina_kohya.trainers.syntax import constant, functions, keys, tree, value
+from hina_kohya.trainers.syntax import constant, functions, home_of, imports, keys, module_of, tree, value
 
-_CREATORS = ("create_network", "create_network_from_weights")
-
-
-def networks_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every network module of sd-scripts' `networks` folder."""
-    made = {f"networks.{path.stem}": network_of(path) for path in sorted(folder.glob("*.py"))}
-    return {name: facts for name, facts in made.items() if facts}
+_CREATORS = ("create_arch_network", "create_network", "create_network_from_weights")
+_SHORT = "networks"  # as `--network_module` names the package
 
 
-def network_of(path: Path) -> dict[str, Any] | None:
+def networks_of(checkout: Checkout) -> dict[str, dict[str, Any]]:
+    """Every network module of a trainer, by the name that is typed."""
+    names = [f"{_SHORT}.{path.stem}" for path in sorted(_folder(checkout).glob("*.py"))]
+    found = {name: network_facts(checkout, name) for name in names}
+    return {name: facts for name, facts in found.items() if facts}
+
+
+def network_facts(checkout: Checkout, module: str) -> dict[str, Any] | None:
+    """The facts of one module by the name that is typed, or None."""
+    package = checkout.trainer.network_package
+    full = f"{package}.{module.partition('.')[2]}" if module.startswith(f"{_SHORT}.") else module
+    found = module_of(full, checkout.import_roots)
+    return None if found is None or found[0] != full else network_of(found[1], full, checkout.import_roots)
+
+
+def _folder(checkout: Checkout) -> Path:
+    roots = [root.joinpath(*checkout.trainer.network_package.split(".")) for root in checkout.import_roots]
+    return next((root for root in roots if root.is_dir()), roots[0])
+
+
+def network_of(path: Path, module: str, roots: Sequence[Path] = ()) -> dict[str, Any] | None:
     """`reads`: names looked for in **kwargs; `taken`: parameters that the trainer fills in. None: no network module."""
     known = functions(path)
-    if "create_network" not in known:
+    creators = [creator for creator in _CREATORS if creator in known]
+    if not creators or creators[0] == _CREATORS[2]:
         return None
-    reads = {name for creator in _CREATORS if creator in known for name in _names_read(known[creator], known)}
-    return {"reads": sorted(reads), "taken": [each.arg for each in known["create_network"].args.args]}
+    reads = {name for creator in creators for name in _names_read(known[creator], path, module, roots)}
+    taken = [each.arg for each in known[creators[0]].args.args]
+    return {"reads": sorted(reads), "taken": taken}
 
 
 def lycoris_of(package: Path) -> dict[str, Any]:
     """The same for `lycoris.kohya` of an installed LyCORIS, with its algorithms."""
-    facts = network_of(package / "kohya.py")
+    facts = network_of(package / "kohya.py", "lycoris.kohya")
     if facts is None:
         raise UserError(f"{package / 'kohya.py'} has no create_network; reinstall lycoris-lora")
     renamed = keys(constant(package / "wrapper.py", "deprecated_arg_dict"))
@@ -36,18 +54,31 @@ def lycoris_of(package: Path) -> dict[str, Any]:
     return {**facts, "reads": sorted({*facts["reads"], *renamed}), "algorithms": algorithms}
 
 
-def dataset_tables(checkout: Path) -> dict[str, dict[str, str]]:
-    """The tables of library/config_util.py: which keys, of which type; `!` marks a required one."""
-    path = checkout / "library" / "config_util.py"
+def has_dataset_tables(checkout: Checkout) -> bool:
+    return _dataset_module(checkout) is not None
+
+
+def dataset_tables(checkout: Checkout) -> dict[str, dict[str, str]]:
+    """The tables of its dataset config: which keys, of which type; `!` marks a required one."""
+    path = _dataset_module(checkout)
+    if path is None:
+        raise UserError(f"{checkout.root} has no {checkout.trainer.dataset_module}")
     for node in tree(path).body:
         if isinstance(node, ast.ClassDef) and node.name == "ConfigSanitizer":
             assigned = [each for each in node.body if isinstance(each, ast.Assign) and isinstance(each.value, ast.Dict)]
             return {ast.unparse(each.targets[0]).lower(): _table(each.value) for each in assigned}  # type: ignore[arg-type]
-    raise UserError(f"{path} has no ConfigSanitizer; is {checkout} a checkout of sd-scripts?")
+    raise UserError(f"{path} has no ConfigSanitizer; is {checkout.root} a checkout of {checkout.trainer.name}?")
 
 
-def _names_read(function: ast.FunctionDef, known: Mapping[str, ast.FunctionDef], variable: str = "") -> Iterator[str]:
-    """Names got out of a function's **kwargs, there or in a function of the same module that is handed them."""
+def _dataset_module(checkout: Checkout) -> Path | None:
+    found = module_of(checkout.trainer.dataset_module, checkout.import_roots)
+    return found[1] if found is not None and found[0] == checkout.trainer.dataset_module else None
+
+
+def _names_read(
+    function: ast.FunctionDef, path: Path, module: str, roots: Sequence[Path], variable: str = ""
+) -> Iterator[str]:
+    """Names got out of a function's **kwargs, there or in a function that is handed them."""
     variable = variable or (function.args.kwarg.arg if function.args.kwarg else "")
     for node in ast.walk(function):
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == variable:
@@ -56,10 +87,21 @@ def _names_read(function: ast.FunctionDef, known: Mapping[str, ast.FunctionDef],
             continue
         if ast.unparse(node.func) in (f"{variable}.get", f"{variable}.pop"):
             yield from _text(node.args[0])
-        called = known.get(ast.unparse(node.func))
+        whole = any(word.arg is None and ast.unparse(word.value) == variable for word in node.keywords)
         handed = [position for position, each in enumerate(node.args) if ast.unparse(each) == variable]
-        if called is not None and handed:
-            yield from _names_read(called, known, called.args.args[handed[0]].arg)
+        called = _called(ast.unparse(node.func), path, module, roots) if whole or handed else None
+        if called is not None and called[0] is not function:
+            yield from _names_read(*called, roots, "" if whole else called[0].args.args[handed[0]].arg)
+
+
+def _called(name: str, path: Path, module: str, roots: Sequence[Path]) -> tuple[ast.FunctionDef, Path, str] | None:
+    """A function by the name that a module calls it, and where it is defined."""
+    if name in (known := functions(path)):
+        return known[name], path, module
+    first, _, rest = name.partition(".")
+    dotted = imports(path, module).get(first, "") + f".{rest}" * bool(rest)
+    found = home_of(dotted, roots) if dotted else None
+    return None if found is None else (functions(found[1])[found[2]], found[1], found[0])
 
 
 def _text(node: ast.expr) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The options of sd-scripts' trainers, read off the source of their parsers."""
+"""The options of the trainers, read off the source of their parsers."""
 
 import ast
 import copy
@@ -7,40 +7,60 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hina_kohya.trainers.checkouts import Checkout
 from hina_kohya.trainers.errors import UserError
-from hina_kohya.trainers.syntax import UNKNOWN, functions, imports, value
+from hina_kohya.trainers.syntax import UNKNOWN, functions, home_of, imports, module_of, value
 
-TRAINER = "train_network.py"
-_TYPES = {"int": "int", "float": "float", "str": "str", "Path": "str", "int_or_float": "steps"}
+COMMON = "*"
+_TYPES = {
+    "int": "int", "float": "float", "str": "str", "Path": "str", "pathlib.Path": "str", "int_or_float": "steps",
+    "_int_or_float": "steps",
+}  # fmt: skip
 _FLAGS = {"store_true": False, "store_false": True}
+# What makes a parser: sd-scripts' scripts have the first, musubi-tuner's the second, which calls others.
+_BEGINNINGS = ("setup_parser", "main")
 
 
-def options_of_trainers(checkout: Path) -> dict[str, dict[str, Any]]:
-    """For every `*train_network.py`, its options by name; those that all of them have only with `train_network.py`."""
-    common = options_of(checkout, TRAINER)
-    others = {path.name: options_of(checkout, path.name) for path in sorted(checkout.glob(f"*_{TRAINER}"))}
-    own = {name: {key: each for key, each in found.items() if key not in common} for name, found in others.items()}
-    return {TRAINER: common, **own}
+def options_of_trainers(checkout: Checkout) -> dict[str, dict[str, Any]]:
+    """The options of every script that trains adapters, by name; what all of them have stands under "*"."""
+    found = {path.name: options_of(checkout, path.name) for path in checkout.scripts}
+    first, *others = found.values()
+    common = {name: facts for name, facts in first.items() if all(each.get(name) == facts for each in others)}
+    own = {
+        script: {name: facts for name, facts in options.items() if name not in common}
+        for script, options in found.items()
+    }
+    return {COMMON: common, **own}
 
 
-def options_of(checkout: Path, script: str) -> dict[str, Any]:
+def options_of(checkout: Checkout, script: str) -> dict[str, Any]:
     """Each option as few words: `type`, and where they say something `list`, `choices`, `default`, `flags`."""
-    calls = _Parser(checkout).calls(script.removesuffix(".py"), "setup_parser", {})
-    return dict(_option(call, checkout) for call in calls)
+    path = checkout.script(script)
+    if path is None:
+        raise UserError(f"there is no {script} in {checkout.root}")
+    name = ".".join(next(path.relative_to(root) for root in checkout.import_roots if path.is_relative_to(root)).parts)
+    beginning = next((each for each in _BEGINNINGS if each in functions(path)), "")
+    calls = _Parser(checkout).calls(name.removesuffix(".py"), beginning, {})
+    return dict(_option(call, checkout.root) for call in calls)
 
 
 @dc.dataclass(frozen=True)
 class _Parser:
-    """Follows `setup_parser` through the functions that it hands its parser to."""
+    """Follows a parser through the functions that make it and that it is handed to."""
 
-    checkout: Path
+    checkout: Checkout
 
     def calls(self, module: str, function: str, given: Mapping[str, Any]) -> Iterator[ast.Call]:
-        path = self.checkout / (module.replace(".", "/") + ".py")
-        if function not in (known := functions(path)):
-            raise UserError(f"{path} has no {function}; is {self.checkout} a checkout of sd-scripts?")
-        bound = _bound(known[function].args, given)
-        yield from self._of(known[function].body, module, imports(path, module), bound)
+        found = home_of(f"{module}.{function}", self.checkout.import_roots)
+        if found is None:
+            there = module_of(module, self.checkout.import_roots)
+            raise UserError(
+                f"{there[1] if there else module} has no {function}; is {self.checkout.root} a checkout of "
+                f"{self.checkout.trainer.name}?"
+            )
+        module, path, function = found
+        definition = functions(path)[function]
+        yield from self._of(definition.body, module, imports(path, module), _bound(definition.args, given))
 
     def _of(
         self, body: list[ast.stmt], module: str, imported: Mapping[str, str], bound: Mapping[str, Any]
@@ -64,7 +84,7 @@ class _Parser:
         first, _, rest = target.partition(".")
         dotted = imported.get(first, f"{module}.{first}") + f".{rest}" * bool(rest)
         where, _, function = dotted.rpartition(".")
-        if function == "setup_parser" or any(ast.unparse(each) == "parser" for each in call.args):
+        if "setup_parser" in function or any(ast.unparse(each) == "parser" for each in call.args):
             positional = {str(position): value(each) for position, each in enumerate(call.args)}
             yield from self.calls(
                 where, function, {**positional, **{each.arg or "": value(each.value) for each in call.keywords}}

@@ -1,4 +1,4 @@
-"""Does a value have the type that sd-scripts needs? It uses what the TOML says without converting it (TU:4740)."""
+"""Does a value have the type that sd-scripts needs? It uses what a TOML says as it is (`read_config_from_file`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from hina_kohya.kohya.checking.schema import Option
 
 NUMBERS = ("int", "float", "steps")
 _SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-# Their networks take one number for all text encoders, too (train_network.py:736).
+# Their networks take one number for all text encoders, too (NetworkTrainer.train).
 _LIST_OR_ONE = ("text_encoder_lr",)
 
 

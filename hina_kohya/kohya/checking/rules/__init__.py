@@ -7,16 +7,28 @@ from pkgutil import iter_modules
 
 from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, Level
+from hina_kohya.trainers.trainer import Trainer
 
 Rule = Callable[[Context], Iterable[Finding]]
 
 _RULES: dict[str, Rule] = {}
+_ONLY_FOR: dict[str, Trainer] = {}
 
 
 def rule(function: Rule) -> Rule:
-    """Decorator. A finding carries the function's name."""
+    """Decorator: a rule for every trainer. A finding carries the function's name."""
     _RULES[function.__name__] = function
     return function
+
+
+def rule_of(trainer: Trainer) -> Callable[[Rule], Rule]:
+    """Decorator: a rule about what one trainer alone does."""
+
+    def decorate(function: Rule) -> Rule:
+        _ONLY_FOR[function.__name__] = trainer
+        return rule(function)
+
+    return decorate
 
 
 def rules() -> dict[str, Rule]:
@@ -27,5 +39,10 @@ def rules() -> dict[str, Rule]:
 
 def findings(context: Context) -> list[Finding]:
     """Errors first; among them in the order of the rules."""
-    found = [dc.replace(each, rule=each.rule or name) for name, check in rules().items() for each in check(context)]
+    about = [
+        (name, check)
+        for name, check in rules().items()
+        if _ONLY_FOR.get(name, context.schema.trainer) is context.schema.trainer
+    ]
+    found = [dc.replace(each, rule=each.rule or name) for name, check in about for each in check(context)]
     return sorted(found, key=lambda each: each.level is not Level.ERROR)

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 
 from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error
-from hina_kohya.kohya.checking.rules import rule
+from hina_kohya.kohya.checking.rules import rule_of
+from hina_kohya.trainers.facts.places import at
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 _CACHE = "cache_text_encoder_outputs"
 _WITHOUT_FP8_BASE = ("anima_train_network.py", "hunyuan_image_train_network.py")  # they turn it off themselves
@@ -35,7 +37,7 @@ _REFUSALS = (
         lambda c: c.on("full_fp16") and c.args["mixed_precision"] != "fp16",
         "mixed_precision",
         "full_fp16 requires fp16",
-        "assertion, train_network.py:815",
+        f"assertion, {at('NetworkTrainer.train')}",
         'mixed_precision = "fp16"',
     ),
     Refusal(
@@ -43,7 +45,7 @@ _REFUSALS = (
         lambda c: c.on("full_bf16") and not c.on("full_fp16") and c.args["mixed_precision"] != "bf16",
         "mixed_precision",
         "full_bf16 requires bf16",
-        "measured: assertion, train_network.py:821",
+        f"measured: assertion, {at('NetworkTrainer.train')}",
         'mixed_precision = "bf16"',
     ),
     Refusal(
@@ -55,7 +57,7 @@ _REFUSALS = (
         ),
         "mixed_precision",
         "fp8_base requires fp16 or bf16",
-        "measured: assertion, train_network.py:829",
+        f"measured: assertion, {at('NetworkTrainer.train')}",
         'mixed_precision = "bf16"',
     ),
     Refusal(
@@ -63,7 +65,7 @@ _REFUSALS = (
         lambda c: c.on("fused_backward_pass") and c.optimizer.lower != "adafactor",
         "fused_backward_pass",
         "it works with Adafactor only",
-        "measured: assertion, train_util.py:4848; sd-scripts #1834",
+        f"measured: assertion, {at('get_optimizer')}; sd-scripts #1834",
         "fused_backward_pass = false",
     ),
     Refusal(
@@ -75,7 +77,7 @@ _REFUSALS = (
         ),
         "gradient_accumulation_steps",
         "fused_backward_pass allows no accumulation",
-        "assertion, train_util.py:4853",
+        f"assertion, {at('get_optimizer')}",
         "gradient_accumulation_steps = 1",
     ),
     Refusal(
@@ -83,7 +85,7 @@ _REFUSALS = (
         lambda c: _given(c, "use_8bit_adam", "use_lion_optimizer") and bool(c.args["optimizer_type"]),
         "use_8bit_adam",
         "it and optimizer_type exclude each other",
-        "measured: assertion, train_util.py:4833",
+        f"measured: assertion, {at('get_optimizer')}",
         "use_8bit_adam = false",
     ),
     Refusal(
@@ -91,7 +93,7 @@ _REFUSALS = (
         lambda c: c.on("cache_latents") and _given(c, "color_aug", "random_crop"),
         "cache_latents",
         "color_aug and random_crop change images, so latents cannot be cached",
-        "measured: assertion, train_network.py:582",
+        f"measured: assertion, {at('NetworkTrainer.train')}",
         "cache_latents = false",
     ),
     Refusal(
@@ -103,7 +105,7 @@ _REFUSALS = (
         ),
         "network_train_unet_only",
         "a text encoder cannot be trained while its outputs are cached",
-        "assertion, sdxl_train_network.py:39 and anima_train_network.py:59",
+        f"assertion, {at('SdxlNetworkTrainer.assert_extra_args')} and {at('AnimaNetworkTrainer.assert_extra_args')}",
         "network_train_unet_only = true",
     ),
     Refusal(
@@ -116,7 +118,7 @@ _REFUSALS = (
         ),
         _CACHE,
         "captions that are shuffled or dropped differ from step to step, so outputs cannot be cached",
-        "assertion, train_util.py:1102, in every trainer but Lumina's",
+        f"assertion, {at('BaseDataset.is_text_encoder_output_cacheable')}, in every trainer but Lumina's",
         f"{_CACHE} = false",
     ),
     Refusal(
@@ -124,7 +126,7 @@ _REFUSALS = (
         lambda c: _given(c, "blocks_to_swap") and c.on("cpu_offload_checkpointing") and c.trainer.script in _SWAPPING,
         "cpu_offload_checkpointing",
         "blocks_to_swap excludes it",
-        "assertion, flux_train_network.py:77",
+        f"assertion, {at('FluxNetworkTrainer.assert_extra_args')}",
         "cpu_offload_checkpointing = false",
     ),
     Refusal(
@@ -132,7 +134,7 @@ _REFUSALS = (
         lambda c: c.on("v2") and c.trainer.script == "sdxl_train_network.py",
         "v2",
         "it means SD 2.x",
-        "assertion, sdxl_train_util.py:349",
+        f"assertion, {at('verify_sdxl_training_args')}",
         "v2 = false",
     ),
     Refusal(
@@ -140,7 +142,7 @@ _REFUSALS = (
         lambda c: c.args["adaptive_noise_scale"] is not None and c.args["noise_offset"] is None,
         "adaptive_noise_scale",
         "it requires noise_offset",
-        "measured: ValueError, train_util.py:4443",
+        f"measured: ValueError, {at('verify_training_args')}",
         "noise_offset = 0.05",
     ),
     Refusal(
@@ -148,7 +150,7 @@ _REFUSALS = (
         lambda c: c.on("scale_v_pred_loss_like_noise_pred") and not c.on("v_parameterization"),
         "scale_v_pred_loss_like_noise_pred",
         "it requires v_parameterization",
-        "ValueError, train_util.py:4446",
+        f"ValueError, {at('verify_training_args')}",
         "v_parameterization = true",
     ),
     Refusal(
@@ -156,7 +158,7 @@ _REFUSALS = (
         lambda c: bool(c.args["v_pred_like_loss"]) and c.on("v_parameterization"),
         "v_pred_like_loss",
         "it excludes v_parameterization",
-        "ValueError, train_util.py:4451",
+        f"ValueError, {at('verify_training_args')}",
         "# v_pred_like_loss: remove it",
     ),
     Refusal(
@@ -164,7 +166,7 @@ _REFUSALS = (
         lambda c: c.args["log_with"] in ("tensorboard", "all") and c.args["logging_dir"] is None,
         "logging_dir",
         "TensorBoard needs a folder",
-        "measured: ValueError, train_util.py:5452",
+        f"measured: ValueError, {at('prepare_accelerator')}",
         'logging_dir = "logs"',
     ),
     Refusal(
@@ -172,7 +174,7 @@ _REFUSALS = (
         lambda c: c.on("dim_from_weights") and c.args["network_weights"] is None,
         "dim_from_weights",
         "it takes the rank from network_weights, which is not given",
-        "measured: TypeError, train_network.py:672",
+        f"measured: TypeError, {at('NetworkTrainer.train')}",
         "dim_from_weights = false",
     ),
     Refusal(
@@ -188,7 +190,7 @@ _REFUSALS = (
 NAMES = tuple(refusal.name for refusal in _REFUSALS)
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def refused_together(context: Context) -> Iterator[Finding]:
     for refusal in _REFUSALS:
         if refusal.when(context):

@@ -1,4 +1,4 @@
-"""The file of dataset_config, by the tables that sd-scripts itself checks it with (library/config_util.py)."""
+"""The file of dataset_config, by the tables that the trainer itself checks it with (ConfigSanitizer)."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,35 +9,46 @@ from hina_kohya.kohya.checking import placeholders
 from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error, warning
 from hina_kohya.kohya.checking.reading import load, toml_line
-from hina_kohya.kohya.checking.rules import rule
+from hina_kohya.kohya.checking.rules import rule, rule_of
 from hina_kohya.kohya.checking.schema import every_option
+from hina_kohya.trainers.checkouts import TRAINERS
 from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.facts.places import at
+from hina_kohya.trainers.musubi import MUSUBI
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
+from hina_kohya.trainers.trainer import Trainer
 
-_EVIDENCE = "measured: voluptuous refuses it (library/config_util.py)"
+_EVIDENCE = "measured: voluptuous refuses it (ConfigSanitizer)"
 _TYPES = {"str": str, "bool": bool, "int": int, "float": float, "dict": dict, "None": type(None)}
 Table = Mapping[str, str]
+_PLACES = (
+    "image_dir", "metadata_file", "conditioning_data_dir", "image_directory", "image_jsonl_file", "video_directory",
+    "video_jsonl_file", "control_directory",
+)  # fmt: skip
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def dataset_ignores(context: Context) -> Iterator[Finding]:
     given = [key for key in ("train_data_dir", "reg_data_dir", "in_json") if context.given(key)]
     if context.args["dataset_config"] and given:
         yield warning(
             given[0],
             "dataset_config is given, so it is ignored",
-            "said by sd-scripts (train_network.py:524)",
+            f"said by sd-scripts ({at('NetworkTrainer.train')})",
             f"# {given[0]}: remove it",
         )
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def bucket_range(context: Context) -> Iterator[Finding]:
     """Without dataset_config, whose own resolution and buckets win."""
     sides = [int(side) for side in str(context.args["resolution"] or "").split(",") if side.strip().isdecimal()]
     if not sides or not context.on("enable_bucket") or context.args["dataset_config"]:
         return
     least, most = context.args["min_bucket_reso"], context.args["max_bucket_reso"]
-    evidence = "measured: assertion while the images are read (train_util.py:767)"
+    evidence = (
+        f"measured: assertion while the images are read ({at('BaseDataset.adjust_min_max_bucket_reso_by_steps')})"
+    )
     if isinstance(least, int) and least > min(sides):
         what = f"{least} is larger than the resolution, {min(sides)}"
         yield error("min_bucket_reso", what, evidence, f"min_bucket_reso = {min(sides)}")
@@ -55,7 +66,7 @@ def dataset_unreadable(context: Context) -> Iterator[Finding]:
         yield error(
             "dataset_config",
             f"{file.name} has to end in .toml or .json",
-            "ValueError (config_util.py:698)",
+            f"ValueError ({context.at('load_user_config')})",
             'dataset_config = "dataset.toml"',
         )
         return
@@ -64,19 +75,26 @@ def dataset_unreadable(context: Context) -> Iterator[Finding]:
     except UserError as mistake:
         yield error("dataset_config", str(mistake), "read with the same toml package")
         return
-    yield from dataset_findings(content, context.schema.datasets, file)
+    yield from dataset_findings(content, context.schema.trainer, context.schema.datasets, file)
 
 
 def is_dataset(content: Mapping[str, Any]) -> bool:
     """Whether a file is one for dataset_config, and no configuration of a run."""
-    return isinstance(content.get("datasets"), list) and not any(key in every_option() for key in content)
+    known = (key in every_option(trainer) for trainer in TRAINERS for key in content)
+    return isinstance(content.get("datasets"), list) and not any(known)
 
 
-def dataset_findings(content: Mapping[str, Any], tables: Mapping[str, Table], file: Path) -> Iterator[Finding]:
-    shared = _merged(
-        tables, "subset_ascendable", "do_subset_ascendable", "db_subset_ascendable", "cn_subset_ascendable"
-    )
-    general = {**_merged(tables, "dataset_ascendable"), **shared}
+def trainer_of_datasets(content: Mapping[str, Any]) -> Trainer:
+    """sd-scripts' images are in subsets, musubi-tuner's in the datasets themselves."""
+    datasets = [each for each in content["datasets"] if isinstance(each, dict)]
+    own = (key.startswith(("image_", "video_")) and "subsets" not in each for each in datasets for key in each)
+    return MUSUBI if any(own) else SD_SCRIPTS
+
+
+def dataset_findings(
+    content: Mapping[str, Any], trainer: Trainer, tables: Mapping[str, Table], file: Path
+) -> Iterator[Finding]:
+    general = _general(trainer, tables)
     datasets = content.get("datasets", [])
     for key in content:
         if key not in ("general", "datasets"):
@@ -91,6 +109,10 @@ def dataset_findings(content: Mapping[str, Any], tables: Mapping[str, Table], fi
     if not datasets:
         yield error(f"{file.name}: datasets", "there is no [[datasets]] in it, so no image", "measured", "[[datasets]]")
     for where, dataset in _numbered(datasets, f"{file.name} [[datasets]]"):
+        if trainer is MUSUBI:
+            yield from _table(dataset, {**general, **_of_musubi(dataset, tables)}, where)
+            yield from _images(dataset, where)
+            continue
         rest = (
             {key: each for key, each in dataset.items() if key != "subsets"} if isinstance(dataset, dict) else dataset
         )
@@ -100,6 +122,21 @@ def dataset_findings(content: Mapping[str, Any], tables: Mapping[str, Table], fi
         ):
             yield from _table(subset, _of_subset(subset, tables), place)
             yield from _images(subset, place)
+
+
+def _general(trainer: Trainer, tables: Mapping[str, Table]) -> Table:
+    if trainer is MUSUBI:
+        return _merged(tables, "dataset_ascendable")
+    return _merged(
+        tables, "dataset_ascendable", "subset_ascendable", "do_subset_ascendable", "db_subset_ascendable",
+        "cn_subset_ascendable",
+    )  # fmt: skip
+
+
+def _of_musubi(dataset: Any, tables: Mapping[str, Table]) -> Table:
+    given = dataset if isinstance(dataset, dict) else {}
+    video = "video_directory" in given or "video_jsonl_file" in given
+    return _merged(tables, "video_dataset_distinct" if video else "image_dataset_distinct")
 
 
 def _numbered(tables: Any, where: str) -> Iterator[tuple[str, Any]]:
@@ -157,7 +194,7 @@ def _as(wanted: str, key: str, value: Any) -> str:
 
 
 def _images(subset: Any, where: str) -> Iterator[Finding]:
-    for key in ("image_dir", "metadata_file", "conditioning_data_dir"):
+    for key in _PLACES:
         value = subset.get(key) if isinstance(subset, dict) else None
         if isinstance(value, str) and not placeholders.is_one(value) and not Path(value).exists():
             yield error(f"{where}: {key}", f"{value} does not exist", "looked", f'{key} = "..."')

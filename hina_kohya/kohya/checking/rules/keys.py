@@ -1,4 +1,4 @@
-"""Keys that sd-scripts does not read."""
+"""Keys that the trainer does not read."""
 
 from collections.abc import Iterator
 
@@ -7,9 +7,8 @@ from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error, warning
 from hina_kohya.kohya.checking.reading import COMMAND_LINE, toml_line
 from hina_kohya.kohya.checking.rules import rule
-from hina_kohya.kohya.checking.schema import other_trainers
+from hina_kohya.kohya.checking.schema import scripts_with
 
-_IGNORED = "measured: keys without an option stay unread, without a word (train_util.py:4749)"
 _OF_A_DATASET = ("general", "datasets", "subsets")
 _LISTS = ("optimizer_args", "network_args", "lr_scheduler_args")
 _OF_THE_FILE = ("config_file", "output_config")
@@ -31,14 +30,15 @@ def unknown_key(context: Context) -> Iterator[Finding]:
             what, fix = "it belongs into a file of its own", 'dataset_config = "dataset.toml"'
         elif section in _LISTS:
             what, fix = f"{section} is a list and not a section", toml_line(section, [f"{key}={value}"])
-        elif scripts := [each for each in other_trainers(key) if each in context.schema.trainers]:
+        elif scripts := [each for each in scripts_with(key, context.schema.trainer) if each in context.schema.scripts]:
             what, fix = f"{context.trainer.script} does not read it; {', '.join(scripts)} would", f"# {key}: remove it"
         else:
             what, fix = (
-                "sd-scripts does not know it, and ignores it",
+                f"{context.schema.trainer.name} does not know it, and ignores it",
                 toml_line(near, value) if near else f"# {key}: remove it",
             )
-        yield error(key, what, _IGNORED, fix)
+        place = context.at("read_config_from_file")
+        yield error(key, what, f"measured: keys without an option stay unread, without a word ({place})", fix)
 
 
 @rule
@@ -46,7 +46,8 @@ def repeated_key(context: Context) -> Iterator[Finding]:
     for key, given in context.reading.repeated.items():
         if any(each != given[-1] for each in given):
             what = f"several sections give it ({', '.join(map(str, given))}); the last one counts"
-            yield warning(key, what, "sections are flattened into one (train_util.py:4749)", toml_line(key, given[-1]))
+            evidence = f"sections are flattened into one ({context.at('read_config_from_file')})"
+            yield warning(key, what, evidence, toml_line(key, given[-1]))
 
 
 @rule

@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error, warning
 from hina_kohya.kohya.checking.reading import toml_line
-from hina_kohya.kohya.checking.rules import rule
+from hina_kohya.kohya.checking.rules import rule_of
+from hina_kohya.trainers.facts.places import at
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 # One learning rate for all groups, or RuntimeError at the first step.
 _ONE_LR = ("prodigy", "dadaptation", "dadaptadampreprint", "dadaptadam", "dadaptlion", "dadaptsgd")
 _FIRST_LR = ("dadaptadagrad", "dadaptadan", "dadaptadanip")
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def nothing_is_trained(context: Context) -> Iterator[Finding]:
     if not context.trains_unet and not context.trains_text_encoder:
         yield error(
@@ -31,42 +33,42 @@ def nothing_is_trained(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def text_encoder_lr_ignored(context: Context) -> Iterator[Finding]:
     given = context.given("text_encoder_lr")
     if not context.trains_text_encoder and given and any(context.text_encoder_lrs):
         yield warning(
             "text_encoder_lr",
             "network_train_unet_only is on, so no text encoder is trained",
-            "train_network.py:221",
+            at("NetworkTrainer.is_train_text_encoder"),
             "network_train_unet_only = false",
         )
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def second_lr_ignored(context: Context) -> Iterator[Finding]:
     lrs = context.given("text_encoder_lr")
     if context.network.is_lycoris and isinstance(lrs, list) and len(set(lrs)) > 1 and context.trains_text_encoder:
         yield warning(
             "text_encoder_lr",
             f"LyCORIS takes one learning rate for all text encoders: {lrs[0]:g}",
-            "read (train_network.py:741), and run",
+            f"read ({at('NetworkTrainer.train')}), and run",
             toml_line("text_encoder_lr", lrs[:1]),
         )
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def unet_lr_ignored(context: Context) -> Iterator[Finding]:
     if not context.trains_unet and context.given("unet_lr"):
         yield warning(
             "unet_lr",
             "network_train_text_encoder_only is on, so the U-Net is not trained",
-            "train_network.py:707",
+            at("NetworkTrainer.train"),
             "network_train_text_encoder_only = false",
         )
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def one_lr_only(context: Context) -> Iterator[Finding]:
     """Optimizers that estimate their step size for all groups together."""
     name = context.optimizer.lower
@@ -95,12 +97,12 @@ def one_lr_only(context: Context) -> Iterator[Finding]:
         yield warning(
             key,
             f"{why}, and {context.optimizer.type} uses only the first",
-            "said by sd-scripts (train_util.py:4996)",
+            f"said by sd-scripts ({at('get_optimizer')})",
             fix,
         )
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def lr_near_one(context: Context) -> Iterator[Finding]:
     name = context.optimizer.lower
     lrs = [lr for lr in context.lrs if lr]
@@ -109,12 +111,12 @@ def lr_near_one(context: Context) -> Iterator[Finding]:
         yield warning(
             key,
             f"{context.optimizer.type} finds its own step size, and multiplies it by {max(lrs):g}",
-            "sd-scripts advises 1.0 (train_util.py:4991)",
+            f"sd-scripts advises 1.0 ({at('get_optimizer')})",
             toml_line(key, 1.0),
         )
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def adafactor_ignores_lr(context: Context) -> Iterator[Finding]:
     optimizer = context.optimizer
     given = [key for key in ("unet_lr", "text_encoder_lr") if context.given(key)]
@@ -122,7 +124,7 @@ def adafactor_ignores_lr(context: Context) -> Iterator[Finding]:
         yield warning(
             given[0],
             "Adafactor with relative_step=True (the default) ignores it",
-            "said by sd-scripts (train_util.py:5073)",
+            f"said by sd-scripts ({at('get_optimizer')})",
             'optimizer_args = ["relative_step=False", "scale_parameter=False"]',
         )
 

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 
 from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error
-from hina_kohya.kohya.checking.rules import rule
+from hina_kohya.kohya.checking.rules import rule_of
+from hina_kohya.trainers.facts.places import at
+from hina_kohya.trainers.musubi import MUSUBI
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 # key: what happens without it, how we know, what to write
 _NEEDED = {
@@ -20,7 +23,7 @@ _NEEDED = {
     ),
     "output_dir": (
         "the run ends with TypeError when it saves, and all is lost",
-        "measured: train_network.py:1297",
+        f"measured: {at('NetworkTrainer.train')}",
         '"output"',
     ),
 }
@@ -34,7 +37,28 @@ _MODELS = {
 }
 
 
-@rule
+_NEEDED_BY_MUSUBI = {
+    "dit": ("there is no model to train on", '"model.safetensors"'),
+    "dataset_config": ("nothing says where the images or videos are", '"dataset.toml"'),
+    "network_module": ("nothing says which network", '"hina_kohya.lycoris"'),
+    "optimizer_type": ("the default is an empty name, which torch.optim does not have", '"HinaAdamW"'),
+    "output_dir": ("the run ends with TypeError when it saves, and all is lost", '"output"'),
+    "output_name": ("the run ends with TypeError when it saves, and all is lost", '"my_lora"'),
+}
+_ATTENTION = ("sdpa", "flash_attn", "flash3", "xformers")
+
+
+@rule_of(MUSUBI)
+def missing_for_musubi(context: Context) -> Iterator[Finding]:
+    for key, (what, value) in _NEEDED_BY_MUSUBI.items():
+        if key not in context.reading.values:
+            yield error(key, what, f"read ({context.at('NetworkTrainer.train')})", f"{key} = {value}")
+    if not any(context.on(key) for key in _ATTENTION):
+        what = "nothing says how attention is computed, and the run stops"
+        yield error("sdpa", what, "read: NetworkTrainer._load_dit_and_swap raises ValueError", "sdpa = true")
+
+
+@rule_of(SD_SCRIPTS)
 def missing(context: Context) -> Iterator[Finding]:
     for key, (what, evidence, value) in _NEEDED.items():
         if key not in context.reading.values:
@@ -49,7 +73,7 @@ def missing(context: Context) -> Iterator[Finding]:
         )
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def model_missing(context: Context) -> Iterator[Finding]:
     for key in _MODELS.get(context.trainer.script, ()):
         if key == "clip_l" and context.args.get("model_type") == "chroma":

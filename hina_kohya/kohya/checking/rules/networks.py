@@ -9,10 +9,11 @@ from hina_kohya.kohya.checking.network import OPTION, adlrns_arguments
 from hina_kohya.kohya.checking.reading import relisted, toml_line
 from hina_kohya.kohya.checking.rules import rule
 from hina_kohya.trainers import network_args
+from hina_kohya.trainers.call_sites import Outcome
 from hina_kohya.trainers.errors import UserError
 
 OURS = ("weight_decay", "wd_roles", "wd_exclude")
-_ADDED = ("dropout",)  # by sd-scripts itself (train_network.py:676)
+_ADDED = ("dropout",)  # by sd-scripts itself (NetworkTrainer.train)
 
 
 @rule
@@ -20,7 +21,7 @@ def network_word(context: Context) -> Iterator[Finding]:
     for word in context.network.malformed:
         what = f"{word!r} is not name=value"
         fix = relisted(OPTION, context.words(OPTION), word, f"{word}=true")
-        yield error(OPTION, what, "measured: ValueError (train_network.py:666)", fix)
+        yield error(OPTION, what, f"measured: ValueError ({context.at('NetworkTrainer.train')})", fix)
 
 
 @rule
@@ -28,7 +29,7 @@ def network_argument_twice(context: Context) -> Iterator[Finding]:
     for name in context.network.twice:
         first = next(word for word in context.words(OPTION) if word.startswith(f"{name}="))
         fix = relisted(OPTION, context.words(OPTION), first)
-        yield warning(OPTION, f"{name} is given twice; the last one counts", "train_network.py:667", fix)
+        yield warning(OPTION, f"{name} is given twice; the last one counts", context.at("NetworkTrainer.train"), fix)
 
 
 @rule
@@ -56,8 +57,21 @@ def network_argument_taken(context: Context) -> Iterator[Finding]:
         if facts and name in facts.taken and name not in facts.reads:
             key = name if name in context.options else OPTION
             fix = f"{name} = {network.arguments[name]}" if key == name else _line(context, name)
-            what = f"{name} is not one of network_args: sd-scripts gives it to create_network itself"
-            yield error(OPTION, what, "TypeError, multiple values (train_network.py:678)", fix)
+            what = f"{name} is not one of network_args: the trainer gives it to create_network itself"
+            yield error(OPTION, what, f"TypeError, multiple values ({context.at('NetworkTrainer.train')})", fix)
+
+
+@rule
+def hooks_cannot_act(context: Context) -> Iterator[Finding]:
+    """Something installs them, and the trainer's source does not call what they wrap."""
+    hooks = context.hooks
+    if hooks.installed and hooks.site.outcome is Outcome.CANNOT:
+        yield error(
+            "network_module",
+            f"hina_kohya's hooks ({hooks.why}) cannot act here: {hooks.site.why}",
+            "its source; names, short optimizer names and options of param groups would do nothing",
+            _unwrapped(context),
+        )
 
 
 @rule
@@ -188,6 +202,11 @@ def _wrapped(context: Context) -> str:
         return 'network_module = "hina_kohya.lycoris"'
     words = relisted(OPTION, [f"inner={inner}", *context.words(OPTION)], "")
     return f'network_module = "hina_kohya.network", and {words}'
+
+
+def _unwrapped(context: Context) -> str:
+    """The line without our wrapper, where there is one."""
+    return toml_line("network_module", context.network.inner) if context.network.wrapped else ""
 
 
 def _how_known(context: Context) -> str:

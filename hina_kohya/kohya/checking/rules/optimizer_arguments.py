@@ -1,4 +1,4 @@
-"""`optimizer_args` that sd-scripts' parser would refuse, or read as something else than was meant."""
+"""`optimizer_args` that the trainer's parser would refuse, or read as something else than was meant."""
 
 from collections.abc import Iterator
 
@@ -7,8 +7,6 @@ from hina_kohya.kohya.checking.finding import Finding, error, warning
 from hina_kohya.kohya.checking.optimizer import OPTION, strictly
 from hina_kohya.kohya.checking.reading import relisted, toml_line
 from hina_kohya.kohya.checking.rules import rule
-
-_READ = "train_util.py:4860: split at one =, then a Python literal"
 
 
 @rule
@@ -21,7 +19,7 @@ def argument_refused(context: Context) -> Iterator[Finding]:
             yield error(
                 OPTION,
                 what,
-                f"measured; {_READ}",
+                f"measured; {context.at('get_optimizer')}: split at one =, then a Python literal",
                 relisted(OPTION, context.optimizer.words, word, meant) if meant else "",
             )
 
@@ -33,7 +31,8 @@ def schedule_argument_refused(context: Context) -> Iterator[Finding]:
     for word, why, meant in strictly(words)[1]:
         fix = relisted("lr_scheduler_args", words, word, meant) if meant else ""
         what = f"{word!r} cannot be read ({why.partition(' on line')[0]})"
-        yield error("lr_scheduler_args", what, "train_util.py:5289: split at one =, then a Python literal", fix)
+        evidence = f"{context.at('get_scheduler_fix')}: split at one =, then a Python literal"
+        yield error("lr_scheduler_args", what, evidence, fix)
 
 
 @rule
@@ -41,7 +40,9 @@ def argument_twice(context: Context) -> Iterator[Finding]:
     for name in context.optimizer.twice:
         first = next(word for word in context.optimizer.words if word.startswith(f"{name}="))
         what = f"{name} is given twice; the last one counts"
-        yield warning(OPTION, what, "measured (train_util.py:4874)", relisted(OPTION, context.optimizer.words, first))
+        yield warning(
+            OPTION, what, f"measured ({context.at('get_optimizer')})", relisted(OPTION, context.optimizer.words, first)
+        )
 
 
 @rule
@@ -53,7 +54,7 @@ def lr_in_arguments(context: Context) -> Iterator[Finding]:
             OPTION, what, "measured: TypeError, multiple values", toml_line("learning_rate", optimizer.arguments["lr"])
         )
     if "params" in optimizer.arguments:
-        yield error(OPTION, "params is what sd-scripts gives the optimizer", "measured: TypeError, multiple values")
+        yield error(OPTION, "params is what the trainer gives the optimizer", "measured: TypeError, multiple values")
 
 
 @rule

@@ -1,4 +1,4 @@
-"""Optimizers that sd-scripts would not find by their name."""
+"""Optimizers that the trainer would not find by their name."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,9 @@ from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error
 from hina_kohya.kohya.checking.optimizer import installed
 from hina_kohya.kohya.checking.reading import toml_line
-from hina_kohya.kohya.checking.rules import rule
+from hina_kohya.kohya.checking.rules import rule, rule_of
+from hina_kohya.trainers.facts.places import at
+from hina_kohya.trainers.musubi import MUSUBI
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 # pattern of the lower-case name -> what get_optimizer imports before anything else, and how it is installed
@@ -37,7 +39,7 @@ def hooks_needed(context: Context) -> Iterator[Finding]:
         yield error(
             "optimizer_type",
             f"the short name {optimizer.type} needs the hooks, which are not active ({context.hooks.why})",
-            "measured: module 'torch.optim' has no attribute (train_util.py:5133)",
+            f"measured: module 'torch.optim' has no attribute ({context.at('get_optimizer')})",
             f'{toml_line("optimizer_type", optimizer.path)}, or network_module = "hina_kohya.lycoris"',
         )
 
@@ -48,16 +50,19 @@ def package_missing(context: Context) -> Iterator[Finding]:
     if optimizer.registered and optimizer.hooked:
         return
     for pattern, (module, package) in _NEEDS.items():
+        if context.schema.trainer is MUSUBI and pattern != "*8bit":
+            continue
         if fnmatchcase(optimizer.lower, pattern) and not installed(module):
             yield error(
                 "optimizer_type",
-                f"sd-scripts imports {module} for every name like {pattern}, which {sys.executable} lacks",
-                "measured: ImportError (train_util.py:4892 and below)",
+                f"{context.schema.trainer.name} imports {module} for every name like {pattern}, which "
+                f"{sys.executable} lacks",
+                f"measured: ImportError ({context.at('get_optimizer')})",
                 f"pip install {package}",
             )
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def dadaptation_path(context: Context) -> Iterator[Finding]:
     optimizer = context.optimizer
     if optimizer.lower.startswith("dadapt") and not optimizer.is_own:
@@ -66,6 +71,6 @@ def dadaptation_path(context: Context) -> Iterator[Finding]:
         yield error(
             "optimizer_type",
             what,
-            "measured: ValueError (train_util.py:5032)",
+            f"measured: ValueError ({at('get_optimizer')})",
             toml_line("optimizer_type", (near or ["DAdaptAdam"])[0]),
         )

@@ -12,12 +12,13 @@ from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error, warning
 from hina_kohya.kohya.checking.optimizer import MISTAKES, OPTION, Optimizer, installed, namesakes
 from hina_kohya.kohya.checking.reading import toml_line
-from hina_kohya.kohya.checking.rules import rule
+from hina_kohya.kohya.checking.rules import rule, rule_of
 from hina_kohya.kohya.checking.rules.optimizer_arguments import lr_in_arguments, tuple_by_comma
 from hina_kohya.kohya.checking.rules.optimizer_names import dadaptation_path
+from hina_kohya.trainers.facts.places import at
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 _REMOVED = ("Simplified_AdEMAMix", "Lion_Prodigy_adv")
-_TRIED = "tried: made on an 8x8 matrix as sd-scripts makes it (train_util.py:5134)"
 _RELOADED = "tried: accelerate reloads an optimizer's state before the first step"
 
 
@@ -34,7 +35,7 @@ def optimizer_unknown(context: Context) -> Iterator[Finding]:
         near = nearest(optimizer.last, namesakes(optimizer))
         prefix = optimizer.type.rpartition(".")[0]
         fix = toml_line("optimizer_type", f"{prefix}.{near[0]}" if prefix else near[0]) if near else ""
-        yield error("optimizer_type", what, "tried; sd-scripts imports it after the model is loaded", fix)
+        yield error("optimizer_type", what, "tried; the trainer imports it after the model is loaded", fix)
 
 
 @rule
@@ -48,7 +49,7 @@ def optimizer_refuses(context: Context) -> Iterator[Finding]:
     yield from _trial(context, cls)
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def never_in_eval_mode(context: Context) -> Iterator[Finding]:
     """Schedule-free optimizers train at one point and are meant to be saved at another."""
     optimizer = context.optimizer
@@ -63,7 +64,7 @@ def never_in_eval_mode(context: Context) -> Iterator[Finding]:
             "optimizer_type",
             f"{optimizer.last} has an eval mode, and sd-scripts uses it only where the name ends in ScheduleFree: "
             "samples and files are made in training mode",
-            "read (train_util.py:5240), and run",
+            f"read ({at('is_schedulefree_optimizer')}), and run",
             'optimizer_type = "AdamWScheduleFree"',
         )
 
@@ -89,7 +90,7 @@ def _trial(context: Context, cls: Any) -> Iterator[Finding]:
         made = optimizer.rehearse(cls, context.args["learning_rate"])
         optimizer.reload(made)
     except MISTAKES as mistake:
-        yield _refusal(optimizer, cls, mistake)
+        yield _refusal(optimizer, cls, mistake, context.at("get_optimizer"))
         return
     finally:
         logger.removeHandler(said)
@@ -99,7 +100,7 @@ def _trial(context: Context, cls: Any) -> Iterator[Finding]:
     elif _needs_closure(made):
         yield error(
             "optimizer_type",
-            f"{optimizer.last} needs a closure, which sd-scripts does not give",
+            f"{optimizer.last} needs a closure, which the trainer does not give",
             "measured: TypeError at the first step",
             'optimizer_type = "AdamW"',
         )
@@ -114,7 +115,7 @@ def _trial(context: Context, cls: Any) -> Iterator[Finding]:
         yield dc.replace(warning(OPTION, line, "said by the optimizer itself"), rule="argument_idle")
 
 
-def _refusal(optimizer: Optimizer, cls: Any, mistake: Exception) -> Finding:
+def _refusal(optimizer: Optimizer, cls: Any, mistake: Exception, place: str) -> Finding:
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(mistake))
     if unknown and unknown[1] in optimizer.arguments:
         accepted = [
@@ -128,7 +129,8 @@ def _refusal(optimizer: Optimizer, cls: Any, mistake: Exception) -> Finding:
     if isinstance(mistake, KeyError):
         return error("optimizer_type", f"{optimizer.type} stops with KeyError {words}", _RELOADED)
     key = OPTION if any(name in words for name in optimizer.arguments) else "optimizer_type"
-    return error(key, f"{optimizer.type} stops: {words}", _TRIED)
+    evidence = f"tried: made on an 8x8 matrix as the trainer makes it ({place})"
+    return error(key, f"{optimizer.type} stops: {words}", evidence)
 
 
 def _needs_closure(made: Any) -> bool:

@@ -7,9 +7,11 @@ from pathlib import Path
 from hina_kohya.kohya.checking import placeholders
 from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error
-from hina_kohya.kohya.checking.rules import rule
+from hina_kohya.kohya.checking.rules import rule, rule_of
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 _FILES = (
+    "dit", "dit_high_noise", "t5", "clip", "text_encoder1", "text_encoder2", "image_encoder",
     "vae", "ae", "clip_l", "clip_g", "t5xxl", "gemma2", "qwen3", "text_encoder", "byt5", "llm_adapter_path",
     "network_weights", "in_json", "dataset_config", "sample_prompts", "controlnet_model_name_or_path",
 )  # fmt: skip
@@ -42,7 +44,7 @@ def model_not_found(context: Context) -> Iterator[Finding]:
         yield error("pretrained_model_name_or_path", what, "looked", 'pretrained_model_name_or_path = "..."')
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def folder_without_repeats(context: Context) -> Iterator[Finding]:
     """train_data_dir is the parent of folders named `10_words`: repeats, then the class."""
     value = context.given("train_data_dir")
@@ -79,7 +81,7 @@ def output_not_writable(context: Context) -> Iterator[Finding]:
         yield error(
             "output_dir",
             f"{there} {why}, and the run finds out when it saves",
-            "looked; train_network.py:1297",
+            "looked; trainers make the folder when they save",
             'output_dir = "output"',
         )
 

@@ -8,7 +8,9 @@ from hina_kohya.kohya.checking import placeholders
 from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error
 from hina_kohya.kohya.checking.reading import toml_line
-from hina_kohya.kohya.checking.rules import rule
+from hina_kohya.kohya.checking.rules import rule, rule_of
+from hina_kohya.trainers.facts.places import at
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 
 @rule
@@ -19,7 +21,7 @@ def resume_missing(context: Context) -> Iterator[Finding]:
         yield error("resume", what, "looked; accelerate writes it with --save_state", 'resume = ".../NAME-state"')
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def resume_has_nothing_left(context: Context) -> Iterator[Finding]:
     """`--max_train_steps` has to exceed the saved step, although so many more steps are run."""
     folder, steps = _folder(context), context.args["max_train_steps"]
@@ -31,7 +33,7 @@ def resume_has_nothing_left(context: Context) -> Iterator[Finding]:
         yield error(
             "max_train_steps",
             f"{steps} steps are asked for, and the state of {folder} is at {done}",
-            "assertion after everything is loaded (train_network.py:1254)",
+            f"assertion after everything is loaded ({at('NetworkTrainer.train')})",
             toml_line("max_train_steps", done + steps),
         )
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that sd-scripts refuses after the model is loaded, or ignores."""
+"""Learning-rate schedules that the trainer refuses after the model is loaded, or ignores."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,7 @@ from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error, warning
 from hina_kohya.kohya.checking.reading import toml_line, toml_value
 from hina_kohya.kohya.checking.rules import rule
+from hina_kohya.trainers.musubi import MUSUBI
 
 # What transformers and diffusers name; the last three cannot be made from sd-scripts' options.
 _KNOWN = (
@@ -23,6 +24,7 @@ def scheduler_unknown(context: Context) -> Iterator[Finding]:
         context.given("lr_scheduler") is None
         or context.args["lr_scheduler_type"]
         or name in (*_KNOWN, "piecewise_constant")
+        or (context.schema.trainer is MUSUBI and name.lower() == "rex")
     ):
         return
     if name.startswith("adafactor"):
@@ -30,7 +32,7 @@ def scheduler_unknown(context: Context) -> Iterator[Finding]:
             yield error(
                 "lr_scheduler",
                 f"{name} is for Adafactor alone",
-                "measured (train_util.py:5316)",
+                f"measured ({context.at('get_scheduler_fix')})",
                 'lr_scheduler = "constant"',
             )
         return
@@ -41,7 +43,7 @@ def scheduler_unknown(context: Context) -> Iterator[Finding]:
     yield error(
         "lr_scheduler",
         what,
-        "measured, with the real get_scheduler_fix (train_util.py:5264)",
+        f"measured ({context.at('get_scheduler_fix')})",
         toml_line("lr_scheduler", near[0]),
     )
 
@@ -57,6 +59,8 @@ def warmup_refused(context: Context) -> Iterator[Finding]:
             "Adafactor with relative_step=True",
             'optimizer_args = ["relative_step=False", "scale_parameter=False"]',
         )
+    elif context.args["lr_scheduler_type"] and context.schema.trainer is MUSUBI:
+        return
     elif context.args["lr_scheduler_type"]:
         who, fix = f"lr_scheduler_type {context.args['lr_scheduler_type']}", "lr_warmup_steps = 0"
     elif context.args["lr_scheduler"] == "constant":
@@ -66,7 +70,7 @@ def warmup_refused(context: Context) -> Iterator[Finding]:
     yield error(
         "lr_warmup_steps",
         f"{who} takes no warm-up, and the run stops",
-        "measured: ValueError (train_util.py:5294)",
+        f"measured: ValueError ({context.at('get_scheduler_fix')})",
         fix,
     )
 
@@ -94,14 +98,14 @@ def warmup_longer_than_run(context: Context) -> Iterator[Finding]:
         yield warning(
             "lr_warmup_steps",
             f"{warmup} steps of warm-up in a run of {steps}: the learning rate is never reached",
-            "both count optimizer steps (train_util.py:5276)",
+            f"both count optimizer steps ({context.at('get_scheduler_fix')})",
             toml_line("lr_warmup_steps", steps // 10),
         )
 
 
 @rule
 def schedule_ignored(context: Context) -> Iterator[Finding]:
-    """sd-scripts gives every optimizer whose name ends so a scheduler that does nothing."""
+    """Trainers give every optimizer whose name ends so a scheduler that does nothing."""
     given = [
         key for key in ("lr_scheduler", "lr_scheduler_type", "lr_warmup_steps", "lr_decay_steps") if context.given(key)
     ]
@@ -109,7 +113,7 @@ def schedule_ignored(context: Context) -> Iterator[Finding]:
         yield warning(
             given[-1],
             f"{context.optimizer.type} gets no schedule and no warm-up: its name ends in ScheduleFree",
-            "measured: the learning rate stays as it is (train_util.py:5270)",
+            f"measured: the learning rate stays as it is ({context.at('get_scheduler_fix')})",
             'optimizer_args = ["warmup_steps=100"]' if "lr_warmup_steps" in given else 'lr_scheduler = "constant"',
         )
 

@@ -8,8 +8,10 @@ from hina_kohya.kohya.checking import values
 from hina_kohya.kohya.checking.context import Context
 from hina_kohya.kohya.checking.finding import Finding, error
 from hina_kohya.kohya.checking.reading import toml_line, toml_value
-from hina_kohya.kohya.checking.rules import rule
+from hina_kohya.kohya.checking.rules import rule, rule_of
 from hina_kohya.kohya.checking.schema import Option
+from hina_kohya.trainers.facts.places import at
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 _WORDS = {
     "flag": "true or false",
@@ -18,7 +20,6 @@ _WORDS = {
     "steps": "a number",
     "str": "text in quotes",
 }
-_UNCONVERTED = "values of a TOML are used as they are (train_util.py:4761)"
 
 
 @rule
@@ -34,10 +35,10 @@ def wrong_type(context: Context) -> Iterator[Finding]:
         what = f"{toml_value(value)} is not {wanted}"
         if option.type == "flag" and isinstance(value, str) and meant is False:
             what += "; as text that is not empty it counts as true"
-        yield error(key, what, _evidence(option, value), toml_line(key, _default(option) if meant is None else meant))
+        yield error(key, what, _evidence(context, option), toml_line(key, _default(option) if meant is None else meant))
 
 
-@rule
+@rule_of(SD_SCRIPTS)
 def strict_type(context: Context) -> Iterator[Finding]:
     """Numbers that argparse's converters would have changed, and that the dataset's sanitizer refuses."""
     tables = context.schema.datasets
@@ -65,7 +66,8 @@ def outside_choices(context: Context) -> Iterator[Finding]:
         yield error(
             key,
             f"{toml_value(value)} is none of {known}",
-            "a TOML's choices are not checked (train_util.py:4761); a wrong save_model_as becomes the file's ending",
+            f"a TOML's choices are not checked ({context.at('read_config_from_file')}); a wrong save_model_as "
+            "becomes the file's ending",
             toml_line(key, fix),
         )
 
@@ -78,7 +80,7 @@ def steps_as_fraction(context: Context) -> Iterator[Finding]:
             yield error(
                 key,
                 f"{value} has a decimal point, so it is taken for {value:g} times the whole run",
-                "measured: 100.0 in a run of 1600 steps makes a warm-up of 160000 (train_util.py:5276)",
+                f"measured: 100.0 in a run of 1600 steps makes a warm-up of 160000 ({context.at('get_scheduler_fix')})",
                 toml_line(key, int(value)),
             )
 
@@ -88,15 +90,15 @@ def _is_forgiven(context: Context, value: Any) -> bool:
     return isinstance(value, (str, list)) and context.optimizer.registered and context.optimizer.hooked
 
 
-def _evidence(option: Option, value: Any) -> str:
+def _evidence(context: Context, option: Option) -> str:
     seen = {
-        "resolution": "measured: 'int' object has no attribute 'split' (train_util.py:5410)",
+        "resolution": f"measured: 'int' object has no attribute 'split' ({at('prepare_dataset_args')})",
         "learning_rate": "measured: '<=' not supported between 'float' and 'str'",
         "network_dim": "measured: empty() wants whole numbers",
-        "network_args": "measured: a string is read letter by letter (train_network.py:663)",
-        "optimizer_args": "measured: a string is read letter by letter (train_util.py:4859)",
+        "network_args": f"measured: a string is read letter by letter ({context.at('NetworkTrainer.train')})",
+        "optimizer_args": f"measured: a string is read letter by letter ({context.at('get_optimizer')})",
     }
-    return seen.get(option.name, _UNCONVERTED)
+    return seen.get(option.name, f"values of a TOML are used as they are ({context.at('read_config_from_file')})")
 
 
 def _default(option: Option) -> Any:
