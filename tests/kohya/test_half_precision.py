@@ -68,7 +68,7 @@ def test_half_precision_without_autocast(lycoris, algorithm, layer, dtype):
         outputs.append(output.float())
         gradients.append(torch.cat([param.grad.flatten() for param in network.parameters() if param.grad is not None]))
     for exact, rounded in (outputs, gradients):
-        assert torch.nn.functional.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.999
+        assert torch.nn.functional.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.99
         assert 0.97 < rounded.norm() / exact.norm() < 1.03
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hina_kohya.cli import main
 from hina_kohya.kohya import patching
@@ -99,7 +99,7 @@ def same(one, other):
 LOKR = ("algo=lokr", "preset=attn-mlp", "factor=4")
 
 
-def test_lokr(subject):
+def test_lokr(subject, tmp_path):
     """hina_kohya.lycoris; its plain file goes on, tensor by tensor."""
     args = (*LOKR, "weight_decay=0.1", "wd_exclude=*lokr_w1", "loraplus_lr_ratio=16")
     chosen = {"network": "hina_kohya.lycoris", "network_args": args}
@@ -113,6 +113,16 @@ def test_lokr(subject):
         assert {group["weight_decay"] for group in part} == {0.0 if end == " no decay" else 0.1}
     again = subject.train(**{**chosen, **STAYS}, extra=("--network_weights", str(first.weights)))
     assert_loaded(first.tensors, again.tensors)
+    if subject.is_musubi:  # merged into the model, a file does what it does as the network
+        nothing = str(tmp_path / "nothing.safetensors")
+        save_file({name: tensor * ("alpha" in name) for name, tensor in first.tensors.items()}, nothing)
+        losses = [
+            subject.train(**{**chosen, **STAYS}, extra=("--base_weights", base, *more)).losses[0]
+            for base, more in (
+                (str(first.weights), ()), (nothing, ("--network_weights", str(first.weights))), (nothing, ()))
+        ]  # fmt: skip
+        assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+        assert losses[0] != losses[2]
 
 
 def assert_loaded(expected, tensors):
@@ -172,8 +182,10 @@ def test_adlrns_and_its_export(subject, tmp_path):
     assert {len(tensor) for name, tensor in report.tensors.items() if name.endswith("adlrns_kept")} <= {1, 4}
     plain = tmp_path / "plain.safetensors"
     assert main(["adlrns", "export", str(report.weights), "--rank", "2", "-o", str(plain)]) == 0
-    extra = ("--dim_from_weights", *([plain] if subject.is_musubi else []), "--network_weights", plain)
-    again = subject.train(**STAYS, network=subject.network, hooks=True, extra=tuple(map(str, extra)))
+    # musubi-tuner's --dim_from_weights is a switch that is read as a path
+    how = ("--network_dim", "2", "--network_alpha", "0.5") if subject.is_musubi else ("--dim_from_weights",)
+    extra = ("--network_weights", str(plain), *how)
+    again = subject.train(**STAYS, network=subject.network, hooks=True, extra=extra)
     exported = load_file(plain)
     theirs = {name: tensor for name, tensor in exported.items() if name in again.tensors}
     assert len(theirs) == len(again.tensors) > 0
@@ -208,3 +220,18 @@ def test_networks_lokr_and_loha(subject):
     counted(report.log, "loha")
     by = split(subject, report, lambda name: " plus" * name.endswith("hada_w2_a"))
     assert by[" plus"][0]["lr"] == pytest.approx(16 * by[""][0]["lr"])
+
+
+@pytest.mark.only("sd", "sd3", "anima", "zimage")
+def test_presets(subject):
+    """Our presets of LyCORIS take the layers that the trainer's own network takes."""
+    preset = {"sd": "sd15", "sd3": "sd35"}.get(subject.kind, subject.kind)
+    extra = ("--network_train_unet_only",) if subject.kind == "sd3" else ()
+    layers = [
+        {name.partition(".")[0] for name in subject.train(**how, steps=1, extra=extra).tensors}
+        for how in (
+            {"network": subject.network, "hooks": True},
+            {"network": "hina_kohya.lycoris", "network_args": ("algo=loha", f"preset={preset}")},
+        )
+    ]
+    assert layers[0] == layers[1]
