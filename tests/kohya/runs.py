@@ -15,12 +15,13 @@ import sys
 from pathlib import Path
 
 from tests.kohya import contract
-from tests.kohya.inside import DOUBLE, HARMLESS, checkout, single_spaces, train_here
+from tests.kohya.inside import DOUBLE, DOUBLE_MUSUBI, HARMLESS, checkout, single_spaces, train_here
 
 ROOT = Path(__file__).parents[2]
 HARNESS = Path(os.environ.get("HINA_HARNESS", ROOT.parent / "shared" / "harness"))
 HARNESS_DIR = Path(os.environ.get("HARNESS_DIR", Path.home() / ".cache" / "hina-harness"))
 VENV, MUSUBI_VENV = HARNESS_DIR / "venv", HARNESS_DIR / "musubi-venv"
+TINY, DIT, MUSUBI = "run_tiny.py", "run_dit.py", "musubi_tiny.py"
 LAUNCH = "hina_kohya.launch"
 ACCELERATE = (
     "--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1"
@@ -120,6 +121,12 @@ class Request:
         return network, list(self.optimizer_args)
 
 
+def real_musubi():
+    """The same for musubi-tuner and MUSUBI_HOME."""
+    home = os.environ.get("MUSUBI_HOME")
+    return Path(home) if home and (HARNESS / MUSUBI).exists() and MUSUBI_VENV.exists() else None
+
+
 def release(home):
     """0.11 and later, or before: where the functions are, and what is logged, changed there."""
     return "0.11" if (home / "library" / "optimizer.py").exists() else "0.10"
@@ -127,13 +134,16 @@ def release(home):
 
 class Double:
     name = "double"
+    script: str | None = None  # in place of a request's
+    more: tuple[str, ...] = ()
 
     def __init__(self, home=DOUBLE):
         self.home, self.release = home, release(home)
 
     def train(self, out, request, here=True):
         network, optimizer = request.words()
-        words = ["--output_dir", out, "--logging_dir", out / "tb", "--max_train_steps", request.steps]
+        request = dc.replace(request, script=self.script or request.script)
+        words = ["--output_dir", out, "--logging_dir", out / "tb", "--max_train_steps", request.steps, *self.more]
         words += ["--learning_rate", request.lr, "--network_module", request.network, "--network_dim", 4]
         words += ["--optimizer_type", request.optimizer, "--seed", 42]
         words += ["--network_args", *network] if network else []
@@ -145,6 +155,15 @@ class Double:
     def ask(self, question, *args, **kwargs):
         with checkout(self.home):
             return json.loads(contract.answer(json.dumps([question, args, kwargs])))
+
+
+class DoubleMusubi(Double):
+    name = "double"
+    script = "musubi_tuner/wan_train_network.py"
+    more = ("--dataset_config", "cached.toml")
+
+    def __init__(self, home=DOUBLE_MUSUBI):
+        self.home, self.release = home, "0.3"
 
 
 @dc.dataclass(frozen=True)
@@ -159,7 +178,6 @@ class Kind:
     venv: Path = VENV
 
 
-TINY, DIT, MUSUBI = "run_tiny.py", "run_dit.py", "musubi_tiny.py"
 KINDS = {
     "sd": Kind(TINY, ("--trainer", "sd"), "train_network.py", "networks.lora"),
     "sdxl": Kind(TINY, ("--trainer", "sdxl"), "sdxl_train_network.py", "networks.lora"),
@@ -177,12 +195,11 @@ KINDS = {
 
 
 class Real:
-    name = "sd-scripts"
-
     def __init__(self, folder, kind="sd", home=None):
         """`folder` gets this package's entry points, as if pip had installed it into the harness."""
-        self.home = home or real_checkout()
         self.kind = KINDS[kind]
+        self.name = "musubi-tuner" if self.kind.tool == MUSUBI else "sd-scripts"
+        self.home = home or (real_musubi() if self.kind.tool == MUSUBI else real_checkout())
         self.release = release(self.home)
         self.worker = None
         self.installed = folder / "installed"
@@ -227,9 +244,9 @@ class Real:
 
     def ask(self, question, *args, **kwargs):
         if self.worker is None:
-            paths = os.pathsep.join(map(str, (self.home, HARNESS / "stubs", ROOT)))
+            paths = os.pathsep.join(map(str, (self.home, self.home / "src", HARNESS / "stubs", ROOT)))
             self.worker = subprocess.Popen(
-                [VENV / "bin" / "python", "-c", "from tests.kohya import contract; contract.serve()"],
+                [self.kind.venv / "bin" / "python", "-c", "from tests.kohya import contract; contract.serve()"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                 env={**os.environ, **HARMLESS, "PYTHONPATH": paths},
             )  # fmt: skip
@@ -247,7 +264,7 @@ class Real:
 def _apart(home, request, words, environment):
     """The same in a process of its own, through a launcher: (exit status, log)."""
     command = [sys.executable, *LAUNCHERS[request.launch].split(), *(["-m", LAUNCH] if request.hooks else [])]
-    paths = os.pathsep.join(map(str, (ROOT, *request.plugins)))
+    paths = os.pathsep.join(map(str, (ROOT, home, *request.plugins)))
     run = subprocess.run(
         [*command, str(home / request.script), *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300,
