@@ -114,10 +114,11 @@ def subject(request, tmp_path, monkeypatch):
 def pytest_runtest_makereport(item, call):
     report = yield
     if report.when == "call" and os.environ.get("HINA_TRAINERS") and "subject" in item.fixturenames:
+        kind, checkout = SUBJECTS[item.callspec.params["subject"]]
         result = {
             "test": item.originalname,
-            "id": item.name,
-            "subject": item.callspec.params["subject"],
+            "kind": kind,
+            **{name: getattr(checkout, name) for name in ("family", "release", "commit")},
             "outcome": report.outcome,
             "seconds": round(report.duration, 1),
             "why": str(call.excinfo.value)[-1500:] if call.excinfo else "",
