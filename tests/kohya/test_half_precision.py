@@ -50,9 +50,14 @@ def network_on(module, layer, words, preset, dtype):
     return unet, network.train()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("algorithm", "layer", "dtype"),
+    [
+        *((algorithm, layer, torch.bfloat16) for algorithm in ALGORITHMS for layer in LAYERS),
+        ("lora, DoRA", "linear", torch.float16),
+    ],
+    ids=str,
+)
 def test_half_precision_without_autocast(lycoris, algorithm, layer, dtype):
     """The output keeps its dtype, every factor its float32 gradient, and both are those of float32, to rounding."""
     make, shape, preset = LAYERS[layer]

@@ -111,7 +111,6 @@ WAYS = {
     "hina_kohya.network of LyCORIS": (
         {"network": "hina_kohya.network", "network_args": ("inner=lycoris.kohya", *LOKR)}, "lokr"),
     "-m hina_kohya.launch": ({"network": "networks.lora_wan", "hooks": True}, "lora"),
-    "hina-kohya launch": ({"network_args": LOKR, "launch": "hina-kohya"}, "lokr"),
 }  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def test_lokr(subject, tmp_path):
         assert {group["weight_decay"] for group in part} == {0.0 if end == " no decay" else 0.1}
     again = subject.train(**{**chosen, **STAYS}, extra=("--network_weights", str(first.weights)))
     assert_loaded(first.tensors, again.tensors)
-    if subject.is_musubi:  # merged into the model, a file does what it does as the network
+    if subject.kind == "wan":  # merged into the model, a file does what it does as the network; one function for all
         nothing = str(tmp_path / "nothing.safetensors")
         save_file({name: tensor * ("alpha" in name) for name, tensor in first.tensors.items()}, nothing)
         losses = [
@@ -145,7 +145,9 @@ def test_launcher_with_loha(subject):
 def test_hina_kohya_launch_with_dora(subject):
     """`hina-kohya launch`, in bf16."""
     args = ("algo=lora", "preset=attn-mlp", "dora_wd=True", "weight_decay=0.1")
-    extra = (*rates(subject), "--mixed_precision", "bf16", "--save_state")
+    # HunyuanImage's ByT5 adapter gives a bf16 LayerNorm float32, which torch takes on a GPU only
+    half = () if subject.kind == "hunyuan_image" else ("--mixed_precision", "bf16")
+    extra = (*rates(subject), *half, "--save_state")
     report = subject.train(network_args=args, optimizer="HinaAdamW", steps=3, launch="hina-kohya", extra=extra)
     assert report.meta["ss_optimizer"].startswith(OURS)
     counted(report.log, "lora")
