@@ -45,8 +45,9 @@ def heading(results: list[dict]) -> str:
         {f"{each['family']} {each['release']} ({each['commit'] or 'no commit known'})" for each in results}
     )
     minutes = round(sum(each["seconds"] for each in results) / 60)
-    words = f"{datetime.date.today()}: {', '.join(checkouts)}; {_versions()}. {len(results)} tests"
-    return f"{words}, {sum(each['outcome'] == 'failed' for each in results)} failed; {minutes} minutes of one core.\n"
+    count, failed = (sum(each["outcome"] in words for each in results) for words in (("passed", "failed"), ("failed",)))
+    words = f"{datetime.date.today()}: {', '.join(checkouts)}; {_versions()}. {count} tests"
+    return f"{words}, {failed} failed; {minutes} minutes if one after the other.\n"
 
 
 def _versions() -> str:
