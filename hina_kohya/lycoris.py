@@ -16,5 +16,5 @@ create_network_from_weights = _module.create_network_from_weights
 def create_arch_network_from_weights(
     multiplier: float, weights_sd: Any, text_encoders: Any = None, unet: Any = None, **kwargs: Any
 ) -> Any:
-    """(network, weights), as musubi-tuner asks for it with --dim_from_weights and --base_weights."""
-    return create_network_from_weights(multiplier, "", None, text_encoders, unet, weights_sd=weights_sd, **kwargs)
+    """The network of a file, as musubi-tuner asks for it with --base_weights."""
+    return create_network_from_weights(multiplier, "", None, text_encoders, unet, weights_sd=weights_sd, **kwargs)[0]

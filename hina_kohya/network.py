@@ -24,7 +24,7 @@ def create_arch_network(*args: Any, inner: str | None = None, **kwargs: Any) -> 
 
 
 def create_arch_network_from_weights(*args: Any, inner: str | None = None, **kwargs: Any) -> Any:
-    """Network and weights of the module `inner`, for musubi-tuner."""
+    """Network of a file for the module `inner`, for musubi-tuner."""
     return _module(inner).create_arch_network_from_weights(*args, **kwargs)
 
 
@@ -37,8 +37,7 @@ def _module(inner: str | None) -> Any:
     if inner is None:
         raise UserError(
             "hina_kohya.network needs network_args inner=networks.lora (or another network module). With "
-            "--base_weights (and --dim_from_weights of musubi-tuner) trainers pass none: start with `hina-kohya "
-            "launch` and --network_module networks.lora"
+            "--base_weights trainers pass none: start with `hina-kohya launch` and --network_module networks.lora"
         )
     if inner == __name__:
         raise UserError(f"network_args: inner={inner} is this module itself; write inner=networks.lora")

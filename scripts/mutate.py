@@ -197,7 +197,7 @@ MUTANTS = [
     Mutant(
         "hooks that stay",
         "trainers/bindings.py",
-        "setattr(holder, attribute, value.__wrapped__)",
+        "setattr(module, name, vars(module)[name].__wrapped__)",
         "pass",
         "tests/kohya/test_hooks.py",
     ),

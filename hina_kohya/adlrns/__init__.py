@@ -9,6 +9,7 @@ from typing import Any
 _MODULES: dict[str, str] = {
     "create_network": "hina_kohya.adlrns.network",
     "create_network_from_weights": "hina_kohya.adlrns.network",
+    "create_arch_network_from_weights": "hina_kohya.adlrns.network",
     # The standalone layer.
     "ADLRNSTrainer": "hina_kohya.adlrns.trainer",
     "BudgetManager": "hina_kohya.adlrns.budget",

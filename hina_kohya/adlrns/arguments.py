@@ -27,7 +27,9 @@ class Settings:
     budget_unit: str = hyper("rank", doc="rank: every direction costs 1; macs: by its module's multiply-adds")
     mode: str = hyper("cap", doc="cap: keep what gains, up to the budget; spend: use the whole budget")
     bins: int = hyper(6, "[1, 256]", doc="states that the timesteps are divided into")
-    timesteps: float | None = hyper(None, "(0, inf)", doc="largest timestep the model is given; known for sd-scripts'")
+    timesteps: float | None = hyper(
+        None, "(0, inf)", doc="largest timestep the model is given; known for kohya's trainers"
+    )
     refresh_every: int = hyper(50, "[1, inf)", doc="steps between two choices of directions")
     warmup: int = hyper(300, "[0, inf)", doc="first steps, with all directions; about a third of all")
     probe_every: int = hyper(1, "[1, inf)", doc="steps between two that measure all directions, kept or not")

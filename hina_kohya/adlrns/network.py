@@ -37,6 +37,13 @@ def create_network_from_weights(*args: Any, **kwargs: Any) -> Any:
     return _creator(_FROM_WEIGHTS)(*args, **_with_algo(kwargs))
 
 
+def create_arch_network_from_weights(
+    multiplier: float, weights_sd: Any, text_encoders: Any = None, unet: Any = None, **kwargs: Any
+) -> Any:
+    """The network of a file, as musubi-tuner asks for it with --base_weights."""
+    return create_network_from_weights(multiplier, "", None, text_encoders, unet, weights_sd=weights_sd, **kwargs)[0]
+
+
 def _creator(name: str) -> Callable[..., Any]:
     return getattr(hooks.network_module("lycoris.kohya"), name)
 

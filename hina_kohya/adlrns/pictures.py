@@ -37,7 +37,7 @@ def _ranks(axes: Any, modules: Mapping[str, Pair], figure: Any) -> None:
     figure.colorbar(image, ax=axes, label="directions kept")
     means = ", ".join(f"{mean:.2g}" for mean in table.double().mean(0).tolist())
     axes.set_title(f"ranks; means over modules: {means}", loc="left", size=10, color=INK)
-    axes.set(xlabel="timestep / largest", ylabel="modules, in the file's order")
+    axes.set(xlabel="share of noise", ylabel="modules, in the file's order")
 
 
 def _directions(axes: Any, modules: Mapping[str, Pair], figure: Any) -> None:
@@ -53,7 +53,7 @@ def _directions(axes: Any, modules: Mapping[str, Pair], figure: Any) -> None:
     states, directions = pair.kept.nonzero(as_tuple=True)
     axes.plot(states.numpy(), directions.numpy(), "o", color=INK, markersize=5)
     axes.set_title(f"{name.removeprefix('lora_')[-44:]}: dots are kept", loc="left", size=10, color=INK)
-    axes.set(xlabel="bin of the timestep", ylabel="direction, sorted by mean gain")
+    axes.set(xlabel="bin of the timestep, from least noise", ylabel="direction, sorted by mean gain")
     axes.set_xticks(range(len(pair.kept)), [str(number + 1) for number in range(len(pair.kept))])
 
 

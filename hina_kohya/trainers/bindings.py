@@ -13,6 +13,7 @@ from typing import Any
 import wrapt
 
 Wrapper = Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
+_methods: set[tuple[type, str]] = set()  # that are wrapped, since classes are too many to be searched
 
 
 class Hook(wrapt.FunctionWrapper):
@@ -36,17 +37,23 @@ def bind(functions: Mapping[str, Wrapper], active: Callable[[], bool]) -> None:
             else:
                 hooks[id(function)] = Hook(function, wrapper, active)
                 setattr(holder, attribute, hooks[id(function)])
+            if isinstance(holder, type):
+                _methods.add((holder, attribute))
     if hooks:
-        for holder, attribute, value in _names():
-            if id(value) in hooks:
-                setattr(holder, attribute, hooks[id(value)])
+        for module in _modules():
+            for name in [name for name, value in vars(module).items() if id(value) in hooks]:
+                setattr(module, name, hooks[id(vars(module)[name])])
 
 
 def release() -> None:
     """Gives every module and class its own functions back."""
-    for holder, attribute, value in list(_names(classes=True)):
-        if type(value) is Hook:
-            setattr(holder, attribute, value.__wrapped__)
+    while _methods:
+        holder, attribute = _methods.pop()
+        if type(method := vars(holder).get(attribute)) is Hook:
+            setattr(holder, attribute, method.__wrapped__)
+    for module in _modules():
+        for name in [name for name, value in vars(module).items() if type(value) is Hook]:
+            setattr(module, name, vars(module)[name].__wrapped__)
 
 
 def is_bound(path: str) -> bool:
@@ -73,12 +80,5 @@ def _script(module: str) -> ModuleType | None:
     return main if file and Path(file).stem == module.rpartition(".")[2] else None
 
 
-def _names(classes: bool = False) -> Iterator[tuple[Any, str, Any]]:
-    """Everything that modules hold, and their classes where asked for, as (holder, name, value)."""
-    for module in list(sys.modules.values()):
-        if not isinstance(module, ModuleType):
-            continue
-        for name, value in list(vars(module).items()):
-            yield module, name, value
-            if classes and issubclass(type(value), type) and value.__module__ == module.__name__:
-                yield from ((value, attribute, held) for attribute, held in list(vars(value).items()))
+def _modules() -> list[ModuleType]:
+    return [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]

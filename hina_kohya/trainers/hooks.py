@@ -15,7 +15,7 @@ from typing import Any
 
 import wrapt
 
-from hina_kohya.trainers import bindings, guard, networks, optimizers, schedulers
+from hina_kohya.trainers import bindings, guard, half_precision, lycoris_presets, networks, optimizers, schedulers
 from hina_kohya.trainers.bindings import Wrapper
 from hina_kohya.trainers.checkouts import TRAINERS
 from hina_kohya.trainers.networks import CREATORS
@@ -92,9 +92,14 @@ def _create(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str
 
 
 def _create_lycoris(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`algo=adlrns`, too; by name, since the network of ADLRNS itself comes in through these hooks."""
+    """Our presets and `algo=adlrns`, too; by name, since the network of ADLRNS itself comes in through these hooks."""
+    if "preset" in kwargs:
+        kwargs = {**kwargs, "preset": lycoris_presets.path(kwargs["preset"])}
     adlrns = importlib.import_module("hina_kohya.adlrns.network")
-    return _create(functools.partial(adlrns.create, wrapped), instance, args, kwargs)
+    created = _create(functools.partial(adlrns.create, wrapped), instance, args, kwargs)
+    for network in networks.networks_of(created):
+        half_precision.admit(network)
+    return created
 
 
 def _network_modules() -> Iterator[str]:

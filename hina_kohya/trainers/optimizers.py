@@ -60,8 +60,12 @@ def build(cls: Any, words: Any, params: Any, lr: float) -> Built:
 
 
 def _bound(args: Any, trainable_params: Any) -> tuple[Any, Any]:
-    """The two arguments under the trainers' own names, however they were given."""
-    return args, trainable_params
+    """The two arguments under the trainers' own names, however they were given.
+
+    sd-scripts before 0.9 hands on what the network returned, which today's LyCORIS makes (groups, descriptions).
+    """
+    pair = isinstance(trainable_params, tuple) and len(trainable_params) == 2
+    return args, trainable_params[0] if pair and isinstance(trainable_params[0], list) else trainable_params
 
 
 def _modes(optimizer: Any) -> tuple[Any, Any]:

@@ -22,6 +22,20 @@ class GroupsCall:
     pair: bool | None = None
 
 
+@dc.dataclass(frozen=True)
+class Timestep:
+    """How a model is given the timestep of each sample.
+
+    argument: of its forward, by keyword or by position
+    largest : the timestep runs from 0 to this
+    falls   : it is `largest` for the image and 0 for noise alone, the other way round than most
+    """
+
+    argument: str
+    largest: float = 1000.0
+    falls: bool = False
+
+
 @dc.dataclass(frozen=True, eq=False)
 class Trainer:
     """One family of trainers; there is one object a family.
@@ -40,6 +54,7 @@ class Trainer:
     dataset_module : the module that checks the file of --dataset_config
     groups_calls   : how it asks a network for param groups
     optimizers     : what it does with `--optimizer_type`
+    timesteps      : classes of the models it trains, or of their bases -> how it gives them the timestep
     """
 
     name: str
@@ -55,6 +70,7 @@ class Trainer:
     dataset_module: str
     groups_calls: tuple[GroupsCall, ...]
     optimizers: Optimizers
+    timesteps: Mapping[str, Timestep]
     returns_modes: bool = False
 
     @property

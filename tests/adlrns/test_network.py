@@ -9,10 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
 
 from hina_kohya.adlrns import create_network_from_weights, memory
-from hina_kohya.adlrns.states import States
 from tests.adlrns.small import TextEncoder, UNet, batch, create, frozen, randomise
 
 
@@ -71,73 +69,6 @@ def test_defaults(dim):
 def test_bad_arguments(arguments, says):
     with pytest.raises(ValueError, match=says):
         create(frozen(UNet()), **arguments)
-
-
-class Positional(nn.Module):
-    """SDXL's U-Net; SD3's calls it t."""
-
-    def forward(self, x, timesteps=None, context=None, y=None):
-        return x
-
-
-class MMDiT(nn.Module):
-    def forward(self, x, t, y=None, context=None):
-        return x
-
-
-class Flux(nn.Module):
-    def forward(self, img, img_ids, txt, txt_ids, timesteps, y, guidance=None):
-        return img
-
-
-class Wrapped(Flux):
-    pass
-
-
-X = torch.zeros(3, 4)
-CALLS = {
-    "sd": (UNet, lambda m, t: m(torch.zeros(3, 4, 6, 6, dtype=torch.float64), t, None)),
-    "sdxl": (Positional, lambda m, t: m(X, t, X, X)),
-    "sd3": (MMDiT, lambda m, t: m(X, t, context=X, y=X)),
-    "keyword": (Positional, lambda m, t: m(x=X, timesteps=t)),
-    "flux": (Flux, lambda m, t: m(img=X, img_ids=X, txt=X, txt_ids=X, y=X, timesteps=t / 1000, guidance=None)),
-    "wrapped flux": (Wrapped, lambda m, t: m(X, X, X, X, t / 1000, X)),
-}
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_the_timestep_of_every_model(name):
-    kind, call = CALLS[name]
-    model, states = kind().double(), States(4)
-    states.attach(model)
-    call(model, torch.tensor([0, 251, 999]))
-    assert states.batch(True).states == (0, 1, 3)
-    assert states.samples == 3
-    with torch.no_grad():  # a look aside: the backward of the call before is to come
-        call(model, torch.tensor([900, 900, 900]))
-    assert states.batch(True).states == (0, 1, 3)
-    call(model, torch.tensor(600.0))  # as samplers give it: one for all
-    assert states.batch(True).states == (2,)
-    call(model, torch.tensor([1000, 1000, 1000]))
-    assert states.batch(True).states == (3, 3, 3)
-    with pytest.raises(ValueError, match="not finite"):
-        call(model, torch.tensor([float("nan")] * 3))
-    states.detach()
-    call(model, torch.tensor([0, 0, 0]))
-    assert states.batch(True).states == (3, 3, 3)
-
-
-def test_a_model_without_a_timestep():
-    with pytest.raises(ValueError, match=r"Linear.forward\(input\) has no timesteps or timestep or t; write bins=1"):
-        States(2).attach(nn.Linear(2, 2))
-    States(1).attach(nn.Linear(2, 2))
-
-
-def test_another_largest_timestep():
-    model, states = Positional(), States(4, timesteps=1)
-    states.attach(model)
-    model(X, torch.tensor([0.1, 0.6, 1.0]))
-    assert states.batch(True).states == (0, 2, 3)
 
 
 @pytest.mark.parametrize("unit", ["rank", "macs"])

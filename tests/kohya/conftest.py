@@ -1,4 +1,4 @@
-"""`trainer`: the double of sd-scripts, and the real thing where there is one, with the same words for both."""
+"""`trainer` and `musubi`: the doubles of sd-scripts and musubi-tuner, and the real things where there are any."""
 
 import pytest
 
@@ -28,6 +28,16 @@ class Trainer:
 
 
 @pytest.fixture(scope="session")
+def _musubi_subjects(_runs, tmp_path_factory):
+    subjects = {"double": _runs.DoubleMusubi()}
+    if _runs.real_musubi() is not None:
+        subjects["musubi-tuner"] = _runs.Real(tmp_path_factory.mktemp("harness"), "wan")
+    yield subjects
+    if "musubi-tuner" in subjects:
+        subjects["musubi-tuner"].close()
+
+
+@pytest.fixture(scope="session")
 def _runs():
     from tests.kohya import runs  # imports torch and LyCORIS, which not every test here needs
 
@@ -51,6 +61,8 @@ def pytest_generate_tests(metafunc):
         old = metafunc.definition.get_closest_marker("old_layout_too")
         subjects = ["double", *(["double-0.10"] if old else []), "sd-scripts"]
         metafunc.parametrize("trainer", subjects, indirect=True)
+    if "musubi" in metafunc.fixturenames:
+        metafunc.parametrize("musubi", ["double", "musubi-tuner"], indirect=True)
 
 
 @pytest.fixture
@@ -58,3 +70,10 @@ def trainer(request, _runs, _subjects, tmp_path):
     if request.param not in _subjects:
         pytest.skip("needs SD_SCRIPTS_HOME and the harness")
     return Trainer(_subjects[request.param], _runs.Request, tmp_path)
+
+
+@pytest.fixture
+def musubi(request, _runs, _musubi_subjects, tmp_path):
+    if request.param not in _musubi_subjects:
+        pytest.skip("needs MUSUBI_HOME and the harness")
+    return Trainer(_musubi_subjects[request.param], _runs.Request, tmp_path)

@@ -197,7 +197,132 @@ def many(question, calls):
     return [json.loads(answer(json.dumps([question, args, kwargs]))) for args, kwargs in calls]
 
 
-QUESTIONS = {function.__name__: function for function in (optimizer, rates, config, groups, logs, outputs, many)}
+# The same of musubi-tuner
+
+
+def musubi_optimizer(optimizer_type, optimizer_args=None, present=(), absent=(), **given):
+    """What NetworkTrainer.get_optimizer makes of it, and what its last two values call."""
+    from musubi_tuner.training.trainer_base import NetworkTrainer
+
+    args = settings(optimizer_type=optimizer_type, optimizer_args=optimizer_args, **given)
+    groups = [{"params": {"a": torch.nn.Parameter(torch.ones(2, 2))}.values(), "lr": 0.5}]
+    with packages(present, absent):
+        name, text, made, train, evaluate = NetworkTrainer().get_optimizer(args, groups)
+    trained = getattr(made, "trained", None)
+    train()
+    after = getattr(made, "trained", None)
+    evaluate()
+    return {
+        "name": name, "args": text, "class": f"{type(made).__module__}.{type(made).__name__}",
+        "options": {key: repr(value) for key, value in getattr(made, "options", {}).items()},
+        "lr": made.param_groups[0]["lr"], "trained": [trained, after, getattr(made, "trained", None)],
+        "learning_rate": args.learning_rate, "lr_scheduler": args.lr_scheduler,
+    }  # fmt: skip
+
+
+def musubi_network(module, unet, **kwargs):
+    import musubi_tuner
+
+    sys.path.append(str(Path(musubi_tuner.__file__).parent))
+    creators = importlib.import_module(module)
+    words = {"neuron_dropout": None} if hasattr(creators, "create_arch_network") else {}
+    create = getattr(creators, "create_arch_network" if words else "create_network")
+    network = create(1.0, 4, 1, None, None, unet, **words, **kwargs)
+    network.apply_to(None, unet, apply_text_encoder=False, apply_unet=True)
+    return creators, network
+
+
+def musubi_groups(module, lr=1e-3, **kwargs):
+    """The groups that a network hands to the optimizer, and their descriptions."""
+    from tests.kohya.double_musubi.musubi_tuner import tiny_wan
+
+    creators, network = musubi_network(module, tiny_wan.build(), **kwargs)
+    prepared = network.prepare_optimizer_params(unet_lr=lr)
+    found, descriptions = prepared if isinstance(prepared, tuple) else (prepared, None)
+    return {
+        "creators": sorted(name for name in vars(creators) if name.startswith("create_")),
+        "pair": isinstance(prepared, tuple),
+        "descriptions": descriptions,
+        "groups": [
+            {
+                "lr": group.get("lr"),
+                "names": sorted(group["params"].mapping) if hasattr(group["params"], "mapping") else None,
+            }
+            for group in found
+        ],
+        "saved": sorted(network.state_dict()),
+    }
+
+
+def musubi_merged(module):
+    """Whether a network of weights comes alone, and what it does to the model: the same as it does unmerged."""
+    from tests.kohya.double_musubi.musubi_tuner import tiny_wan
+
+    unet = tiny_wan.build()
+    creators, network = musubi_network(module, unet)
+    for param in network.parameters():
+        torch.nn.init.normal_(param, std=0.2)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    other = tiny_wan.build()
+    created = creators.create_arch_network_from_weights(1.0, weights, unet=other, for_inference=True)
+    if not isinstance(created, tuple):
+        created.merge_to(None, other, weights, torch.float32, "cpu")
+    x, text = torch.ones(1, tiny_wan.CHANNELS, 1, 4, 4), [torch.ones(5, tiny_wan.WIDTH)]
+    outputs = [model(x, torch.tensor([500.0]), text, 16)[0] for model in (tiny_wan.build(), unet, other)]
+    return {
+        "alone": not isinstance(created, tuple),
+        "acts": bool((outputs[0] - outputs[1]).abs().max() > 1e-3),
+        "same": bool((outputs[1] - outputs[2]).abs().max() < 1e-5),
+    }
+
+
+def musubi_noise(count=64, **given):
+    """Timesteps, and the share of noise that a trainer mixed in for each."""
+    from musubi_tuner.training.trainer_base import NetworkTrainer
+
+    args = settings(**{
+        "timestep_sampling": "shift", "discrete_flow_shift": 3.0, "sigmoid_scale": 1.0, "weighting_scheme": "none",
+        "min_timestep": None, "max_timestep": None, "preserve_distribution_shape": False, **given,
+    })  # fmt: skip
+    torch.manual_seed(0)
+    noise, latents = torch.randn(count, 4, 1, 4, 4), torch.randn(count, 4, 1, 4, 4)
+    noisy, timesteps = NetworkTrainer().get_noisy_model_input_and_timesteps(
+        args, noise, latents, None, None, torch.device("cpu"), torch.float32
+    )
+    mixed = (noise - latents).flatten(1)
+    shares = ((noisy - latents).flatten(1) * mixed).sum(1) / mixed.square().sum(1)
+    return {"timesteps": timesteps.tolist(), "shares": shares.tolist()}
+
+
+def musubi_logs(lrs, descriptions):
+    """What generate_step_logs writes for these rates of the optimizer's groups."""
+    from musubi_tuner.training.trainer_base import NetworkTrainer
+
+    scheduled = types.SimpleNamespace(param_groups=[{"lr": lr} for lr in lrs])
+    scheduler = types.SimpleNamespace(get_last_lr=lambda: lrs, optimizers=[scheduled])
+    return NetworkTrainer().generate_step_logs(settings(optimizer_type="AdamW"), 1.0, 1.0, scheduler, descriptions)
+
+
+def musubi_config(folder, toml, *words):
+    """The arguments that result from a TOML file and a command line."""
+    from musubi_tuner.training import parser_common
+
+    Path(folder, "config.toml").write_text(toml, encoding="utf-8")
+    argv, sys.argv = sys.argv, ["wan_train_network.py", "--config_file", str(Path(folder, "config")), *words]
+    try:
+        parser = parser_common.setup_parser_common()
+        args = parser_common.read_config_from_file(parser.parse_args(), parser)
+    finally:
+        sys.argv = argv
+    return {key: value for key, value in vars(args).items() if isinstance(value, str | int | float | list)}
+
+
+MUSUBI = (
+    musubi_optimizer, musubi_groups, musubi_merged, musubi_noise, musubi_logs, musubi_config,
+)  # fmt: skip
+QUESTIONS = {
+    function.__name__: function for function in (optimizer, rates, config, groups, logs, outputs, many, *MUSUBI)
+}
 
 
 def answer(line):

@@ -15,9 +15,14 @@ from lycoris.kohya import LycorisNetworkKohya
 
 from hina_kohya.trainers import hooks
 
-DOUBLE = Path(__file__).parent / "double"
+DOUBLE, DOUBLE_MUSUBI = (Path(__file__).parent / name for name in ("double", "double_musubi"))
 LYCORIS_STATE = re.compile(r"[A-Z_]+")  # class attributes that a preset sets, for the whole process
-FRESH = ("hina_kohya.lycoris", "hina_kohya.network", "tests.kohya.order_probe")  # their import is part of a training
+FRESH = (
+    "hina_kohya.lycoris",
+    "hina_kohya.network",
+    "tests.kohya.order_probe",
+    "tests.trainers.noise_probe",
+)  # their import is part of a training
 HARMLESS = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -27,6 +32,7 @@ def checkout(home, plugins=(), environment=HARMLESS):
     _forget(FRESH)
     modules, path, argv, variables = set(sys.modules), list(sys.path), list(sys.argv), dict(os.environ)
     root, level, state = list(logging.root.handlers), logging.root.level, random.getstate()
+    logging.root.handlers[:] = []
     sys.path[:0] = map(str, (home, *plugins))
     os.environ.update(environment)
     try:

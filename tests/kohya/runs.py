@@ -1,4 +1,4 @@
-"""Trainings and questions in the same words for the double and for a real checkout of sd-scripts.
+"""Trainings and questions in the same words for the double and for real checkouts of sd-scripts and musubi-tuner.
 
 The double runs within this process, unless the launch is the subject. The real thing runs through the harness of this
 project's developers (HINA_HARNESS, default ../shared/harness) where SD_SCRIPTS_HOME names a checkout.
@@ -15,11 +15,13 @@ import sys
 from pathlib import Path
 
 from tests.kohya import contract
-from tests.kohya.inside import DOUBLE, HARMLESS, checkout, single_spaces, train_here
+from tests.kohya.inside import DOUBLE, DOUBLE_MUSUBI, HARMLESS, checkout, single_spaces, train_here
 
 ROOT = Path(__file__).parents[2]
 HARNESS = Path(os.environ.get("HINA_HARNESS", ROOT.parent / "shared" / "harness"))
-VENV = Path(os.environ.get("HARNESS_DIR", Path.home() / ".cache" / "hina-harness")) / "venv"
+HARNESS_DIR = Path(os.environ.get("HARNESS_DIR", Path.home() / ".cache" / "hina-harness"))
+VENV, MUSUBI_VENV = HARNESS_DIR / "venv", HARNESS_DIR / "musubi-venv"
+TINY, DIT, MUSUBI = "run_tiny.py", "run_dit.py", "musubi_tiny.py"
 LAUNCH = "hina_kohya.launch"
 ACCELERATE = (
     "--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1"
@@ -119,6 +121,12 @@ class Request:
         return network, list(self.optimizer_args)
 
 
+def real_musubi():
+    """The same for musubi-tuner and MUSUBI_HOME."""
+    home = os.environ.get("MUSUBI_HOME")
+    return Path(home) if home and (HARNESS / MUSUBI).exists() and MUSUBI_VENV.exists() else None
+
+
 def release(home):
     """0.11 and later, or before: where the functions are, and what is logged, changed there."""
     return "0.11" if (home / "library" / "optimizer.py").exists() else "0.10"
@@ -126,13 +134,16 @@ def release(home):
 
 class Double:
     name = "double"
+    script: str | None = None  # in place of a request's
+    more: tuple[str, ...] = ()
 
     def __init__(self, home=DOUBLE):
         self.home, self.release = home, release(home)
 
     def train(self, out, request, here=True):
         network, optimizer = request.words()
-        words = ["--output_dir", out, "--logging_dir", out / "tb", "--max_train_steps", request.steps]
+        request = dc.replace(request, script=self.script or request.script)
+        words = ["--output_dir", out, "--logging_dir", out / "tb", "--max_train_steps", request.steps, *self.more]
         words += ["--learning_rate", request.lr, "--network_module", request.network, "--network_dim", 4]
         words += ["--optimizer_type", request.optimizer, "--seed", 42]
         words += ["--network_args", *network] if network else []
@@ -146,12 +157,49 @@ class Double:
             return json.loads(contract.answer(json.dumps([question, args, kwargs])))
 
 
-class Real:
-    name = "sd-scripts"
+class DoubleMusubi(Double):
+    name = "double"
+    script = "musubi_tuner/wan_train_network.py"
+    more = ("--dataset_config", "cached.toml")
 
-    def __init__(self, folder):
+    def __init__(self, home=DOUBLE_MUSUBI):
+        self.home, self.release = home, "0.3"
+
+
+@dc.dataclass(frozen=True)
+class Kind:
+    """A trainer, and how the harness runs it on tiny random models. network: its own module of LoRA."""
+
+    tool: str
+    words: tuple[str, ...]
+    script: str
+    network: str
+    tree: str = "--tree"
+    venv: Path = VENV
+
+
+KINDS = {
+    "sd": Kind(TINY, ("--trainer", "sd"), "train_network.py", "networks.lora"),
+    "sdxl": Kind(TINY, ("--trainer", "sdxl"), "sdxl_train_network.py", "networks.lora"),
+    "flux": Kind(TINY, ("--trainer", "flux"), "flux_train_network.py", "networks.lora_flux"),
+    "sd3": Kind(TINY, ("--trainer", "sd3"), "sd3_train_network.py", "networks.lora_sd3"),
+    **{
+        name: Kind(DIT, (name,), f"{name}_train_network.py", f"networks.lora_{name}")
+        for name in ("anima", "lumina", "hunyuan_image")
+    },
+    **{
+        name: Kind(MUSUBI, (name,), f"{name}_train_network.py", f"networks.lora_{name}", "--musubi", MUSUBI_VENV)
+        for name in ("zimage", "wan", "qwen_image")
+    },
+}
+
+
+class Real:
+    def __init__(self, folder, kind="sd", home=None):
         """`folder` gets this package's entry points, as if pip had installed it into the harness."""
-        self.home = real_checkout()
+        self.kind = KINDS[kind]
+        self.name = "musubi-tuner" if self.kind.tool == MUSUBI else "sd-scripts"
+        self.home = home or (real_musubi() if self.kind.tool == MUSUBI else real_checkout())
         self.release = release(self.home)
         self.worker = None
         self.installed = folder / "installed"
@@ -161,28 +209,33 @@ class Real:
 
     def train(self, out, request, here=True):
         network, optimizer = request.words()
-        paths = os.pathsep.join(map(str, (ROOT, self.installed, *request.plugins)))
-        command = [sys.executable, HARNESS / "run_tiny.py", "--out", out, "--pythonpath", paths, "--timeout", 400]
-        command += ["--steps", request.steps, "--lr", request.lr]
-        if request.launch == "hina-kohya":
+        words = ["--steps", request.steps, "--lr", request.lr, "--network_module", request.network]
+        words += ["--optimizer_type", request.optimizer]
+        words += ["--network_args", *network] if network else []
+        words += ["--optimizer_args", *optimizer] if optimizer else []
+        return self.run(out, words, request.extra, request.launch, request.hooks, request.plugins)
+
+    def run(self, out, words, extra=(), launch="python", hooks=False, plugins=()):
+        """The harness's tool with these words of its own, and `extra` for the trainer."""
+        paths = os.pathsep.join(map(str, (ROOT, self.installed, *plugins)))
+        command = [sys.executable, HARNESS / self.kind.tool, *self.kind.words, self.kind.tree, self.home, "--out", out]
+        command += ["--pythonpath", paths, "--timeout", 600, "--env", f"PROBE_FOLDER={out}", *words]
+        if launch == "hina-kohya":
             command += ["--python", self._hina_kohya()]
-        else:
-            command += ["--launcher", request.launch]
-        command += ["--num-processes", 2 if request.launch == "torchrun" else 1, "--network_module", request.network]
-        command += ["--launch-module", LAUNCH] if request.hooks else []
-        command += ["--optimizer_type", request.optimizer, "--env", f"PROBE_FOLDER={out}"]
-        command += ["--network_args", *network] if network else []
-        command += ["--optimizer_args", *optimizer] if optimizer else []
-        command += ["--save_state"] if "--save_state" in request.extra else []
-        extra = [word for word in request.extra if word != "--save_state"]
+        elif launch != "python":
+            command += ["--launcher", launch, "--num-processes", 2 if launch == "torchrun" else 1]
+        command += ["--launch-module", LAUNCH] if hooks else []
+        command += ["--save_state"] if "--save_state" in extra else []
+        extra = [word for word in extra if word != "--save_state"]
         command += ["--", *extra] if extra else []
         run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+        assert run.stdout, run.stderr[-3000:]
         report = json.loads(run.stdout)
         return Report(report["rc"], single_spaces(Path(report["log"]).read_text(errors="replace")), out)
 
     def _hina_kohya(self):
         """In the place of the harness's Python: starts scripts by `hina-kohya launch`; leaves `-c` to Python."""
-        script, python = self.installed.parent / "hina-kohya-launch", VENV / "bin" / "python"
+        script, python = self.installed.parent / "hina-kohya-launch", self.kind.venv / "bin" / "python"
         script.write_text(
             f'#!/bin/sh\n[ "$1" = -c ] && exec {python} "$@"\nexec {python} {LAUNCHERS["hina-kohya"]} "$@"\n'
         )
@@ -191,9 +244,9 @@ class Real:
 
     def ask(self, question, *args, **kwargs):
         if self.worker is None:
-            paths = os.pathsep.join(map(str, (self.home, HARNESS / "stubs", ROOT)))
+            paths = os.pathsep.join(map(str, (self.home, self.home / "src", HARNESS / "stubs", ROOT)))
             self.worker = subprocess.Popen(
-                [VENV / "bin" / "python", "-c", "from tests.kohya import contract; contract.serve()"],
+                [self.kind.venv / "bin" / "python", "-c", "from tests.kohya import contract; contract.serve()"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                 env={**os.environ, **HARMLESS, "PYTHONPATH": paths},
             )  # fmt: skip
@@ -211,7 +264,7 @@ class Real:
 def _apart(home, request, words, environment):
     """The same in a process of its own, through a launcher: (exit status, log)."""
     command = [sys.executable, *LAUNCHERS[request.launch].split(), *(["-m", LAUNCH] if request.hooks else [])]
-    paths = os.pathsep.join(map(str, (ROOT, *request.plugins)))
+    paths = os.pathsep.join(map(str, (ROOT, home, *request.plugins)))
     run = subprocess.run(
         [*command, str(home / request.script), *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300,

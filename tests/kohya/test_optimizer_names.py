@@ -149,6 +149,14 @@ def test_what_a_trainer_adds_to_named_parameters_gets_a_name(entries):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["HinaAdamW", "SGD"])
+def test_trainers_before_descriptions_hand_on_the_whole_pair(entries, name):
+    """sd-scripts before 0.9, with a network of today."""
+    groups = params()
+    optimizer = get(settings(optimizer_type=name), (groups, ["unet plus"]))[2]
+    assert [group["lr"] for group in optimizer.param_groups] == [2e-3]
+
+
 def test_sd_scripts_keeps_its_own(entries):
     assert get(settings(optimizer_type="SGD"))[0] == "theirs"
     assert get(settings(use_8bit_adam=True))[0] == "theirs"

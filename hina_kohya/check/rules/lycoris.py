@@ -11,6 +11,7 @@ from hina_kohya.check.rules import rule
 from hina_kohya.check.schema import TRAINER
 from hina_kohya.core.hyper import nearest
 from hina_kohya.patch import targets
+from hina_kohya.trainers import lycoris_presets
 
 # The same in every release from 3.0.0 to 4.1.3; whether they make adapters for convolutions.
 PRESETS = {
@@ -51,6 +52,8 @@ def algorithm_unknown(context: Context) -> Iterator[Finding]:
 def preset_unknown(context: Context) -> Iterator[Finding]:
     preset = context.network.arguments.get("preset")
     if not context.network.is_lycoris or preset is None or preset in PRESETS or Path(preset).is_file() or "<" in preset:
+        return
+    if context.hooks.active and preset in lycoris_presets.names():
         return
     near = nearest(preset, PRESETS)[:1] or ["attn-mlp"]
     what = f"preset={preset} is neither a file nor one of {', '.join(PRESETS)}"

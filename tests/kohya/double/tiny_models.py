@@ -120,7 +120,7 @@ class DownBlock(nn.Module):
         return x
 
 
-class UNet(nn.Module):
+class UNet2DConditionModel(nn.Module):
     """Latents [N, 4, H, W], timesteps [N] from 0 to 999 and a text [N, L, WIDTH] to a prediction of the noise."""
 
     def __init__(self, transformer=Transformer2DModel):
@@ -137,8 +137,11 @@ class UNet(nn.Module):
         return self.conv_out(self.down_blocks[0](x, text))
 
 
-class SdxlUNet2DConditionModel(UNet):
+class SdxlUNet2DConditionModel(UNet2DConditionModel):
     """The class that networks.lokr and networks.loha know SDXL by."""
+
+    def forward(self, x, timesteps, context):
+        return super().forward(x, timesteps, context)
 
 
 def build(kind):
@@ -146,7 +149,7 @@ def build(kind):
     count = 2 if kind in {"sdxl", "flux"} else 1
     encoders = [CLIPTextModel() for _ in range(count)]
     block = {"flux": DoubleStreamBlock, "anima": Block}.get(kind, Transformer2DModel)
-    unet = SdxlUNet2DConditionModel() if kind == "sdxl" else UNet(block)
+    unet = SdxlUNet2DConditionModel() if kind == "sdxl" else UNet2DConditionModel(block)
     for model in (*encoders, unet):
         model.requires_grad_(False)
     return encoders, unet

@@ -1,0 +1,239 @@
+"""What has to work in every trainer, tried in the real one: the columns of docs/trainers.md, by scripts/trainers.sh."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hina_kohya import patch
+from hina_kohya.cli import main
+from hina_kohya.patch.targets import SD_SCRIPTS
+
+FORGIVING = ("use_cautious=true,", "betas = (0.9,", "0.99)", "state=bf16")
+LITERAL = ("use_cautious=True", "betas=(0.9,0.99)", "state='bf16'")  # the same, for classes that are not ours
+RATES = ("--text_encoder_lr", "1e-4", "--unet_lr", "2e-4")
+STAYS = {"optimizer": "SGD", "lr": "1e-30", "steps": 1}
+OURS = "hina_kohya.optim.hina_adamw.HinaAdamW"
+
+
+def rates(subject):
+    return () if subject.is_musubi else RATES
+
+
+def counted(log, algorithm):
+    """(modules, pairs) by the line of the first step, in which every parameter has a role."""
+    modules, pairs = re.search(rf"{algorithm} (\d+) modules, (\d+) (?:Kronecker )?pairs", log).groups()
+    assert "0 regular, 0 unnamed" in log
+    return int(modules), int(pairs)
+
+
+def groups(report):
+    """Of the optimizer's saved state."""
+    return torch.load(report.out / "lora-state" / "optimizer.bin", weights_only=True)["param_groups"]
+
+
+def split(subject, report, ending):
+    """Groups of the optimizer by the end of their description, each logged at its own rate and nothing else logged.
+
+    ending: of the description of a group of such parameters
+    """
+    by_ending = {}
+    for group in groups(report):
+        (end,) = {ending(name) for name in group["param_names"]}
+        by_ending.setdefault(end, []).append(group)
+    tags = [tag for tag in report.scalars if tag.startswith("lr/")]
+    if subject.logs_twice:  # all but the first by number, too, and that one as lr/textencoder
+        again = {f"lr/group{i}" for i in range(len(tags))} | ({"lr/textencoder"} if "" not in by_ending else set())
+        tags = [tag for tag in tags if tag not in again]
+    ends = sorted(by_ending, key=len, reverse=True)
+    logged = [(next((end for end in ends if tag.endswith(end)), tag), f"{report.scalars[tag][0]:.5g}") for tag in tags]
+    expected = [(end, f"{group['lr']:.5g}") for end, found in by_ending.items() for group in found]
+    assert set(logged) == set(expected)
+    # networks.lora_sd3 calls the second text encoder the first, too
+    assert len(logged) == len(expected) or subject.kind == "sd3"
+    return by_ending
+
+
+def test_native_network_and_resume(subject):
+    """hina_kohya.network: short name, arguments as people write them, groups by role; the state comes back whole."""
+    args = (f"inner={subject.network}", "weight_decay=0.1", "wd_roles=lora_up", "loraplus_lr_ratio=16")
+    chosen = {"network": "hina_kohya.network", "network_args": args}
+    extra = (*rates(subject), "--save_state")
+    first = subject.train(**chosen, optimizer="hinaadamw", optimizer_args=FORGIVING, steps=3, extra=extra)
+    assert first.meta["ss_optimizer"].startswith(OURS)
+    modules, pairs = counted(first.log, "lora")
+    assert modules == pairs > 0
+    by = split(subject, first, lambda name: " plus" if "lora_up" in name else " no decay")
+    assert len(by[" plus"]) == len(by[" no decay"])
+    for fast, slow in zip(by[" plus"], by[" no decay"], strict=True):
+        assert fast["lr"] == pytest.approx(16 * slow["lr"])
+        assert (fast["weight_decay"], slow["weight_decay"]) == (0.1, 0.0)
+    extra += ("--resume", str(first.out / "lora-state"))
+    extra += () if subject.is_musubi else ("--skip_until_initial_step", "--max_train_steps", "5")  # it counts from 0
+    probe = "tests.trainers.resume_probe.HinaAdamW"
+    again = subject.train(**chosen, optimizer=probe, optimizer_args=LITERAL, steps=2, extra=extra)
+    saved = torch.load(first.out / "lora-state" / "optimizer.bin", weights_only=True)
+    same(saved, torch.load(again.out / "loaded.pt", weights_only=True))
+    after = torch.load(again.out / "lora-state" / "optimizer.bin", weights_only=True)
+    steps = [[int(state["state"][key]["step"]) for key in saved["state"]] for state in (saved, after)]
+    assert set(steps[0]) in ({3}, {0, 3})  # some of SDXL's second text encoder never gets a gradient
+    assert steps[1] == [each and each + 2 for each in steps[0]]
+
+
+def same(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+    if isinstance(one, (dict, list, tuple)):
+        for key in one if isinstance(one, dict) else range(len(one)):
+            same(one[key], other[key])
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+LOKR = ("algo=lokr", "preset=attn-mlp", "factor=4")
+
+
+def test_lokr(subject, tmp_path):
+    """hina_kohya.lycoris; its plain file goes on, tensor by tensor."""
+    args = (*LOKR, "weight_decay=0.1", "wd_exclude=*lokr_w1", "loraplus_lr_ratio=16")
+    chosen = {"network": "hina_kohya.lycoris", "network_args": args}
+    first = subject.train(**chosen, optimizer="HinaAdamW", steps=3, extra=(*rates(subject), "--save_state"))
+    assert first.meta["ss_optimizer"].startswith(OURS)
+    modules, pairs = counted(first.log, "lokr")
+    assert modules <= pairs
+    plus = ("lokr_w2", "lokr_w2_b")
+    by = split(subject, first, lambda name: " plus" if name.endswith(plus) else " no decay" * name.endswith("lokr_w1"))
+    for end, part in by.items():
+        assert {group["weight_decay"] for group in part} == {0.0 if end == " no decay" else 0.1}
+    again = subject.train(**{**chosen, **STAYS}, extra=("--network_weights", str(first.weights)))
+    assert_loaded(first.tensors, again.tensors)
+    if subject.kind == "wan":  # merged into the model, a file does what it does as the network; one function for all
+        nothing = str(tmp_path / "nothing.safetensors")
+        save_file({name: tensor * ("alpha" in name) for name, tensor in first.tensors.items()}, nothing)
+        losses = [
+            subject.train(**{**chosen, **STAYS}, extra=("--base_weights", base, *more)).losses[0]
+            for base, more in (
+                (str(first.weights), ()), (nothing, ("--network_weights", str(first.weights))), (nothing, ()))
+        ]  # fmt: skip
+        assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+        assert losses[0] != losses[2]
+
+
+def assert_loaded(expected, tensors):
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            tensors[name], tensor, rtol=1e-6, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_launcher_with_loha(subject):
+    """-m hina_kohya.launch, and lycoris.kohya as it is."""
+    args = ("algo=loha", "preset=attn-mlp")
+    report = subject.train(network_args=args, optimizer="HinaAdamW", optimizer_args=FORGIVING, steps=3, hooks=True)
+    assert report.meta["ss_optimizer"].startswith(OURS)
+    assert report.meta["ss_network_module"] == "lycoris.kohya"
+    counted(report.log, "loha")
+
+
+def test_hina_kohya_launch_with_dora(subject):
+    """`hina-kohya launch`, in bf16."""
+    args = ("algo=lora", "preset=attn-mlp", "dora_wd=True", "weight_decay=0.1")
+    # HunyuanImage's ByT5 adapter gives a bf16 LayerNorm float32, which torch takes on a GPU only
+    half = () if subject.kind == "hunyuan_image" else ("--mixed_precision", "bf16")
+    extra = (*rates(subject), *half, "--save_state")
+    report = subject.train(network_args=args, optimizer="HinaAdamW", steps=3, launch="hina-kohya", extra=extra)
+    assert report.meta["ss_optimizer"].startswith(OURS)
+    counted(report.log, "lora")
+    by = split(subject, report, lambda name: " no decay" * name.endswith("dora_scale"))
+    assert {end: {group["weight_decay"] for group in part} for end, part in by.items()} == {
+        " no decay": {0.0},
+        "": {0.1},
+    }
+
+
+@pytest.mark.only("sd", "sdxl", "flux", "sd3", "anima", "lumina", "hunyuan_image")
+def test_patch(subject):
+    """`hina-kohya patch apply` on a copy of the checkout."""
+    copy = subject.in_copy()
+    patch.apply(patch.inspect(SD_SCRIPTS, copy))
+    report = subject.train(network_args=LOKR, optimizer="HinaAdamW", optimizer_args=FORGIVING, steps=2)
+    assert report.meta["ss_optimizer"].startswith(OURS)
+    counted(report.log, "lokr")
+
+
+def test_adlrns_and_its_export(subject, tmp_path):
+    """Every sample is in the bin of its noise, measured by itself; a plain file goes on in the native network."""
+    args = ("bins=4", "budget=2", "warmup=3", "refresh_every=3", "preset=attn-mlp")
+    report = subject.train(network="tests.trainers.noise_probe", network_args=args, optimizer="HinaAdamW", steps=8)
+    lines = [json.loads(line) for line in (report.out / "noise.jsonl").read_text().splitlines()]
+    measured = [share for line in lines for share in line.get("measured", [])]
+    read = [share for line in lines for share in line.get("read", [])]
+    bins = [each for line in lines for each in line.get("bins", [])]
+    assert read == pytest.approx(measured, abs=0.02)
+    assert len(set(bins)) > 1
+    assert all(abs(share * 4 - (each + 0.5)) < 0.5 + 0.1 for share, each in zip(measured, bins, strict=True))
+    assert "is not known here" not in report.log
+    assert "adlrns step 3: cost" in report.log
+    assert {len(tensor) for name, tensor in report.tensors.items() if name.endswith("adlrns_kept")} <= {1, 4}
+    plain = tmp_path / "plain.safetensors"
+    assert main(["adlrns", "export", str(report.weights), "--rank", "2", "-o", str(plain)]) == 0
+    # musubi-tuner's --dim_from_weights is a switch that is read as a path
+    how = ("--network_dim", "2", "--network_alpha", "0.5") if subject.is_musubi else ("--dim_from_weights",)
+    extra = ("--network_weights", str(plain), *how)
+    again = subject.train(**STAYS, network=subject.network, hooks=True, extra=extra)
+    exported = load_file(plain)
+    theirs = {name: tensor for name, tensor in exported.items() if name in again.tensors}
+    assert len(theirs) == len(again.tensors) > 0
+    assert_loaded(theirs, again.tensors)
+
+
+@pytest.mark.only("sdxl", "anima", "zimage", "wan", "qwen_image")
+def test_networks_lokr_and_loha(subject):
+    """The original document's line; native since sd-scripts 0.11."""
+    if subject.checkout.family == "sd-scripts" and not (subject.checkout.home / "networks" / "lokr.py").exists():
+        pytest.skip("no networks.lokr before 0.11")
+    words = ("use_alora=True", "dynamic_weight_decay=True", "wd_transition_steps=1000")
+    report = subject.train(
+        network="networks.lokr",
+        network_args=("factor=4",),
+        optimizer="HinaAdamW",
+        optimizer_args=words,
+        steps=3,
+        hooks=True,
+    )
+    assert report.meta["ss_optimizer"].endswith(f"({','.join(words)})")
+    modules, pairs = counted(report.log, "lokr")
+    assert modules <= pairs
+    args = ("inner=networks.loha", "loraplus_lr_ratio=16")
+    report = subject.train(
+        network="hina_kohya.network",
+        network_args=args,
+        optimizer="HinaAdamW",
+        steps=3,
+        extra=(*rates(subject), "--save_state"),
+    )
+    counted(report.log, "loha")
+    by = split(subject, report, lambda name: " plus" * name.endswith("hada_w2_a"))
+    assert by[" plus"][0]["lr"] == pytest.approx(16 * by[""][0]["lr"])
+
+
+@pytest.mark.only("sd", "sd3", "anima", "zimage")
+def test_presets(subject):
+    """Our presets of LyCORIS take the layers that the trainer's own network takes."""
+    preset = {"sd": "sd15", "sd3": "sd35"}.get(subject.kind, subject.kind)
+    extra = ("--network_train_unet_only",) if subject.kind == "sd3" else ()
+    layers = [
+        {name.partition(".")[0] for name in subject.train(**how, steps=1, extra=extra).tensors}
+        for how in (
+            {"network": subject.network, "hooks": True},
+            {"network": "hina_kohya.lycoris", "network_args": ("algo=loha", f"preset={preset}")},
+        )
+    ]
+    assert layers[0] == layers[1]
