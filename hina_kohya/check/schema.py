@@ -1,11 +1,10 @@
 """What a trainer accepts: its options, network arguments and dataset keys, from a checkout or as shipped here."""
 
-import argparse
 import dataclasses as dc
 import json
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hina_kohya.check import source_networks, source_options
 from hina_kohya.patch import targets
@@ -129,35 +128,6 @@ def shipped(trainer: Trainer) -> dict[str, Any]:
 
 def shipped_file(trainer: Trainer) -> Path:
     return Path(facts.__file__).with_name(f"{trainer.name}.json")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def parser(options: dict[str, Option]) -> argparse.ArgumentParser:
-    """A parser of the same command line; only what is given is set. Raises UserError instead of leaving."""
-    made = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    for option in options.values():
-        how: dict[str, Any] = {"dest": option.name}
-        if option.type == "flag":
-            how["action"] = "store_false" if option.default else "store_true"
-        else:
-            how |= {"type": _CONVERTERS[option.type], "choices": option.choices or None}
-            how |= {"nargs": "*"} if option.list else {}
-        made.add_argument(*(option.flags or [f"--{option.name}"]), **how)
-    return made
-
-
-def steps(text: str) -> int | float:
-    """`--lr_warmup_steps` on the command line: `10%` and `0.1` are fractions of the run, the rest are steps."""
-    if text.endswith("%"):
-        return float(text[:-1]) / 100
-    return int(text) if float(text) >= 1 else float(text)
-
-
-_CONVERTERS = {"int": int, "float": float, "str": str, "steps": steps}
 
 
 def _frozen(value: Any) -> Any:

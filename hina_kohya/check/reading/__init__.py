@@ -1,0 +1,63 @@
+"""Whatever a user has of a run, as one `Source`: a TOML, a command line, a script with one, a file of the kohya_ss GUI."""
+
+import dataclasses as dc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hina_kohya.check.reading import command, foreign, kohya_ss, tables
+from hina_kohya.check.reading.shells import OF_ENDING
+from hina_kohya.check.reading.source import Source
+from hina_kohya.check.reading.text import text_of
+from hina_kohya.trainers.errors import UserError
+
+
+@dc.dataclass(frozen=True)
+class DatasetFile:
+    """A file for dataset_config, which is checked by itself."""
+
+    file: Path
+    content: Mapping[str, Any]
+
+
+def read(words: Sequence[str]) -> Source | DatasetFile:
+    """`words`: the name of a file, or a command line. Raises UserError for what no trainer reads."""
+    first, *rest = words
+    if rest or command.is_command(first):
+        return command.of_words(words)
+    file = _file(first)
+    if file.suffix.lower() in OF_ENDING:
+        return command.of_script(file)
+    text = text_of(file)
+    if file.suffix.lower() in (".yaml", ".yml"):
+        raise UserError(f"{file} is {foreign.name_of_yaml(text)}")
+    content = tables.loads(text, file)
+    if kohya_ss.is_one(content):
+        return kohya_ss.source_of(content, file)
+    if is_dataset(content):
+        return DatasetFile(file, content)
+    if what := foreign.name_of(content):
+        raise UserError(f"{file} is {what}")
+    if file.suffix.lower() == ".json":
+        raise UserError(f"{file} is JSON, which trainers read for datasets only; write the run's options as TOML")
+    return tables.source_of(content, text, file)
+
+
+def is_dataset(content: Mapping[str, Any]) -> bool:
+    """Whether a file has the tables of one for dataset_config, and no option of a run."""
+    rest = {key: value for key, value in content.items() if key not in ("general", "datasets")}
+    nested = any(isinstance(value, dict) for value in rest.values())
+    return isinstance(content.get("datasets"), list) and not nested and not _has_options(rest)
+
+
+def _has_options(values: Mapping[str, Any]) -> bool:
+    from hina_kohya.check.schema import every_option  # noqa: PLC0415
+    from hina_kohya.trainers.checkouts import TRAINERS  # noqa: PLC0415
+
+    return any(key in every_option(trainer) for trainer in TRAINERS for key in values)
+
+
+def _file(path: str) -> Path:
+    given = Path(path)
+    known = (".toml", ".json", ".yaml", ".yml", *OF_ENDING)
+    return given if given.suffix.lower() in known or given.is_file() else command.toml_file(path)
