@@ -11,16 +11,46 @@ from hina_kohya.check.reading.source import Form, Source
 
 
 @dc.dataclass(frozen=True)
+class Cell:
+    """One change of a dataset file: at `path`, such as ("datasets", 0, "subsets", 1), `old` becomes `new`.
+
+    old, new: keys; "" for the old one adds, for the new one takes out
+    """
+
+    where: str
+    path: tuple[str | int, ...]
+    old: str
+    new: str = ""
+    value: Any = None
+
+    def applied(self, content: Any, path: tuple[str | int, ...] | None = None) -> Any:
+        path = self.path if path is None else path
+        if path and isinstance(content, list):
+            return [self.applied(each, path[1:]) if place == path[0] else each for place, each in enumerate(content)]
+        if path and isinstance(content, dict):
+            return {key: self.applied(each, path[1:]) if key == path[0] else each for key, each in content.items()}
+        kept = {key: value for key, value in content.items() if key not in (self.old, self.new)}
+        return {**kept, self.new: self.value} if self.new else kept
+
+    @property
+    def step(self) -> tuple[str, str]:
+        line = toml_line(self.new, self.value) if self.new else self.old
+        return ("write" if self.new else "remove"), f"{line}   (in {self.where})"
+
+
+@dc.dataclass(frozen=True)
 class Edit:
     """
     sets   : option -> value
     removes: options that are taken out
     words  : list option -> pairs of an old word and the new one; "" for the old one adds, for the new one takes out
+    tables : changes of the dataset file
     """
 
     sets: Mapping[str, Any] = dc.field(default_factory=dict)
     removes: tuple[str, ...] = ()
     words: Mapping[str, tuple[tuple[str, str], ...]] = dc.field(default_factory=dict)
+    tables: tuple["Cell", ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -30,7 +60,8 @@ class Edit:
         """Both, one after the other."""
         words = {key: tuple(dict.fromkeys((*self.words.get(key, ()), *other.words.get(key, ()))))
                  for key in (*self.words, *other.words)}  # fmt: skip
-        return Edit({**self.sets, **other.sets}, tuple(dict.fromkeys((*self.removes, *other.removes))), words)
+        removes = tuple(dict.fromkeys((*self.removes, *other.removes)))
+        return Edit({**self.sets, **other.sets}, removes, words, tuple(dict.fromkeys((*self.tables, *other.tables))))
 
     def applied(self, source: Source) -> Source:
         """What the user would have then."""
@@ -38,11 +69,17 @@ class Edit:
         values |= {key: self._reworded(key, source.values.get(key)) for key in self.words}
         values |= self.sets
         touched = {*self.keys}
+        typed = {*self.sets, *self.words} if source.form in (Form.COMMAND, Form.SCRIPT) else set()
+        content = None if "dataset_config" in touched else source.tables
+        for cell in self.tables if content is not None else ():
+            content = cell.applied(content)
         return dc.replace(
             source,
             values=values,
             words=(),
-            typed=source.typed - {*self.removes},
+            tables=content,
+            tables_file=None if content is None else source.tables_file,
+            typed=(source.typed | typed) - {*self.removes},
             refused={key: why for key, why in source.refused.items() if key not in touched},
             repeated={key: given for key, given in source.repeated.items() if key not in touched},
             asides={key: value for key, value in source.asides.items() if key not in touched},
@@ -65,6 +102,7 @@ class Edit:
         return [
             *(("write", _line(source, key, values[key])) for key in kept),
             *(("remove", _shown(source, key)) for key in self.removes if key in source.values),
+            *(cell.step for cell in self.tables),
         ]
 
 

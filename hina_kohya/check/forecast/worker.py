@@ -1,11 +1,5 @@
-"""The process behind `forecast`: a request as JSON on stdin, findings as lines of JSON on stdout.
+"""What `forecast` asks of its process: a network and its groups, told in steps, each saying how far it came."""
 
-Every line says how far it came, so that the caller knows what failed when a network or an optimizer ends the process.
-"""
-
-import json
-import os
-import sys
 from collections import Counter
 from typing import Any
 
@@ -19,20 +13,6 @@ from hina_kohya.trainers.groups import named_groups
 from hina_kohya.trainers.network_args import RATIOS
 
 OURS = ("weight_decay", "wd_roles", "wd_exclude")
-
-
-def main() -> int:
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # networks print
-
-    def tell(**message: Any) -> None:
-        print(json.dumps(message), file=channel, flush=True)
-
-    try:
-        run(Request(**json.load(sys.stdin)), tell)
-    except UserError as error:
-        tell(error=str(error))
-    return 0
 
 
 def run(request: Request, tell: Tell) -> None:

@@ -1,26 +1,20 @@
 """Whatever a user has of a run, as one `Source`: a TOML, a command line, a script with one, a file of the kohya_ss GUI."""
 
-import dataclasses as dc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hina_kohya.check.reading import command, foreign, kohya_ss, tables
+from hina_kohya.check.reading.load import loads
 from hina_kohya.check.reading.shells import OF_ENDING
-from hina_kohya.check.reading.source import Source
+from hina_kohya.check.reading.source import Form, Source
 from hina_kohya.check.reading.text import text_of
+from hina_kohya.check.schema import every_option
+from hina_kohya.trainers.checkouts import TRAINERS
 from hina_kohya.trainers.errors import UserError
 
 
-@dc.dataclass(frozen=True)
-class DatasetFile:
-    """A file for dataset_config, which is checked by itself."""
-
-    file: Path
-    content: Mapping[str, Any]
-
-
-def read(words: Sequence[str]) -> Source | DatasetFile:
+def read(words: Sequence[str]) -> Source:
     """`words`: the name of a file, or a command line. Raises UserError for what no trainer reads."""
     first, *rest = words
     if rest or command.is_command(first):
@@ -31,11 +25,11 @@ def read(words: Sequence[str]) -> Source | DatasetFile:
     text = text_of(file)
     if file.suffix.lower() in (".yaml", ".yml"):
         raise UserError(f"{file} is {foreign.name_of_yaml(text)}")
-    content = tables.loads(text, file)
+    content = loads(text, file)
     if kohya_ss.is_one(content):
         return kohya_ss.source_of(content, file)
     if is_dataset(content):
-        return DatasetFile(file, content)
+        return Source(Form.DATASETS, str(file), file, {}, tables=content, tables_file=file)
     if what := foreign.name_of(content):
         raise UserError(f"{file} is {what}")
     if file.suffix.lower() == ".json":
@@ -51,9 +45,6 @@ def is_dataset(content: Mapping[str, Any]) -> bool:
 
 
 def _has_options(values: Mapping[str, Any]) -> bool:
-    from hina_kohya.check.schema import every_option  # noqa: PLC0415
-    from hina_kohya.trainers.checkouts import TRAINERS  # noqa: PLC0415
-
     return any(key in every_option(trainer) for trainer in TRAINERS for key in values)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hina_kohya.check.reading import tables
 from hina_kohya.check.reading.arguments import UNKNOWN
+from hina_kohya.check.reading.load import loads
 from hina_kohya.check.reading.scripts import Command, commands_of
 from hina_kohya.check.reading.shells import OF_ENDING
 from hina_kohya.check.reading.source import COMMAND_LINE, Form, Source, Unseen
@@ -82,7 +83,7 @@ def _config_file(words: Sequence[str]) -> Source | None:
         return None
     file = toml_file(given[-1])
     text = text_of(file)
-    return tables.source_of(tables.loads(text, file), text, file)
+    return tables.source_of(loads(text, file), text, file)
 
 
 def toml_file(path: str) -> Path:

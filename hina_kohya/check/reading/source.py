@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hina_kohya.check import placeholders
 from hina_kohya.check.reading import arguments
+from hina_kohya.check.reading.load import load
 from hina_kohya.check.schema import Option
+from hina_kohya.trainers.errors import UserError
 
 COMMAND_LINE = "the command line"
 
@@ -17,6 +20,7 @@ class Form(enum.Enum):
     COMMAND = "a command line"
     SCRIPT = "a script with a command line"
     KOHYA_SS = "a file of the kohya_ss GUI"
+    DATASETS = "a file for dataset_config"
 
 
 @dc.dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Source:
     asides  : keys that only a GUI reads
     dropped : options whose 0 a GUI leaves out, although the trainer's default is another
     unseen  : what was not looked at
+    tables  : what the dataset file holds, None where there is none that can be read; tables_file: that file
     """
 
     form: Form
@@ -64,6 +69,8 @@ class Source:
     asides: Mapping[str, Any] = dc.field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     unseen: tuple[Unseen, ...] = ()
+    tables: Mapping[str, Any] | None = None
+    tables_file: Path | None = None
 
     def parsed(self, options: Mapping[str, Option]) -> "Source":
         """The same with its words read as argparse does with these options."""
@@ -79,6 +86,18 @@ class Source:
             repeated={**self.repeated, **read.repeated},
             unseen=(*self.unseen, *(Unseen(*pair) for pair in read.unknown)),
         )
+
+    def with_tables(self, dataset_config: Any) -> "Source":
+        """The same with its dataset file read, if there is one that can be."""
+        if self.tables is not None or not isinstance(dataset_config, str) or not dataset_config:
+            return self
+        file = Path(dataset_config)
+        if placeholders.is_one(dataset_config) or not file.is_file() or file.suffix.lower() not in (".toml", ".json"):
+            return self
+        try:
+            return dc.replace(self, tables=load(file), tables_file=file)
+        except UserError:  # the rule about the file says why
+            return self
 
     def followed_by(self, words: Sequence[str]) -> "Source":
         """The same with further words of the command line, which win."""
