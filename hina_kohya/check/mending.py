@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from hina_kohya.check.edit import Edit
-from hina_kohya.check.finding import Finding
+from hina_kohya.check.finding import Finding, Level
 from hina_kohya.check.reading.source import Source
 from hina_kohya.trainers.errors import UserError
 
@@ -50,11 +50,16 @@ class _Trials:
             return False
         self.left -= 1
         try:
-            after = Counter(each.identity for each in self.check(edit.applied(self.source)))
+            after = Counter(each.identity for each in self.check(edit.applied(self.source)) if _is_wrong(each))
         except UserError:
             return False
         gone = {each.identity for each in findings}
         return not gone & {*after} and not after - Counter(each.identity for each in self.before)
+
+
+def _is_wrong(finding: Finding) -> bool:
+    """What cannot be looked at is no mistake that a line may not bring."""
+    return finding.level is not Level.NOT_LOOKED_AT
 
 
 def _share(edit: Edit, other: Edit) -> bool:

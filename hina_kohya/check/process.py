@@ -18,9 +18,12 @@ from typing import Any
 from hina_kohya.trainers.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
-# This package last, as it may lie beside everything else; and not the current folder.
+# This very package, which may lie beside everything else, so its folder comes last; and not the current folder.
 _BOOTSTRAP = """import sys
-sys.path[:] = [*filter(None, sys.path), sys.argv[1]]
+path = [*filter(None, sys.path), sys.argv[1]]
+sys.path[:] = [sys.argv[1], *path]
+import hina_kohya
+sys.path[:] = path
 from hina_kohya.check.worker import main
 sys.exit(main())"""
 Listener = Callable[[Mapping[str, Any]], None]

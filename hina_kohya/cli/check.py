@@ -27,7 +27,8 @@ Exit code 0: no error; 1: training would stop or train nothing; 2: the file cann
 _WITH_VALUE = ("--script", "--sd-scripts", "--musubi", "--arch", "--format")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], then: bool = True) -> int:
+    """then: print what to type next."""
     own, what, words = _split(argv)
     args = _parser().parse_args([*own, *what[:1]])
     try:
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
             print(f"\n{forecast}\n")
     if as_json:
         print(json.dumps({**printing.as_json(found, code != 0, forecast), "exit_code": code}, ensure_ascii=False, indent=1))
-    else:
+    elif then:
         print(printing.next_step(found, code != 0))
     return code
 
@@ -92,7 +93,9 @@ def _split(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
     own: list[str] = []
     rest = list(argv)
     while rest and rest[0].startswith("-") and rest[0] != "--":
-        own += [rest.pop(0), *([rest.pop(0)] if rest[0] in _WITH_VALUE and len(rest) > 1 else [])]
+        own.append(rest.pop(0))
+        if own[-1] in _WITH_VALUE and rest:
+            own.append(rest.pop(0))
     if rest and is_command(rest[0]):
         return own, rest, []
     position = rest.index("--") if "--" in rest else len(rest)

@@ -4,7 +4,6 @@ import re
 from importlib.metadata import EntryPoint
 
 import pytest
-import toml
 
 from hina_kohya.check import report
 from hina_kohya.check.finding import Level
@@ -43,7 +42,6 @@ MISTAKES = {
     'learning_rate = "1e-4"': "wrong_type learning_rate",
     "network_dim = 8.0": "wrong_type network_dim",
     'gradient_checkpointing = "false"': "wrong_type gradient_checkpointing",
-    "cache_latents = 1": "wrong_type cache_latents",
     "resolution = 512": "wrong_type resolution",
     'optimizer_args = "weight_decay=0.1"': "wrong_type optimizer_args",
     'network_args = "conv_dim=4"': "wrong_type network_args",
@@ -175,7 +173,7 @@ MISTAKES = {
     'output_dir = "model.safetensors/output"': "output_not_writable output_dir",
     'resume = "data"': "resume_missing resume",
     'resume = "state"\nmax_train_steps = 500': "resume_has_nothing_left max_train_steps",
-    'dataset_config = "dataset.toml"': "dataset_ignores train_data_dir",
+    'dataset_config = "dataset.toml"\ncaption_extension = ".txt"': "dataset_ignores train_data_dir",
 }
 
 
@@ -194,6 +192,8 @@ OF_OTHER_TRAINERS = {
     ("flux_train_network.py", 'ae = "model.safetensors"\nclip_l = "model.safetensors"'): "model_missing t5xxl",
 }
 WARNINGS = {
+    "unknown_key", "steps_as_fraction", "switch_stays_on", "loraplus_without_effect", "schedule_option_unread",
+    "lr_left_out", "captions_not_found",
     "repeated_key", "warmup_longer_than_run", "schedule_ignored", "text_encoder_lr_ignored",
     "unet_lr_ignored", "second_lr_ignored", "lr_near_one", "adafactor_ignores_lr", "rank_missing",
     "argument_twice", "argument_idle", "never_in_eval_mode", "came_without_warmup", "eight_bit_on_lokr",
@@ -201,6 +201,12 @@ WARNINGS = {
     "argument_of_another_algorithm", "dora_on_output", "convolutions_left_out", "dataset_ignores",
     "adlrns_warmup_too_long",
 }  # fmt: skip
+# What one rule finds that stops no run, where others of its findings do.
+LESS_GRAVE = {
+    'gradient_checkpointing = "false"', 'text_encoder_lr = ["1e-5"]', 'save_model_as = "safetensor"',
+    'network_args = ["con_dim=4"]', 'network_args = ["wd_exclude=*_te_*"]',
+    'network_module = "networks.oft"\nnetwork_args = ["loraplus_lr_ratio=4"]',
+}
 # Found in files of their own (test_check_datasets, test_call_sites) or with nothing to plant in a TOML (below).
 ELSEWHERE = {
     "dataset_unreadable", "command_line", "package_missing", "optimizer_clash", "refused_together", "hooks_cannot_act",
@@ -212,11 +218,12 @@ ELSEWHERE = {
 def folder(tmp_path, monkeypatch):
     """A place where everything that the base names is there, and every package seems installed."""
     (tmp_path / "data" / "10_cats").mkdir(parents=True)
+    (tmp_path / "data" / "10_cats" / "1.png").touch()
     (tmp_path / "state").mkdir()
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "state" / "optimizer.bin").touch()
     (tmp_path / "state" / "train_state.json").write_text('{"current_epoch": 1, "current_step": 500}')
-    (tmp_path / "dataset.toml").write_text('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "data"\n')
+    (tmp_path / "dataset.toml").write_text('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "data/10_cats"\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(optimizer_names, "installed", lambda module: True)
     return tmp_path
@@ -234,7 +241,12 @@ def planted(snippet):
 def found(folder, snippet, **how):
     file = folder / "config.toml"
     file.write_text(planted(snippet), encoding="utf-8")
-    return report.check("config.toml", **{"script": "train_network.py", **how}).findings
+    return looked_at(report.check("config.toml", **{"script": "train_network.py", **how}))
+
+
+def looked_at(checked):
+    """The findings without what was not looked at, as no checkout is known here."""
+    return tuple(each for each in checked.findings if each.level is not Level.NOT_LOOKED_AT)
 
 
 def names(snippet):
@@ -246,24 +258,9 @@ def test_a_planted_mistake_is_found_and_nothing_else(folder, snippet):
     findings = found(folder, snippet)
     assert [f"{each.rule} {each.key}" for each in findings] == [MISTAKES[snippet]]
     (finding,) = findings
-    assert (finding.level is Level.WARNING) == (finding.rule in WARNINGS)
+    assert (finding.level is Level.WARNING) == (finding.rule in WARNINGS or snippet in LESS_GRAVE)
     assert finding.what
     assert finding.evidence
-
-
-@pytest.mark.parametrize("snippet", MISTAKES, ids=names)
-def test_what_it_says_to_write_mends_it(folder, snippet):
-    (finding,) = found(folder, snippet)
-    try:
-        key = next(iter(toml.loads(finding.write)), None)
-    except toml.TomlDecodeError:
-        pytest.skip("not a line, but something to do")
-    if key is None or "..." in finding.write or snippet.startswith("["):
-        pytest.skip("something to take out, or to fill in")
-    kept = [line for line in planted(snippet).splitlines() if line.partition(" = ")[0] not in (key, finding.key)]
-    (folder / "config.toml").write_text("\n".join([finding.write, *kept]), encoding="utf-8")
-    again = report.check("config.toml", script="train_network.py").findings
-    assert finding.rule not in {each.rule for each in again}
 
 
 @pytest.mark.parametrize(("script", "snippet"), OF_OTHER_TRAINERS, ids=names)
@@ -304,7 +301,7 @@ def test_words_of_the_command_line_win_and_are_checked(folder):
     snippet = 'network_dim = "8"'
     assert found(folder, snippet, words=["--network_dim", "16", "--lr_warmup_steps", "10%"])[0].rule == "warmup_refused"
     (finding,) = found(folder, "seed = 1", words=["--learning_rte", "1e-4", "--network_dim=4"])
-    assert (finding.rule, finding.write) == ("command_line", "--learning_rate")
+    assert (finding.rule, finding.level, finding.key) == ("unknown_key", Level.ERROR, "learning_rte")
     (finding,) = found(folder, "seed = 1", words=["--network_dim", "many"])
     assert (finding.rule, "invalid int value: 'many'" in finding.what) == ("command_line", True)
 

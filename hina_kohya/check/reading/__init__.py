@@ -9,7 +9,7 @@ from hina_kohya.check.reading.load import loads
 from hina_kohya.check.reading.shells import OF_ENDING
 from hina_kohya.check.reading.source import Form, Source
 from hina_kohya.check.reading.text import text_of
-from hina_kohya.check.schema import every_option
+from hina_kohya.check.schema import Schema, every_option
 from hina_kohya.trainers.checkouts import TRAINERS
 from hina_kohya.trainers.errors import UserError
 
@@ -38,14 +38,12 @@ def read(words: Sequence[str]) -> Source:
 
 
 def is_dataset(content: Mapping[str, Any]) -> bool:
-    """Whether a file has the tables of one for dataset_config, and no option of a run."""
+    """Whether a file has the tables of one for dataset_config, and no option of a run but those that both have."""
     rest = {key: value for key, value in content.items() if key not in ("general", "datasets")}
-    nested = any(isinstance(value, dict) for value in rest.values())
-    return isinstance(content.get("datasets"), list) and not nested and not _has_options(rest)
-
-
-def _has_options(values: Mapping[str, Any]) -> bool:
-    return any(key in every_option(trainer) for trainer in TRAINERS for key in values)
+    keys = {name for key, each in rest.items() for name in (each if isinstance(each, dict) else (key,))}
+    options = {name for trainer in TRAINERS for name in every_option(trainer)}
+    shared = {name for trainer in TRAINERS for table in Schema(trainer).datasets.values() for name in table}
+    return isinstance(content.get("datasets"), list) and not keys & (options - shared)
 
 
 def _file(path: str) -> Path:

@@ -59,13 +59,15 @@ def _meaning(key: str, value: Any, run: Run) -> tuple[str, Edit | None]:
     if scripts := [each for each in scripts_with(key, run.schema.trainer) if each in run.schema.scripts]:
         return f"{run.trainer.script} does not read it; {', '.join(scripts)} would", drop(key)
     if plain in run.options:
-        return f"its name is {plain}", _renamed(key, plain, value, run)
+        return f"its name is {plain}", _renamed(key, plain, value, run) or drop(key)
     if edit := _type_of_network(key, run):
         return f"{run.schema.trainer.name} does not know it; LyCORIS makes such a network", edit
     if (edit := _foreign(key, plain, value, run)) is not None:
         return f"{run.schema.trainer.name} calls it {'; '.join(each for each in edit.keys if each != key)}", edit
     if near := nearest(plain, run.options)[:1]:
-        return f"{run.schema.trainer.name} does not know it, and ignores it", _renamed(key, near[0], value, run)
+        given = f"; {near[0]} is given, too" if near[0] in run.source.values else f"; did you mean {near[0]}?"
+        edit = drop(key) if near[0] in run.source.values else _renamed(key, near[0], value, run)
+        return f"{run.schema.trainer.name} does not know it, and ignores it{given}", edit
     return f"{run.schema.trainer.name} does not know it, and ignores it", None
 
 

@@ -30,7 +30,7 @@ def wrong_type(run: Run) -> Iterator[Finding]:
         if key not in run.source.values or key in run.source.typed:
             continue
         value = run.source.values[key]
-        if values.fits(option, value) or (key == "optimizer_args" and _is_forgiven(run, value)):
+        if values.fits(option, value) or placeholders.is_one(value) or (key == "optimizer_args" and _is_forgiven(run, value)):
             continue
         if not value and not option.unset:  # as good as not given
             continue
@@ -93,6 +93,7 @@ def outside_choices(run: Run) -> Iterator[Finding]:
         stops = strictness.choice_stops(key)
         what = f"{toml_value(value)} is none of {known}"
         evidence = stops or f"a TOML's choices are not checked ({run.at('read_config_from_file')})"
+        evidence += "; it becomes the file's ending" * (key == "save_model_as")
         yield (error if stops else warning)(key, what, evidence, None if fix is None else put(**{key: fix}))
 
 
@@ -117,13 +118,14 @@ def not_finite(run: Run) -> Iterator[Finding]:
 
 
 @rule
-def too_few(run: Run) -> Iterator[Finding]:
+def too_low(run: Run) -> Iterator[Finding]:
     """Counts with a bound: below it nothing is trained, or the run stops."""
-    for key, (least, what, evidence) in strictness.LEAST.items():
+    for key in strictness.counts():
         value = run.given(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value < least:
-            edit = put(**{key: least}) if key == "network_dim" or least else None
-            yield error(key, f"{value:g} is below {least}: {what}", evidence, edit)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and (why := strictness.too_low(key, value)):
+            default = run.options[key].unset
+            edit = put(**{key: default}) if default else drop(key)
+            yield error(key, f"{value:g} is too low", why, edit)
 
 
 def _is_forgiven(run: Run, value: Any) -> bool:

@@ -1,37 +1,53 @@
-"""Values that a TOML lets through: at which of them sd-scripts is known to stop, measured with 0.11.1 on a tiny SD1.5."""
+"""Values that a TOML lets through: at which of them sd-scripts is known to stop. `scripts/make_strictness.py` measured it.
 
+With 0.11.1 and a tiny SD 1.x, on `networks.lora`: a value at which that run goes on may still stop another one.
+"""
+
+import json
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-# option -> how it stops where the value is text instead of a number, or a fraction instead of a whole one
-STOPS = {
-    "learning_rate": "measured: '<=' not supported between 'float' and 'str'",
-    "network_dim": "measured: empty() wants whole numbers",
-    "network_args": "measured: a string is read letter by letter",
-    "optimizer_args": "measured: a string is read letter by letter",
-    "resolution": "measured: 'int' object has no attribute 'split'",
+# Beside the table, which has no lists and no text.
+_OTHERS = {
+    "network_args": "a string is read letter by letter",
+    "optimizer_args": "a string is read letter by letter",
+    "lr_scheduler_args": "a string is read letter by letter",
+    "resolution": "'int' object has no attribute 'split'",
 }
-# option -> what happens with a value that argparse would have refused
-CHOICES = {
-    "mixed_precision": "measured: ValueError from accelerate",
-    "lr_scheduler": "measured: ValueError",
-}
-# option -> the least value; what happens below it; how we know
-LEAST: Mapping[str, tuple[int, str, str]] = {
-    "max_train_epochs": (1, "nothing is trained", "read: the number of steps becomes 0"),
-    "network_dim": (1, "no module is made, and nothing is trained", "read: every network module"),
-    "train_batch_size": (1, "no batch can be made", "read: the bucket manager divides by it"),
-    "gradient_accumulation_steps": (1, "no step is ever made", "read: division by zero"),
-}
+_MEASURED = "measured: "
+
+
+@lru_cache(maxsize=1)
+def _table() -> Mapping[str, Mapping[str, str]]:
+    return json.loads(Path(__file__).with_name("strictness.json").read_text(encoding="utf-8"))
 
 
 def stops(key: str, value: Any) -> str:
     """How the run stops at a value of the wrong type; "" where that is not known."""
-    return STOPS.get(key, "")
+    if key in _OTHERS:
+        return _MEASURED + _OTHERS[key]
+    kind = "text" if isinstance(value, str) else "float" if isinstance(value, float) else ""
+    said = _table().get(key, {}).get(kind, "")
+    return _MEASURED + said if said else ""
 
 
 def choice_stops(key: str) -> str:
-    return CHOICES.get(key, "")
+    """How it stops at a value outside the choices."""
+    said = _table().get(key, {}).get("outside", "")
+    return _MEASURED + said if said else ""
+
+
+def too_low(key: str, value: float) -> str:
+    """What happens at 0 or below it, "" where nothing is known to."""
+    said = _table().get(key, {}).get("0" if value == 0 else "-1", "") if value <= 0 else ""
+    return _MEASURED + said if said else ""
+
+
+def counts() -> tuple[str, ...]:
+    """Options with a value that is too low."""
+    return tuple(name for name, kinds in _table().items() if {"0", "-1"} & {*kinds})
 
 
 def unread_choice(key: str, args: Mapping[str, Any]) -> bool:
