@@ -34,6 +34,8 @@ def cases() -> dict[str, Any]:
     for name, option in options.items():
         if option.get("list"):
             continue
+        if option["type"] != "flag":
+            found[f"{name}=empty"] = _case({name: '""'})
         if option["type"] in USUAL:
             usual = BASE.get(name, option.get("default", USUAL[option["type"]]))
             found[f"{name}=text"] = _case({name: f'"{usual}"'})
@@ -53,7 +55,7 @@ def _case(changes: dict[str, str]) -> dict[str, Any]:
 
 
 def table(outcomes: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """option -> kind of value (text, float, outside, 0, -1) -> how the run stops, or that nothing is trained."""
+    """option -> kind of value (empty, text, float, outside, 0, -1) -> how the run stops, or that nothing is trained."""
     assert outcomes["base"]["trainer"] == "trains"
     found: dict[str, dict[str, str]] = {}
     for case, outcome in outcomes.items():

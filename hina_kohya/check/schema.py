@@ -96,6 +96,10 @@ class Schema:
         """The names of the trainer's network modules, as shipped."""
         return list(shipped(self.trainer)["networks"])
 
+    def unread(self, script: str) -> tuple[str, ...]:
+        """Options that a script has and never reads, of the shipped releases."""
+        return tuple(shipped(self.trainer).get("unread", {}).get(script, ()))
+
     @cached_property
     def datasets(self) -> dict[str, dict[str, str]]:
         """The tables of its dataset config; sd-scripts of early 2023 had none, and gets those that are shipped."""

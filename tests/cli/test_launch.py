@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from hina_kohya import launch as module
+from hina_kohya.check import report
 from hina_kohya.cli import launch, main
 from hina_kohya.trainers.errors import UserError
 
@@ -58,7 +60,7 @@ def started(monkeypatch):
         def wait(self):
             return 7
 
-    monkeypatch.setattr(launch.subprocess, "Popen", Process)
+    monkeypatch.setattr(launch, "subprocess", types.SimpleNamespace(Popen=Process))  # a check starts processes, too
     return commands
 
 
@@ -132,6 +134,9 @@ def test_the_words_are_checked_without_a_config_file(checkout, tmp_path, started
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "data" / "2_cats").mkdir(parents=True)
     (tmp_path / "data" / "2_cats" / "1.png").touch()
+    (checkout / "networks").mkdir()
+    (checkout / "networks" / "lora.py").write_text("def create_network(multiplier, network_dim, **kwargs): ...\n")
+    monkeypatch.setattr(report, "forecast_of", lambda *_: "")  # that network is no real one
     own = ["launch", "--sd-scripts", str(checkout), "train_network.py"]
     good = ["--pretrained_model_name_or_path", "model.safetensors", "--train_data_dir", "data", "--output_dir", "out"]
     good += ["--network_module", "networks.lora", "--learning_rate", "1e-4"]

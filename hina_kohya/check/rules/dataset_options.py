@@ -32,7 +32,8 @@ def any_subset(run: Run, *names: str) -> bool:
 @rule_of(SD_SCRIPTS)
 def bucket_steps(run: Run) -> Iterator[Finding]:
     wanted = _RESO_STEPS.get(run.trainer.script)
-    given = {each.get("bucket_reso_steps") for each in run.datasets} or {run.args["bucket_reso_steps"]}
+    given = {each.get("bucket_reso_steps") for each in run.datasets if each.get("enable_bucket")}
+    given |= {run.args["bucket_reso_steps"]} if not run.datasets and run.on("enable_bucket") else set()
     for steps in given:
         if run.trainer.certain and wanted and isinstance(steps, int) and (steps <= 0 or steps % wanted):
             what = f"{steps} is no multiple of {wanted}, which {run.trainer.script} wants"

@@ -40,6 +40,7 @@ def unknown_key(run: Run) -> Iterator[Finding]:
 def _about(key: str, value: Any, run: Run) -> Finding:
     what, edit = _meaning(key, value, run)
     if key in run.source.typed:
+        what = what.replace(", and ignores it", "")
         return error(key, f"there is no option --{key}: {what}", "argparse leaves with exit code 2", edit)
     evidence = f"measured: keys without an option stay unread, without a word ({run.at('read_config_from_file')})"
     return warning(key, what, evidence, edit)

@@ -40,7 +40,7 @@ def lr_left_out(run: Run) -> Iterator[Finding]:
     parts = (run.trains_unet and run.given("unet_lr")) or (run.trains_text_encoder and run.given("text_encoder_lr"))
     if run.given("learning_rate") is None and not parts and not run.optimizer.sets_lr and run.network.module:
         rate = run.args["learning_rate"]
-        what = f"nothing says which, and the default is {rate:g}: hardly anything is trained"
+        what = f"nothing says which, and the default is {rate}: hardly anything is trained"
         adapts = run.optimizer.lower in (*_ONE_LR, *_FIRST_LR)
         yield warning("learning_rate", what, "the option's default", put(learning_rate=1.0 if adapts else 1e-4))
 

@@ -170,7 +170,8 @@ def adlrns_warmup_too_long(run: Run) -> Iterator[Finding]:
 @rule
 def rank_missing(run: Run) -> Iterator[Finding]:
     network = run.network
-    if run.args["network_dim"] is None and network.inner and not run.on("dim_from_weights"):
+    given = "network_dim" in run.source.values
+    if not given and run.args["network_dim"] is None and network.inner and not run.on("dim_from_weights"):
         if network.algorithm in ("full", "ia3"):
             return
         what, evidence = "without it the rank is 4", "the source of every network module"

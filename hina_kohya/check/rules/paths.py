@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hina_kohya.check import placeholders
 from hina_kohya.check.run import Run
-from hina_kohya.check.edit import put
+from hina_kohya.check.edit import drop, put
 from hina_kohya.check.finding import Finding, error, not_looked_at
 from hina_kohya.check.rules import rule, rule_of
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
@@ -14,7 +14,7 @@ from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 _FILES = (
     "dit", "dit_high_noise", "t5", "clip", "text_encoder1", "text_encoder2", "image_encoder",
     "vae", "ae", "clip_l", "clip_g", "t5xxl", "gemma2", "qwen3", "text_encoder", "byt5", "llm_adapter_path",
-    "network_weights", "in_json", "dataset_config", "sample_prompts", "controlnet_model_name_or_path",
+    "log_tracker_config", "network_weights", "in_json", "dataset_config", "sample_prompts", "controlnet_model_name_or_path",
 )  # fmt: skip
 _FOLDERS = ("train_data_dir", "reg_data_dir", "conditioning_data_dir")
 _ENDINGS = (".safetensors", ".ckpt", ".pt", ".sft")
@@ -33,6 +33,14 @@ def path_missing(run: Run) -> Iterator[Finding]:
         if not placeholders.is_one(value) and not Path(value).exists():
             what = f"{value} does not exist{_seen_from(Path(value))}"
             yield error("base_weights", what, "looked", advice="name those that are there")
+
+
+@rule
+def path_empty(run: Run) -> Iterator[Finding]:
+    """Trainers ask whether a path is None, and an empty one is not."""
+    for key in ("network_weights",):
+        if run.source.values.get(key) == "":
+            yield error(key, "an empty path is a path, and there is no such file", "measured: FileNotFoundError", drop(key))
 
 
 @rule

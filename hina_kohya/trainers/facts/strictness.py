@@ -15,6 +15,7 @@ _OTHERS = {
     "optimizer_args": "a string is read letter by letter",
     "lr_scheduler_args": "a string is read letter by letter",
     "resolution": "'int' object has no attribute 'split'",
+    "text_encoder_lr": "can't multiply sequence by non-int of type 'float'",
 }
 _MEASURED = "measured: "
 
