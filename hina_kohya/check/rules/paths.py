@@ -7,7 +7,7 @@ from pathlib import Path
 from hina_kohya.check import placeholders
 from hina_kohya.check.run import Run
 from hina_kohya.check.edit import drop, put
-from hina_kohya.check.finding import Finding, error, not_looked_at
+from hina_kohya.check.finding import Finding, error, not_looked_at, warning
 from hina_kohya.check.rules import rule, rule_of
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
@@ -17,6 +17,8 @@ _FILES = (
     "log_tracker_config", "network_weights", "in_json", "dataset_config", "sample_prompts", "controlnet_model_name_or_path",
 )  # fmt: skip
 _FOLDERS = ("train_data_dir", "reg_data_dir", "conditioning_data_dir")
+# Measured: without them the run goes on.
+_DONE_WITHOUT = ("reg_data_dir", "sample_prompts", "conditioning_data_dir")
 _ENDINGS = (".safetensors", ".ckpt", ".pt", ".sft")
 
 
@@ -24,11 +26,13 @@ _ENDINGS = (".safetensors", ".ckpt", ".pt", ".sft")
 def path_missing(run: Run) -> Iterator[Finding]:
     for key in (*_FILES, *_FOLDERS):
         value = run.given(key)
-        if not value or placeholders.is_one(value) or (key == "vae" and not _is_local(value)):
+        if not value or placeholders.is_one(value) or _is_garbled(value) or (key == "vae" and not _is_local(value)):
             continue
         path = Path(value)
         if not (path.is_dir() if key in _FOLDERS else path.exists()):
-            yield error(key, f"{value} does not exist{_seen_from(path)}", "looked", advice=f"name one that is there with {key}")
+            level = warning if key in _DONE_WITHOUT else error
+            what = f"{value} does not exist{_seen_from(path)}"
+            yield level(key, what, "looked", advice=f"name one that is there with {key}")
     for value in run.given("base_weights") or ():
         if not placeholders.is_one(value) and not Path(value).exists():
             what = f"{value} does not exist{_seen_from(Path(value))}"
@@ -47,6 +51,8 @@ def path_empty(run: Run) -> Iterator[Finding]:
 def model_not_found(run: Run) -> Iterator[Finding]:
     """A name such as `owner/model` is taken for a repository of Hugging Face, a path is not."""
     value = run.given("pretrained_model_name_or_path")
+    if value and _is_garbled(value):
+        return
     if value and not placeholders.is_one(value) and _is_local(value) and not Path(value).exists():
         what = f"{value} does not exist{_seen_from(Path(value))}"
         yield error("pretrained_model_name_or_path", what, "looked", advice="name a file that is there")
@@ -100,6 +106,11 @@ def output_not_writable(run: Run) -> Iterator[Finding]:
 
 def _has_repeats(folder: Path) -> bool:
     return any(each.is_dir() and each.name.partition("_")[0].isdecimal() for each in folder.iterdir())
+
+
+def _is_garbled(value: str) -> bool:
+    """Whether it holds control characters, about which there is a rule."""
+    return not value.isprintable()
 
 
 def _is_local(value: str) -> bool:
