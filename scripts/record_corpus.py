@@ -18,6 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from hina_kohya.check.edit import toml_line
+from hina_kohya.check.reading import read
+from hina_kohya.check.reading.source import Source
+
 CORPUS = Path(__file__).parents[1] / "tests" / "kohya" / "corpus"
 PLACES = {
     "@SD15@": "{ASSETS}/sd_tiny", "@SDXL@": "{ASSETS}/sdxl_tiny", "@DATA@": "{ASSETS}/data",
@@ -40,9 +44,13 @@ def _case(name: str, case: dict[str, Any]) -> dict[str, Any]:
     text = text.replace("xformers = true", "sdpa = true").replace("--xformers", "--sdpa")
     files = {name: text} | ({"dataset.toml": _placed(case["dataset"])} if "dataset" in case else {})
     epochs = "max_train_epochs" in text and name.endswith(".toml")
-    steps = [] if epochs or "max_train_steps" not in text and "--max_train" not in text else ["--max_train_steps", "2"]
+    steps = [] if epochs or "max_train_steps" not in text and "--max_train" not in text else ["--max_train_steps", str(case.get("steps", 2))]
     small = [] if "buckets" in case.get("keep", ()) else SMALL
-    words = ["--config_file", f"{{OUT}}/{name}"] if name.endswith(".toml") else _words(name, text)
+    if name.endswith(".json"):  # the GUI writes a TOML of it
+        files["gui.toml"] = _as_toml(name, text)
+        words = ["--config_file", "{OUT}/gui.toml"]
+    else:
+        words = ["--config_file", f"{{OUT}}/{name}"] if name.endswith(".toml") else _words(name, text)
     return {"script": case["script"], "words": [*words, *USUAL, *steps, *small], "files": files}
 
 
@@ -57,16 +65,19 @@ def _words(name: str, text: str) -> list[str]:
         return _after_script(shlex.split(text))
     if name.endswith(".sh"):
         return _after_script(_by_bash(text))
-    from hina_kohya.check.reading import read  # noqa: PLC0415 (only for what nothing else reads here)
+    return [*_read(name, text).words]
 
+
+def _as_toml(name: str, text: str) -> str:
+    values = _read(name, text).values
+    return "".join(f"{toml_line(key, value)}\n" for key, value in values.items())
+
+
+def _read(name: str, text: str) -> Source:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, name)
         file.write_text(text, encoding="utf-8")
-        source = read([str(file)])
-    words = [*source.words]
-    for key, value in source.values.items():
-        words += [f"--{key}"] if value is True else [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    return words
+        return read([str(file)])
 
 
 def _by_bash(text: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hina_kohya.check.finding import Finding, Level
 from hina_kohya.check.hooks import Hooks
+from hina_kohya.check.mending import Remedy
 from hina_kohya.check.reading.source import Form
 from hina_kohya.check.report import Report
 from hina_kohya.trainers.call_sites import Outcome
@@ -21,17 +22,18 @@ def text(report: Report, everything: bool = False) -> list[str]:
     groups = _by_cause(grave)
     shown = groups if everything else groups[:_CAUSES]
     lines = [*_heading(report), ""]
+    printed: list[Remedy] = []
     for group in shown:
-        lines += [*_block(report, group, everything), ""]
+        lines += [*_block(report, group, everything, printed), ""]
     if rest := sum(map(len, groups[len(shown) :])):
         lines += [f"... and {rest:,} more; --all prints them", ""]
     for level in _PLAIN:
         plain = [each for each in report.findings if each.level is level]
         kept = plain if everything else plain[:_OF_ONE_CAUSE]
-        lines += [_short(f"{level.value}: {_said(each)}") for each in kept]
+        lines += [f"{level.value}: {_said(each)}" for each in kept]
         lines += [f"{level.value}: {len(plain) - len(kept):,} more"] if len(plain) > len(kept) else []
         lines += [""] if plain else []
-    return [*lines, _summary(report)]
+    return [_short(line) for line in (*lines, _summary(report))]
 
 
 def next_step(report: Report, failed: bool) -> str:
@@ -91,13 +93,18 @@ def _by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:
     return list(groups.values())
 
 
-def _block(report: Report, group: Sequence[Finding], everything: bool) -> list[str]:
+def _block(report: Report, group: Sequence[Finding], everything: bool, printed: list[Remedy]) -> list[str]:
+    """printed: changes that stand above; it grows"""
     kept = group if everything else group[:_OF_ONE_CAUSE]
-    lines = [_short(f"{each.level.value}: {each.key}: {each.what}") for each in kept]
+    lines = [f"{each.level.value}: {each.key}: {each.what}" for each in kept]
     lines += [f"  and {len(group) - len(kept):,} more like it"] if len(group) > len(kept) else []
     lines += [f"  because  {group[0].evidence}"] if group[0].evidence else []
-    steps = [step for each in kept if (remedy := report.remedy(each)) for step in remedy.steps]
-    lines += [f"  {verb:8s} {line}" for verb, line in dict.fromkeys(steps)]
+    remedies = [remedy for each in kept if (remedy := report.remedy(each))]
+    new = [each for place, each in enumerate(remedies) if each not in printed and each not in remedies[:place]]
+    lines += [f"  {verb:8s} {line}" for each in new for verb, line in each.steps]
+    if remedies and not new:
+        lines.append("  (a line above mends it, too)")
+    printed += new
     advice = [each.advice for each in kept if each.advice and report.remedy(each) is None]
     return lines + [f"  then     {each}" for each in dict.fromkeys(advice)]
 
@@ -108,7 +115,8 @@ def _said(finding: Finding) -> str:
 
 
 def _short(line: str) -> str:
-    line = line.replace("\n", " ")
+    """A line that is one; the whole text is in the JSON."""
+    line = " ".join(line.splitlines())
     return line if len(line) <= _WIDEST else f"{line[:_WIDEST]} ..."
 
 

@@ -71,14 +71,7 @@ class Schema:
     def options(self, script: str) -> dict[str, Option]:
         if script not in self.scripts:
             raise UserError(f"there is no trainer {script}; known: {', '.join(self.scripts)}")
-        if self.checkout is not None:
-            found = source_options.options_of(self.checkout, script)
-        else:
-            trainers = shipped(self.trainer)["trainers"]
-            found = trainers[source_options.COMMON] | trainers[script]
-        return {
-            name: Option(name, **{key: _frozen(each) for key, each in about.items()}) for name, about in found.items()
-        }
+        return _options(self, script)
 
     def network(self, module: str) -> NetworkFacts | None:
         """None for a module that neither the trainer nor LyCORIS has."""
@@ -106,6 +99,16 @@ class Schema:
         if self.checkout is None or not source_networks.has_dataset_tables(self.checkout):
             return shipped(self.trainer)["datasets"]
         return source_networks.dataset_tables(self.checkout)
+
+
+@lru_cache(maxsize=64)
+def _options(schema: Schema, script: str) -> dict[str, Option]:
+    if schema.checkout is not None:
+        found = source_options.options_of(schema.checkout, script)
+    else:
+        trainers = shipped(schema.trainer)["trainers"]
+        found = trainers[source_options.COMMON] | trainers[script]
+    return {name: Option(name, **{key: _frozen(each) for key, each in about.items()}) for name, about in found.items()}
 
 
 @lru_cache(maxsize=len(TRAINERS))

@@ -91,7 +91,7 @@ def script_of(source: Source, network: str, schema: Schema, script: str | None, 
     if arch is not None:
         return _of_architecture(arch, trainer)
     if source.script in schema.scripts:
-        return Script(trainer, source.script, f"which {source.form.value} names", True)
+        return Script(trainer, source.script, "named there", True)
     for ending, name in trainer.network_scripts.items():
         if network.endswith(ending):
             return Script(trainer, name, f"because of {network}", True)

@@ -97,7 +97,7 @@ def test_what_cannot_be_read_says_how_to_write_it(tmp_path, text, says):
 
 
 def test_files_that_are_not_there_or_not_utf8(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*gone\.toml: No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*gone\.toml.: No such file"):
         read_one(str(tmp_path / "gone"))
     (tmp_path / "latin.toml").write_bytes("name = 'caf\xe9'".encode("latin-1"))
     with pytest.raises(UserError, match="save it as UTF-8"):

@@ -77,7 +77,7 @@ def _position(words: Sequence[str]) -> int | None:
 
 def _config_file(words: Sequence[str]) -> Source | None:
     """The TOML under the words, if they name one that can be had."""
-    given = [following for word, following in zip(words, (*words[1:], ""), strict=True) if word == "--config_file"]
+    given = [following for word, following in zip(words, words[1:], strict=False) if word == "--config_file"]
     given += [word.partition("=")[2] for word in words if word.startswith("--config_file=")]
     if not given or UNKNOWN.search(given[-1]):
         return None

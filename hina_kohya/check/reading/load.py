@@ -20,6 +20,7 @@ _HINTS = {
     "Key name found without value": "write name = value; words of a command line belong into a .sh or .bat file",
 }
 # What the reader of TOML raises where it trips over a mistake, besides its own error.
+_DEEPEST = 40
 _TRIPS = (IndexError, KeyError, TypeError, ValueError, AttributeError, RecursionError, UnicodeError)
 
 
@@ -36,7 +37,24 @@ def loads(text: str, file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not valid: {_why(text, error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} holds a {type(content).__name__} and no table of keys and values")
+    if _is_deeper_than(content, _DEEPEST):
+        raise UserError(f"{file} is not valid: it is nested too deeply")
     return content
+
+
+def _is_deeper_than(content: Any, levels: int) -> bool:
+    """Level by level: values that go deeper than Python's own limit would end in a RecursionError elsewhere."""
+    level = [content]
+    for _ in range(levels):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, (dict, list))
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _why(text: str, error: Exception) -> str:

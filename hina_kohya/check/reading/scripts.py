@@ -117,6 +117,7 @@ class _Script:
                 position = found.end()
                 if isinstance(value, tuple):
                     yield from value
+                    begun = bool(word)  # of "${array[@]}" nothing is left beside its words
                 else:
                     word, begun = word + value, True
             elif quote and char == quote:

@@ -19,8 +19,8 @@ def text_of(file: Path, forgiving: bool = False) -> str:
     """
     try:
         content = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        raise UserError(f"cannot read {str(file)!r}: {getattr(error, 'strerror', None) or error}") from error
     if content.startswith(_UTF_16) or content[1:40:2].count(0) > 10:
         if not forgiving:
             raise UserError(f"{file} is UTF-16, as PowerShell's > and Windows' Notepad may write it; save it as UTF-8")

@@ -2,6 +2,7 @@
 
 import dataclasses as dc
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -32,9 +33,14 @@ def rule_of(trainer: Trainer) -> Callable[[Rule], Rule]:
 
 
 def rules() -> dict[str, Rule]:
+    _import_all()
+    return _RULES
+
+
+@lru_cache(maxsize=1)
+def _import_all() -> None:
     for module in iter_modules(__path__, f"{__name__}."):
         import_module(module.name)
-    return _RULES
 
 
 def findings(run: Run) -> list[Finding]:

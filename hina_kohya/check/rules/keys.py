@@ -1,6 +1,7 @@
 """Keys that the trainer does not read."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from hina_kohya.check import values
@@ -65,11 +66,17 @@ def _meaning(key: str, value: Any, run: Run) -> tuple[str, Edit | None]:
         return f"{run.schema.trainer.name} does not know it; LyCORIS makes such a network", edit
     if (edit := _foreign(key, plain, value, run)) is not None:
         return f"{run.schema.trainer.name} calls it {'; '.join(each for each in edit.keys if each != key)}", edit
-    if near := nearest(plain, run.options)[:1]:
+    if near := _near(plain, tuple(run.options)):
         given = f"; {near[0]} is given, too" if near[0] in run.source.values else f"; did you mean {near[0]}?"
         edit = drop(key) if near[0] in run.source.values else _renamed(key, near[0], value, run)
         return f"{run.schema.trainer.name} does not know it, and ignores it{given}", edit
     return f"{run.schema.trainer.name} does not know it, and ignores it", None
+
+
+@lru_cache(maxsize=1024)
+def _near(name: str, known: tuple[str, ...]) -> list[str]:
+    """The one option that is spelt alike; remembered, since every line that is tried asks again."""
+    return nearest(name, known)[:1]
 
 
 def _renamed(key: str, name: str, value: Any, run: Run) -> Edit | None:

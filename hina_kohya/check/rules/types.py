@@ -84,13 +84,12 @@ def outside_choices(run: Run) -> Iterator[Finding]:
             continue
         if value == "" and not option.unset or placeholders.is_one(value):
             continue
-        unread = strictness.unread_choice(key, run.args)
-        if unread:
+        if strictness.harmless_choice(key, value, run.args):
             continue
         near = nearest(str(value), [str(each) for each in option.choices])
         fix = next((each for each in option.choices if str(each) in near), None)
         known = ", ".join(str(each) for each in option.choices if each is not None)
-        stops = strictness.choice_stops(key)
+        stops = strictness.choice_stops(key, value)
         what = f"{toml_value(value)} is none of {known}"
         evidence = stops or f"a TOML's choices are not checked ({run.at('read_config_from_file')})"
         evidence += "; it becomes the file's ending" * (key == "save_model_as")

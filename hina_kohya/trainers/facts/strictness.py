@@ -34,9 +34,9 @@ def stops(key: str, value: Any) -> str:
     return _MEASURED + said if said else ""
 
 
-def choice_stops(key: str) -> str:
-    """How it stops at a value outside the choices."""
-    said = _table().get(key, {}).get("outside", "")
+def choice_stops(key: str, value: Any) -> str:
+    """How it stops at a word outside the choices; other numbers were not tried."""
+    said = _table().get(key, {}).get("outside", "") if isinstance(value, str) else ""
     return _MEASURED + said if said else ""
 
 
@@ -51,6 +51,9 @@ def counts() -> tuple[str, ...]:
     return tuple(name for name, kinds in _table().items() if {"0", "-1"} & {*kinds})
 
 
-def unread_choice(key: str, args: Mapping[str, Any]) -> bool:
-    """Whether an option is read only beside another one that is off."""
-    return key == "dynamo_backend" and not args.get("torch_compile")
+def harmless_choice(key: str, value: Any, args: Mapping[str, Any]) -> bool:
+    """A value outside the choices that says the same as none, or that is read only beside an option that is off.
+
+    kohya_ss writes both into every file.
+    """
+    return (key, value) == ("max_token_length", 75) or (key == "dynamo_backend" and not args.get("torch_compile"))
