@@ -71,7 +71,10 @@ def text(content: dict[str, Any]) -> str:
         if section == "releases":
             lines.append(f"{json.dumps(section)}: {json.dumps(tables)}")
             continue
-        rows = [f"  {json.dumps(name)}: {_rows(table) if isinstance(table, dict) else json.dumps(table)}" for name, table in tables.items()]
+        rows = [
+            f"  {json.dumps(name)}: {_rows(table) if isinstance(table, dict) else json.dumps(table)}"
+            for name, table in tables.items()
+        ]
         lines.append(f"{json.dumps(section)}: {{\n" + ",\n".join(rows) + "\n}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

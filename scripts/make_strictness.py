@@ -1,8 +1,8 @@
-"""Which values of a TOML stop the real trainer of SD 1.x: the cases for `real_outcomes.py`, and the table that its outcomes become.
+"""Which values of a TOML stop the real trainer of SD 1.x: cases for `real_outcomes.py`, and a table of its outcomes.
 
-    python scripts/make_strictness.py cases CASES.json
-    python scripts/real_outcomes.py CASES.json OUTCOMES.json        (by the harness's Python, about 12 minutes)
-    python scripts/make_strictness.py table OUTCOMES.json           writes hina_kohya/trainers/facts/strictness.json
+python scripts/make_strictness.py cases CASES.json
+python scripts/real_outcomes.py CASES.json OUTCOMES.json        (by the harness's Python, about 12 minutes)
+python scripts/make_strictness.py table OUTCOMES.json           writes hina_kohya/trainers/facts/strictness.json
 """
 
 import json
@@ -14,7 +14,8 @@ from typing import Any
 FACTS = Path(__file__).parents[1] / "hina_kohya" / "trainers" / "facts"
 BASE = {
     "pretrained_model_name_or_path": '"{ASSETS}/sd_tiny"', "tokenizer_cache_dir": '"{ASSETS}/tokenizers"',
-    "train_data_dir": '"{ASSETS}/data"', "caption_extension": '".txt"', "resolution": '"64,64"', "output_dir": '"{OUT}/out"',
+    "train_data_dir": '"{ASSETS}/data"', "caption_extension": '".txt"', "resolution": '"64,64"',
+    "output_dir": '"{OUT}/out"',
     "output_name": '"lora"', "network_module": '"networks.lora"', "network_dim": "4", "network_alpha": "1.0",
     "optimizer_type": '"AdamW"', "learning_rate": "1e-3", "max_train_steps": "2", "train_batch_size": "1",
     "mixed_precision": '"no"', "save_precision": '"float"', "max_data_loader_n_workers": "0", "cache_latents": "true",
@@ -22,7 +23,8 @@ BASE = {
 }  # fmt: skip
 USUAL = {"int": 1, "float": 0.1, "steps": 1}
 COUNTS = (
-    "network_dim", "max_train_steps", "max_train_epochs", "train_batch_size", "gradient_accumulation_steps", "network_alpha",
+    "network_dim", "max_train_steps", "max_train_epochs", "train_batch_size", "gradient_accumulation_steps",
+    "network_alpha",
     "save_every_n_epochs", "save_every_n_steps", "clip_skip", "keep_tokens", "max_token_length", "dataset_repeats",
     "max_timestep", "vae_batch_size", "sample_every_n_steps", "sample_every_n_epochs",
 )  # fmt: skip
@@ -63,7 +65,9 @@ def table(outcomes: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
         said = outcome["trainer"]
         if kind and said != "trains" and name != "save_model_as":  # that file has another ending, and is not found here
             text = said.removeprefix("stops: ").removeprefix("voluptuous.error.").partition(" / ")[0]
-            found.setdefault(name, {})[kind] = re.sub(r" for object value @ .*|Choose between.*|, but expected.*", "", text)[:90]
+            found.setdefault(name, {})[kind] = re.sub(
+                r" for object value @ .*|Choose between.*|, but expected.*", "", text
+            )[:90]
     return found
 
 

@@ -1,9 +1,10 @@
-"""What the real trainers of sd-scripts do with configurations: run by the harness's Python, models forked from one import.
+"""What the real trainers of sd-scripts do with configurations: each in a fork of one process with all imports.
 
     python scripts/real_outcomes.py CASES.json OUTCOMES.json
 
-CASES: {name: {"script": "train_network.py", "words": [...]}}; a word may hold {ASSETS} and {OUT}. OUTCOMES: {name: {"parser": "ok" or
-what argparse said, "trainer": "trains", "nothing" (no file, or one whose weights are all as they began), "nan", or how it stops}}.
+Run by the harness's Python. CASES: {name: {"script": "train_network.py", "words": [...], "files": {name: text}}}; words
+and files may hold {ASSETS} and {OUT}. OUTCOMES: {name: {"parser": "ok" or what argparse said, "trainer": "trains",
+"nothing" (no file, or one whose weights are all as they began), "nan", or how it stops}}.
 Environment: SD_SCRIPTS_HOME, HARNESS_DIR, the harness's stubs on PYTHONPATH. Linux only: it forks.
 """
 
@@ -43,7 +44,7 @@ def run(script: str, words: list[str], folder: Path) -> dict[str, str]:
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         except BaseException:
-            import traceback
+            import traceback  # noqa: PLC0415 (in the child only)
 
             traceback.print_exc()
             code = 1
@@ -61,14 +62,18 @@ def outcome(code: int, log: str, folder: Path) -> dict[str, str]:
     if code < 0:
         return {"parser": "ok", "trainer": "timeout" if code == -signal.SIGALRM else f"stops: signal {-code}"}
     if code:
-        lines = [line for line in log.splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Invalid)\b|SystemExit", line)]
+        lines = [
+            line
+            for line in log.splitlines()
+            if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Invalid)\b|SystemExit", line)
+        ]
         said = lines[-1] if lines else log.strip().splitlines()[-1] if log.strip() else f"exit code {code}"
         return {"parser": "ok", "trainer": f"stops: {said[:200].replace(str(folder), 'OUT')}"}
     return {"parser": "ok", "trainer": trained(folder)}
 
 
 def trained(folder: Path) -> str:
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # noqa: PLC0415 (torch)
 
     files = sorted(folder.rglob("*.safetensors"))
     files = [each for each in files if "state" not in str(each.parent)]
@@ -77,7 +82,9 @@ def trained(folder: Path) -> str:
     weights = load_file(files[0])
     if any(not math.isfinite(each.float().sum().item()) for each in weights.values()):
         return "nan"
-    late = [each for name, each in weights.items() if re.search(r"lora_up|hada_w2_a|lokr_w1|lokr_w2|oft|diff|\bw\b", name)]
+    late = [
+        each for name, each in weights.items() if re.search(r"lora_up|hada_w2_a|lokr_w1|lokr_w2|oft|diff|\bw\b", name)
+    ]
     if not weights or (late and not any(each.float().abs().max().item() > 0 for each in late)):
         return "nothing: weights as they began"
     return "trains"
@@ -85,8 +92,18 @@ def trained(folder: Path) -> str:
 
 def main(source: str, target: str) -> None:
     sys.path.insert(0, str(HOME))
-    for module in ("torch", "transformers", "diffusers", "accelerate", "train_network", "sdxl_train_network", "networks.lora",
-                   "lycoris.kohya", "library.config_util", "bitsandbytes"):
+    for module in (
+        "torch",
+        "transformers",
+        "diffusers",
+        "accelerate",
+        "train_network",
+        "sdxl_train_network",
+        "networks.lora",
+        "lycoris.kohya",
+        "library.config_util",
+        "bitsandbytes",
+    ):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     cases = json.loads(Path(source).read_text())
@@ -99,9 +116,10 @@ def main(source: str, target: str) -> None:
         put = {"{ASSETS}": str(ASSETS), "{OUT}": str(folder)}
         words = list(case["words"])
         for file, text in case.get("files", {}).items():
+            placed = text
             for mark, value in put.items():
-                text = text.replace(mark, value)
-            (folder / file).write_text(text, encoding="utf-8")
+                placed = placed.replace(mark, value)
+            (folder / file).write_text(placed, encoding="utf-8")
         for mark, value in put.items():
             words = [word.replace(mark, value) for word in words]
         start = time.perf_counter()

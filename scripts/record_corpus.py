@@ -1,11 +1,11 @@
-"""What the real argument parser and the real trainer do with tests/kohya/corpus: the cases for `real_outcomes.py`, then its outcomes.
+"""What the real argument parser and the real trainer do with tests/kohya/corpus: the cases for `real_outcomes.py`.
 
     python scripts/record_corpus.py CASES.json
     python scripts/real_outcomes.py CASES.json tests/kohya/corpus/outcomes.json       (by the harness's Python)
 
-A file of a shell is run by bash where it is one, with `accelerate` replaced by a program that prints its words. The words of a .bat, a .ps1 and
-a JSON of kohya_ss are those that `hina_kohya.check.reading` finds, since their shells and the GUI are not here.
-So that a CPU can do it in seconds, size, number of steps and the way of computing attention are overridden.
+A .sh is run by bash, with `accelerate` replaced by a program that prints its words. The words of a .bat, a .ps1 and a
+JSON of kohya_ss are those that `hina_kohya.check.reading` finds, since their shells and the GUI are not here. So that a
+CPU can do it in seconds, size, number of steps and the way of computing attention are overridden.
 """
 
 import json
@@ -44,7 +44,11 @@ def _case(name: str, case: dict[str, Any]) -> dict[str, Any]:
     text = text.replace("xformers = true", "sdpa = true").replace("--xformers", "--sdpa")
     files = {name: text} | ({"dataset.toml": _placed(case["dataset"])} if "dataset" in case else {})
     epochs = "max_train_epochs" in text and name.endswith(".toml")
-    steps = [] if epochs or "max_train_steps" not in text and "--max_train" not in text else ["--max_train_steps", str(case.get("steps", 2))]
+    steps = (
+        []
+        if epochs or ("max_train_steps" not in text and "--max_train" not in text)
+        else ["--max_train_steps", str(case.get("steps", 2))]
+    )
     small = [] if "buckets" in case.get("keep", ()) else SMALL
     if name.endswith(".json"):  # the GUI writes a TOML of it
         files["gui.toml"] = _as_toml(name, text)
@@ -87,7 +91,9 @@ def _by_bash(text: str) -> list[str]:
         shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
         script.write_text(text)
         environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
-        return subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False).stdout.split("\0")[:-1]
+        return subprocess.run(
+            ["bash", script], env=environment, capture_output=True, text=True, check=False
+        ).stdout.split("\0")[:-1]
 
 
 def _after_script(words: list[str]) -> list[str]:

@@ -82,7 +82,9 @@ def _dataset(where: str, table: Mapping[str, Any], below: tuple[Mapping[str, Any
 
 def _with_repeats(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
-        yield from (each for each in sorted(folder.iterdir()) if each.is_dir() and each.name.partition("_")[0].isdecimal())
+        yield from (
+            each for each in sorted(folder.iterdir()) if each.is_dir() and each.name.partition("_")[0].isdecimal()
+        )
 
 
 def _table(value: Any) -> Mapping[str, Any]:

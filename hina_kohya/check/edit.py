@@ -180,4 +180,3 @@ def toml_value(value: Any) -> str:
         plain = value.isprintable() and "'" not in value
         return f"'{value}'" if ("\\" in value or '"' in value) and plain else json.dumps(value, ensure_ascii=False)
     return str(value)
-

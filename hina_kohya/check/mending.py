@@ -65,4 +65,3 @@ def _is_wrong(finding: Finding) -> bool:
 def _share(edit: Edit, other: Edit) -> bool:
     """Whether both change one option, which can have one line only."""
     return bool({*edit.keys} & {*other.keys})
-

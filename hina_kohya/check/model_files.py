@@ -58,7 +58,7 @@ _PIPELINES = {
 
 @lru_cache(maxsize=64)
 def kind_of(path: str) -> str:
-    """One of the kinds above by the header of a .safetensors or the index of a Diffusers folder; "" if it tells none."""
+    """One of the kinds above, by the header of a .safetensors or the index of a Diffusers folder; "" if none is."""
     file = Path(path)
     try:
         if file.is_dir():

@@ -9,6 +9,7 @@ from hina_kohya.check.hooks import Hooks
 from hina_kohya.check.mending import Remedy
 from hina_kohya.check.reading.source import Form
 from hina_kohya.check.report import Report
+from hina_kohya.check.run import Run
 from hina_kohya.trainers.call_sites import Outcome
 
 # Of one cause, and of causes: the rest is counted, or printed with --all.
@@ -47,12 +48,14 @@ def next_step(report: Report, failed: bool) -> str:
         return "next: check the training TOML that names it"
     if not run.trainer.certain:
         return "next: say which trainer it is for, with --script NAME"
-    if report.source.form is Form.KOHYA_SS:
-        return "next: start it in the GUI"
+    return f"next: {_start(report, run)}"
+
+
+def _start(report: Report, run: Run) -> str:
     if report.source.form is not Form.TOML:
-        return "next: start it"
+        return "start it in the GUI" if report.source.form is Form.KOHYA_SS else "start it"
     launcher = "hina-kohya launch" if run.launches else "accelerate launch"
-    return f"next: {launcher} {run.trainer.script} --config_file {report.source.file}"
+    return f"{launcher} {run.trainer.script} --config_file {report.source.file}"
 
 
 def as_json(report: Report, failed: bool, forecast: str | None) -> dict[str, Any]:
@@ -124,7 +127,9 @@ def _heading(report: Report) -> list[str]:
     run = report.run
     if run is None:
         return [f"{report.source.name}: a file for dataset_config"]
-    what = report.source.name if report.source.form is Form.TOML else f"{report.source.name}: {report.source.form.value},"
+    what = (
+        report.source.name if report.source.form is Form.TOML else f"{report.source.name}: {report.source.form.value},"
+    )
     lines = [f"{what} for {run.trainer.script} of {run.schema.trainer.name} ({run.trainer.why})"]
     lines.append(f"options of {run.schema.origin}")
     checkout = run.schema.checkout
@@ -144,7 +149,11 @@ def _hooks(hooks: Hooks) -> str:
 def _summary(report: Report) -> str:
     counts = report.counts
     plural = {Level.ERROR, Level.WARNING, Level.NOTE}
-    said = [f"{counts[level]} {level.value}{'s' * (counts[level] > 1 and level in plural)}" for level in Level if counts[level]]
+    said = [
+        f"{counts[level]} {level.value}{'s' * (counts[level] > 1 and level in plural)}"
+        for level in Level
+        if counts[level]
+    ]
     found = [each for each in said if not each.endswith(Level.NOT_LOOKED_AT.value)]
     if said and not found:
         return f"no findings in what was looked at; {said[0]}"

@@ -1,4 +1,4 @@
-"""The process that imports torch for a check: what stops it does not stop the check, and it is started when it is asked first."""
+"""The process that imports torch for a check: started when it is asked first, and its end is not the check's."""
 
 import base64
 import contextlib
@@ -66,14 +66,17 @@ class Process:
             self._running.kill()
             self._running.wait()
             for pipe in (self._running.stdin, self._running.stdout, self._errors):
-                with contextlib.suppress(OSError, AttributeError):
-                    pipe.close()
+                if pipe is not None:
+                    with contextlib.suppress(OSError):  # what was not written yet cannot be
+                        pipe.close()
             self._running = None
 
     def _started(self) -> "subprocess.Popen[str]":
         if self._running is None or self._running.poll() is not None:
             self.close()
-            self._lines, self._errors = queue.Queue(), tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+            self._lines = queue.Queue()
+            # Closed with the process.
+            self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
             self._running = subprocess.Popen(
                 [sys.executable, "-c", _BOOTSTRAP, str(_ROOT)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8",

@@ -10,7 +10,16 @@ from pathlib import Path
 from hina_kohya.trainers.checkouts import Checkout
 from hina_kohya.trainers.syntax import functions, home_of, imports, module_of, tree
 
-_NOT_TRAINING = ("metadata", "verify_", "sai_model_spec", "sample_images", "assert_", "setup_parser", "add_", "debug_dataset")
+_NOT_TRAINING = (
+    "metadata",
+    "verify_",
+    "sai_model_spec",
+    "sample_images",
+    "assert_",
+    "setup_parser",
+    "add_",
+    "debug_dataset",
+)
 _ARGS = ("args", "self.args")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -27,7 +36,12 @@ def reads(checkout: Checkout, script: Path) -> set[str]:
     """Options that a path from the trainer's `train` reads."""
     module = script.stem
     trainer = next(
-        (node.name for node in tree(script).body if isinstance(node, ast.ClassDef) and node.name.endswith("NetworkTrainer")), ""
+        (
+            node.name
+            for node in tree(script).body
+            if isinstance(node, ast.ClassDef) and node.name.endswith("NetworkTrainer")
+        ),
+        "",
     )
     walk = _Walk(checkout, _lineage(checkout, module, script, trainer))
     walk.method("train")
@@ -93,7 +107,9 @@ class _Walk:
 
 def _training(node: ast.AST) -> Iterator[ast.AST]:
     """A node and all in it, without dicts of metadata, whose keys begin with `ss_`."""
-    if isinstance(node, ast.Dict) and any(isinstance(key, ast.Constant) and str(key.value).startswith("ss_") for key in node.keys):
+    if isinstance(node, ast.Dict) and any(
+        isinstance(key, ast.Constant) and str(key.value).startswith("ss_") for key in node.keys
+    ):
         return
     yield node
     for each in ast.iter_child_nodes(node):
@@ -102,5 +118,9 @@ def _training(node: ast.AST) -> Iterator[ast.AST]:
 
 def _by_getattr(call: ast.Call) -> Iterator[str]:
     """`getattr(args, "name", ...)`"""
-    if ast.unparse(call.func) == "getattr" and ast.unparse(call.args[0]) in _ARGS and isinstance(call.args[1], ast.Constant):
+    if (
+        ast.unparse(call.func) == "getattr"
+        and ast.unparse(call.args[0]) in _ARGS
+        and isinstance(call.args[1], ast.Constant)
+    ):
         yield str(call.args[1].value)

@@ -34,7 +34,9 @@ def state_of(args: Mapping[str, Any]) -> State | None:
 def _read(folder: Path) -> State:
     if not (folder / "optimizer.bin").is_file():
         return State(folder, False)
-    file = next((each for each in (folder / "model.safetensors", folder / "model_1.safetensors") if each.is_file()), None)
+    file = next(
+        (each for each in (folder / "model.safetensors", folder / "model_1.safetensors") if each.is_file()), None
+    )
     try:
         tensors, damage = (tensors_of(file) if file else None), ""
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `hina-kohya ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001 (the one border: a command that trips over itself says so in one line)
+    except Exception as error:
         if shows:
             traceback.print_exc()
         said = " ".join(str(error).split()) or "nothing said"

@@ -22,7 +22,8 @@ EXAMPLE = """examples:
   hina-kohya check accelerate launch sdxl_train_network.py --network_module lycoris.kohya ...
   hina-kohya check train.sh                                    or .bat, .ps1, a JSON of the kohya_ss GUI
 
-Exit code 0: no error; 1: training would stop or train nothing; 2: the file cannot be read; 3: a package is missing here."""
+Exit code 0: no error; 1: training would stop or train nothing; 2: the file cannot be read; 3: a package is
+missing here."""
 # Our options with a value: what follows is no file.
 _WITH_VALUE = ("--script", "--sd-scripts", "--musubi", "--arch", "--format")
 
@@ -56,7 +57,11 @@ def main(argv: list[str], then: bool = True) -> int:
         if not as_json:
             print(f"\n{forecast}\n")
     if as_json:
-        print(json.dumps({**printing.as_json(found, code != 0, forecast), "exit_code": code}, ensure_ascii=False, indent=1))
+        print(
+            json.dumps(
+                {**printing.as_json(found, code != 0, forecast), "exit_code": code}, ensure_ascii=False, indent=1
+            )
+        )
     elif then:
         print(printing.next_step(found, code != 0))
     return code
@@ -106,15 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hina-kohya check",
         usage="hina-kohya check [options] CONFIG.toml|COMMAND... [-- WORDS]",
-        description="Read what a run of sd-scripts or musubi-tuner is started with as the trainer does, and say what is wrong "
-        "with it before a model is loaded: keys that would be ignored, arguments that would fail or do nothing, "
-        "combinations known to be bad.",
+        description="Read what a run of sd-scripts or musubi-tuner is started with as the trainer does, and say what "
+        "is wrong with it before a model is loaded: keys that would be ignored, arguments that would fail or do "
+        "nothing, combinations known to be bad.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "config", metavar="CONFIG.toml", help="the TOML of a run or of its datasets, a script of a shell, a JSON of kohya_ss, "
-        "or the words of a command line",
+        "config", metavar="CONFIG.toml",
+        help="the TOML of a run or of its datasets, a script of a shell, a JSON of kohya_ss, or a command line",
     )  # fmt: skip
     parser.add_argument("--script", help="the trainer, such as sdxl_train_network.py; told from the file if not given")
     checkout.add_option(parser)

@@ -10,7 +10,7 @@ from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.checkouts import TRAINERS, Checkout
 from hina_kohya.trainers.errors import UserError
 
-DESCRIPTION = """accelerate launch with the hooks installed, from any folder, after `hina-kohya check` of the words that follow the script.
+DESCRIPTION = """accelerate launch with the hooks installed, from any folder, after `hina-kohya check` of its words.
 What stands between `launch` and the script goes to accelerate, what follows the script goes to the script."""
 EXAMPLE = """examples:
   hina-kohya launch sdxl_train_network.py --config_file my.toml
@@ -77,7 +77,7 @@ def _found(script: str, given: str | None) -> Path:
 
 
 def _checked(script: Path, arguments: list[str]) -> int:
-    """0, or what `hina-kohya check` says of the words and of the config file among them. It knows the adapter trainers only."""
+    """0, or what `hina-kohya check` says of the words, with the config file among them; of adapter trainers only."""
     if not any(script.match(trainer.scripts) for trainer in TRAINERS):
         print(f"{script.name} trains no adapter, so its options are not checked")
         return 0

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 
 
 def listing(everything: bool) -> list[str]:
-    """One line a name: the families of this package, then what others registered; other names of both where asked for."""
+    """One line a name: this package's families, then what others registered; aliases of both where asked for."""
     entries = [(entry, entry.load()) for entry in optimizer_names.entries()]
     first = {name: number for number, name in enumerate(FAMILIES)}
     entries.sort(key=lambda each: (first.get(each[0].name, len(first)), each[0].name))

@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccessIssue]
 
 from . import report
 from .errors import UserError

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
-from safetensors import SafetensorError
+from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccessIssue]
 
 from . import network as adapter
 from . import optimizer as optimizers

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccessIssue]
+from safetensors.torch import load_file
 
 from .errors import TrainingError, UserError
 from .files import atomic
@@ -30,8 +31,7 @@ def _readable(file: Path) -> None:
     """Raises UserError for a file of weights that is damaged."""
     try:
         if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as opened:
-                opened.keys()
+            load_file(file)
     except (OSError, SafetensorError) as exc:
         raise UserError(f"network_weights {file} is damaged or no .safetensors file: {exc}") from exc
 

@@ -27,7 +27,8 @@ def make(folder):
         (images / f"{number}.txt").write_text("a toy")
     (folder / "prompt.txt").write_text("a toy")
     return {
-        "@SD15@": str(model(folder / "sd15.safetensors", "SD15")), "@SDXL@": str(model(folder / "sdxl.safetensors", "SDXL")),
+        "@SD15@": str(model(folder / "sd15.safetensors", "SD15")),
+        "@SDXL@": str(model(folder / "sdxl.safetensors", "SDXL")),
         "@DATA@": str(folder / "data"), "@IMAGES@": str(images), "@OUT@": str(folder),
     }  # fmt: skip
 

@@ -73,7 +73,11 @@ def test_lines_typed_into_the_file_do_the_same(folder, name):
     found = checked(folder, name)
     assert found.source.form is Form.TOML
     for remedy in found.remedies:
-        before = {file: (folder / file).read_text(encoding="utf-8") for file in (name, "dataset.toml") if (folder / file).exists()}
+        before = {
+            file: (folder / file).read_text(encoding="utf-8")
+            for file in (name, "dataset.toml")
+            if (folder / file).exists()
+        }
         if any("   (in " in line for _, line in remedy.steps):
             continue  # of the dataset file
         text = typed(before[name], remedy.steps)

@@ -1,4 +1,4 @@
-"""What a user may have: command lines, scripts of three shells, a GUI's file, files of other programs, odd encodings."""
+"""What a user may have: command lines, scripts of three shells, files of a GUI and of other programs, odd encodings."""
 
 import json
 
@@ -11,7 +11,16 @@ from hina_kohya.check.reading.source import Form
 from hina_kohya.trainers.errors import UserError
 from tests.kohya import places
 
-WORDS = ["--network_module", "networks.lora", "--network_dim", "8", "--learning_rate", "1e-4", "--max_train_steps", "100"]
+WORDS = [
+    "--network_module",
+    "networks.lora",
+    "--network_dim",
+    "8",
+    "--learning_rate",
+    "1e-4",
+    "--max_train_steps",
+    "100",
+]
 
 
 @pytest.fixture
@@ -34,9 +43,11 @@ def levels(found):
 @pytest.mark.parametrize(
     "start",
     [
-        ["accelerate", "launch", "--num_cpu_threads_per_process", "8", "train_network.py"], ["python", "train_network.py"],
+        ["accelerate", "launch", "--num_cpu_threads_per_process", "8", "train_network.py"],
+        ["python", "train_network.py"],
         ["./sd-scripts/train_network.py"], ["C:\\venv\\Scripts\\accelerate.exe", "launch", "D:\\sd\\train_network.py"],
-        ["uv", "run", "accelerate", "launch", "train_network.py"], ["python3.10", "-m", "accelerate.commands.launch", "train_network.py"],
+        ["uv", "run", "accelerate", "launch", "train_network.py"],
+        ["python3.10", "-m", "accelerate.commands.launch", "train_network.py"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -48,7 +59,14 @@ def test_a_command_line_is_checked_however_it_starts(folder, start):
 
 
 def test_one_refused_word_does_not_hide_the_rest(folder):
-    found = report.check(["accelerate", "launch", "train_network.py", *whole("--learning_rte", "1", "--seed", "x", "--lr_warmup_steps", "5")])
+    found = report.check(
+        [
+            "accelerate",
+            "launch",
+            "train_network.py",
+            *whole("--learning_rte", "1", "--seed", "x", "--lr_warmup_steps", "5"),
+        ]
+    )
     assert levels(found) == {"error unknown_key", "error command_line", "error warmup_refused"}
 
 
@@ -70,9 +88,21 @@ def test_started_by_our_launcher(folder):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("a.sh", "X=sd15.safetensors\naccelerate launch train_network.py \\\n  --pretrained_model_name_or_path=$X {words} # end\n"),
-        ("a.bat", "set X=sd15.safetensors\r\naccelerate launch train_network.py ^\r\n --pretrained_model_name_or_path=%X% {words}\r\npause"),
-        ("a.ps1", '$X = "sd15.safetensors"\naccelerate launch "train_network.py" `\n --pretrained_model_name_or_path=$X {words}\n'),
+        (
+            "a.sh",
+            "X=sd15.safetensors\naccelerate launch train_network.py \\\n"
+            "  --pretrained_model_name_or_path=$X {words} # end\n",
+        ),
+        (
+            "a.bat",
+            "set X=sd15.safetensors\r\naccelerate launch train_network.py ^\r\n"
+            " --pretrained_model_name_or_path=%X% {words}\r\npause",
+        ),
+        (
+            "a.ps1",
+            '$X = "sd15.safetensors"\naccelerate launch "train_network.py" `\n'
+            " --pretrained_model_name_or_path=$X {words}\n",
+        ),
     ],
 )
 def test_scripts_of_three_shells(folder, name, text):
@@ -87,7 +117,9 @@ def test_scripts_of_three_shells(folder, name, text):
 
 
 def test_a_variable_that_only_running_would_tell_was_not_looked_at(folder):
-    (folder / "a.sh").write_text(f"accelerate launch train_network.py {' '.join(whole()[2:])} --pretrained_model_name_or_path=$MODEL\n")
+    (folder / "a.sh").write_text(
+        f"accelerate launch train_network.py {' '.join(whole()[2:])} --pretrained_model_name_or_path=$MODEL\n"
+    )
     found = report.check("a.sh")
     assert levels(found) == set()
     assert "no findings in what was looked at" in printing.text(found)[-1]
@@ -100,9 +132,13 @@ def test_a_line_that_ends_too_early(folder):
 
 
 OF_OTHER_PROGRAMS = {
-    "LoRA_Easy_Training_Scripts": ("a.toml", "[[subsets]]\nimage_dir = 'x'\n[general_args.args]\nseed = 1\n[network_args.args]\nnetwork_dim = 8\n"),
+    "LoRA_Easy_Training_Scripts": (
+        "a.toml",
+        "[[subsets]]\nimage_dir = 'x'\n[general_args.args]\nseed = 1\n[network_args.args]\nnetwork_dim = 8\n",
+    ),
     "a run and its datasets in one file": (
-        "a.toml", "[general]\nshuffle_caption = true\n[[datasets]]\nresolution = 512\n[training_arguments]\nlearning_rate = 1e-4\n"
+        "a.toml",
+        "[general]\nkeep_tokens = 1\n[[datasets]]\nresolution = 512\n[training_arguments]\nlearning_rate = 1e-4\n",
     ),
     "OneTrainer": ("a.json", json.dumps({"training_method": "LORA", "concepts": [], "batch_size": 1})),
     "ai-toolkit": ("a.yaml", "job: extension\nconfig:\n  name: x\n"),
@@ -138,7 +174,10 @@ def test_lora_scripts_and_musubi_are_read(folder):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('seed = 1\nname = "ä"\n'.encode("utf-16"), "UTF-16, as PowerShell's > and Windows' Notepad may write it; save it as UTF-8"),
+        (
+            'seed = 1\nname = "ä"\n'.encode("utf-16"),
+            "UTF-16, as PowerShell's > and Windows' Notepad may write it; save it as UTF-8",
+        ),
         ("output_name = “x”\n".encode(), "word processor's; write plain ones"),
         (b'output_dir = "C:\\Users\\me"\n', "write paths in single quotes"),
         (b"name = 'caf\xe9'\n", "not UTF-8 [(]line 1[)]"),
@@ -151,8 +190,11 @@ def test_encodings_quotes_and_paths_in_words(folder, content, says):
 
 
 def test_the_models_file_tells_the_trainer(folder):
-    base = 'train_data_dir = "data"\ncaption_extension = ".txt"\noutput_dir = "out"\nnetwork_module = "networks.lora"\nlearning_rate = 1e-4\n'
-    (folder / "a.toml").write_text(f'{base}pretrained_model_name_or_path = "sdxl.safetensors"\ncache_text_encoder_outputs = false\n')
+    base = 'train_data_dir = "data"\ncaption_extension = ".txt"\noutput_dir = "out"\n'
+    base += 'network_module = "networks.lora"\nlearning_rate = 1e-4\n'
+    (folder / "a.toml").write_text(
+        f'{base}pretrained_model_name_or_path = "sdxl.safetensors"\ncache_text_encoder_outputs = false\n'
+    )
     run = report.check("a.toml").run
     assert run is not None
     assert (run.trainer.script, run.trainer.why) == ("sdxl_train_network.py", "as the model's file says")
@@ -173,13 +215,20 @@ def test_what_is_missing_here_has_its_own_exit_code(folder):
 
 
 def test_a_dataset_class_and_a_foreign_network_were_not_looked_at(folder):
-    found = report.check(["train_network.py", *whole("--dataset_class", "my.data.Set", "--network_module", "my.network")])
-    assert {each.rule for each in found.findings if each.level is Level.NOT_LOOKED_AT} >= {"data_not_looked_at", "network_missing"}
+    found = report.check(
+        ["train_network.py", *whole("--dataset_class", "my.data.Set", "--network_module", "my.network")]
+    )
+    assert {each.rule for each in found.findings if each.level is Level.NOT_LOOKED_AT} >= {
+        "data_not_looked_at",
+        "network_missing",
+    }
 
 
 def test_the_gui_leaves_zeros_out(folder):
-    gui = {"LoRA_type": "Standard", "max_resolution": "512,512", "learning_rate": 1e-4, "text_encoder_lr": 0, "unet_lr": 1e-4,
-           "pretrained_model_name_or_path": "sd15.safetensors", "train_data_dir": "data", "caption_extension": ".txt", "output_dir": "out",
+    gui = {"LoRA_type": "Standard", "max_resolution": "512,512", "learning_rate": 1e-4, "text_encoder_lr": 0,
+           "unet_lr": 1e-4,
+           "pretrained_model_name_or_path": "sd15.safetensors", "train_data_dir": "data", "caption_extension": ".txt",
+           "output_dir": "out",
            "network_dim": 8, "network_alpha": 1, "optimizer": "AdamW", "lr_scheduler": "constant", "lr_warmup": 0,
            "max_train_steps": 100, "additional_parameters": "--noise_offset 0.05 --seeed 1"}  # fmt: skip
     (folder / "a.json").write_text(json.dumps(gui))

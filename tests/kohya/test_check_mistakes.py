@@ -126,10 +126,15 @@ MISTAKES = {
     ),
     'network_module = "networks.lora_sd3"': "network_of_another_model network_module",
     'network_module = "network.lora"': "network_missing network_module",
-    LYCORIS + 'network_args = ["algo=lokr", "preset=attn-mlp", "rank_dropout=0.1"]': "rank_dropout_on_cuda network_args",
-    LYCORIS + 'network_args = ["algo=lora", "preset=attn-mlp", "dora_wd=True", "bypass_mode=True"]': "dora_bypassed network_args",
+    LYCORIS
+    + 'network_args = ["algo=lokr", "preset=attn-mlp", "rank_dropout=0.1"]': "rank_dropout_on_cuda network_args",
+    LYCORIS + 'network_args = ["algo=lora", "preset=attn-mlp", "dora_wd=True", "bypass_mode=True"]': (
+        "dora_bypassed network_args"
+    ),
     LOKR + "network_dropout = 0.1": "dropout_without_effect network_dropout",
-    LYCORIS + 'network_args = ["algo=full", "preset=attn-mlp"]\nscale_weight_norms = 1.0': "norms_not_scaled scale_weight_norms",
+    LYCORIS + 'network_args = ["algo=full", "preset=attn-mlp"]\nscale_weight_norms = 1.0': (
+        "norms_not_scaled scale_weight_norms"
+    ),
     "zero_terminal_snr = true": "snr_without_v_prediction zero_terminal_snr",
     'optimizer_type = "SGDNesterov8bit"': "no_nesterov_in_8_bits optimizer_type",
     # what is needed
@@ -244,8 +249,10 @@ WARNINGS = {
 }  # fmt: skip
 # What one rule finds that stops no run, where others of its findings do.
 LESS_GRAVE = {
-    'gradient_checkpointing = "false"', 'save_model_as = "safetensor"',
-    'network_args = ["con_dim=4"]', 'network_args = ["wd_exclude=*_te_*"]',
+    'gradient_checkpointing = "false"',
+    'save_model_as = "safetensor"',
+    'network_args = ["con_dim=4"]',
+    'network_args = ["wd_exclude=*_te_*"]',
     'network_module = "networks.oft"\nnetwork_args = ["loraplus_lr_ratio=4"]',
 }
 # Found in files of their own (test_check_datasets, test_call_sites) or with nothing to plant in a TOML (below).

@@ -1,4 +1,4 @@
-"""Whatever a user has of a run, as one `Source`: a TOML, a command line, a script with one, a file of the kohya_ss GUI."""
+"""Whatever a user has of a run, as one `Source`: a TOML, a command line, a script with one, a kohya_ss JSON."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,6 +3,7 @@
 import dataclasses as dc
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from hina_kohya.check.reading import tables
@@ -62,9 +63,7 @@ def _of(form: Form, name: str, file: Path | None, words: tuple[str, ...]) -> Sou
     base = _config_file(after)
     values, sections, repeated = (base.values, base.sections, base.repeated) if base else ({}, {}, {})
     asides = base.asides if base else {}
-    return Source(
-        form, name, file, values, sections, repeated, after, script=script, launched=launched, asides=asides
-    )
+    return Source(form, name, file, values, sections, repeated, after, script=script, launched=launched, asides=asides)
 
 
 def _position(words: Sequence[str]) -> int | None:
@@ -77,7 +76,7 @@ def _position(words: Sequence[str]) -> int | None:
 
 def _config_file(words: Sequence[str]) -> Source | None:
     """The TOML under the words, if they name one that can be had."""
-    given = [following for word, following in zip(words, words[1:], strict=False) if word == "--config_file"]
+    given = [following for word, following in pairwise(words) if word == "--config_file"]
     given += [word.partition("=")[2] for word in words if word.startswith("--config_file=")]
     if not given or UNKNOWN.search(given[-1]):
         return None

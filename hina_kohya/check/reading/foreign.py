@@ -23,21 +23,33 @@ def _both(*keys: str) -> Callable[[Content], bool]:
 
 _KNOWN: tuple[tuple[str, Callable[[Content], bool], str], ...] = (
     (
-        "a file of LoRA_Easy_Training_Scripts, whose own backend turns [NAME.args] and [[subsets]] into sd-scripts' options",
+        "a file of LoRA_Easy_Training_Scripts, whose program turns [NAME.args] and [[subsets]] into sd-scripts' words",
         _easy,
         "check the runtime_store/config.toml that it writes when it trains",
     ),
     (
         "a run and its datasets in one file, and sd-scripts reads no [[datasets]] there",
         _mixed,
-        "write [general] and [[datasets]] into a file of their own, and name it: dataset_config = \"dataset.toml\"",
+        'write [general] and [[datasets]] into a file of their own, and name it: dataset_config = "dataset.toml"',
     ),
     ("a config of OneTrainer", _both("training_method", "concepts"), "sd-scripts and musubi-tuner do not read it"),
-    ("a config of OneTrainer", _both("training_method", "concept_file_name"), "sd-scripts and musubi-tuner do not read it"),
+    (
+        "a config of OneTrainer",
+        _both("training_method", "concept_file_name"),
+        "sd-scripts and musubi-tuner do not read it",
+    ),
     ("a config of ai-toolkit", _both("job", "config"), "sd-scripts and musubi-tuner do not read it"),
     ("a config of diffusion-pipe", _both("adapter", "model"), "sd-scripts and musubi-tuner do not read it"),
-    ("a config of SimpleTuner", _both("data_backend_config", "model_family"), "sd-scripts and musubi-tuner do not read it"),
-    ("a config of SimpleTuner", _both("--data_backend_config", "--model_family"), "sd-scripts and musubi-tuner do not read it"),
+    (
+        "a config of SimpleTuner",
+        _both("data_backend_config", "model_family"),
+        "sd-scripts and musubi-tuner do not read it",
+    ),
+    (
+        "a config of SimpleTuner",
+        _both("--data_backend_config", "--model_family"),
+        "sd-scripts and musubi-tuner do not read it",
+    ),
     (
         "an adapter's own configuration (PEFT)",
         _both("peft_type", "base_model_name_or_path"),
@@ -45,7 +57,8 @@ _KNOWN: tuple[tuple[str, Callable[[Content], bool], str], ...] = (
     ),
     ("accelerate's own configuration", _both("compute_environment", "distributed_type"), "check the file of the run"),
 )
-_YAML = (("a config of ai-toolkit", r"^job:", r"^config:"), ("accelerate's own configuration", r"^compute_environment:", r""),
+_YAML = (("a config of ai-toolkit", r"^job:", r"^config:"),
+         ("accelerate's own configuration", r"^compute_environment:", r""),
          ("a config of axolotl", r"^base_model:", r"^datasets:"))  # fmt: skip
 
 

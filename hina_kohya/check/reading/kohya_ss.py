@@ -1,6 +1,5 @@
-"""A JSON of the kohya_ss GUI as the options that its LoRA tab makes of it (train_model in kohya_gui/lora_gui.py, v26)."""
+"""A JSON of the kohya_ss GUI as the options that its LoRA tab makes of it (train_model in lora_gui.py, v26)."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,9 @@ def is_one(content: Mapping[str, Any]) -> bool:
 def source_of(content: Mapping[str, Any], file: Path) -> Source:
     """Raises UserError for a file of another tab."""
     if "LoRA_type" not in content:
-        raise UserError(f"{file} is a file of kohya_ss for another tab than LoRA ({', '.join(_TABS)}); it trains no adapter")
+        raise UserError(
+            f"{file} is a file of kohya_ss for another tab than LoRA ({', '.join(_TABS)}); it trains no adapter"
+        )
     model = next((box for box in SCRIPTS if content.get(box) is True), "")
     values: dict[str, Any] = {}
     for name, option in every_option().items():
@@ -88,7 +89,7 @@ def _number(value: Any, whole: bool = False) -> Any:
         number = float(value)
     except (TypeError, ValueError):
         return value
-    return int(number) if whole or number == int(number) and not isinstance(value, float) else number
+    return int(number) if whole or (number == int(number) and not isinstance(value, float)) else number
 
 
 def _derived(content: Mapping[str, Any], values: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -133,5 +134,8 @@ def _dropped(content: Mapping[str, Any], values: Mapping[str, Any], model: str) 
     return [
         name
         for name in zeros
-        if name in options and options[name].default and _given(content, name, model) == 0 and name not in _ZERO_IS_UNSET
+        if name in options
+        and options[name].default
+        and _given(content, name, model) == 0
+        and name not in _ZERO_IS_UNSET
     ]

@@ -5,7 +5,17 @@ from typing import Any
 
 _BASE = ("conv_dim", "conv_alpha")
 _DROPOUT = ("rank_dropout", "module_dropout")
-_FACTORED = (*_BASE, "use_tucker", "rank_dropout", "bypass_mode", "dora_wd", "module_dropout", "use_scalar", "rank_dropout_scale", "train_norm")
+_FACTORED = (
+    *_BASE,
+    "use_tucker",
+    "rank_dropout",
+    "bypass_mode",
+    "dora_wd",
+    "module_dropout",
+    "use_scalar",
+    "rank_dropout_scale",
+    "train_norm",
+)
 # LoRA type -> algorithm of LyCORIS, and the fields that are handed on whatever they say
 _LYCORIS = {
     "LyCORIS/BOFT": ("boft", (*_BASE, *_DROPOUT, "use_tucker", "rank_dropout_scale", "train_norm")),
@@ -22,7 +32,7 @@ _LYCORIS = {
     "LyCORIS/LoKr": ("lokr", (*_FACTORED, "factor", "use_cp", "decompose_both")),
     "LyCORIS/Native Fine-Tuning": ("full", (*_DROPOUT, "rank_dropout_scale", "train_norm")),
 }
-_FIELDS = {"constraint": "constrain", "block_size": "unit"}
+_FIELDS: dict[str, str] = {"constraint": "constrain", "block_size": "unit"}
 _BLOCKS = (
     "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold", "block_dims", "block_alphas",
     "conv_block_dims", "conv_block_alphas", *_DROPOUT,
@@ -56,7 +66,9 @@ def network_of(content: Mapping[str, Any], sd3: bool) -> tuple[str, list[str]]:
     if kind in _LYCORIS:
         algorithm, fields = _LYCORIS[kind]
         preset = content.get("LyCORIS_preset") or "full"
-        given = [f"{name}={content[field]}" for name in fields if (field := _FIELDS.get(name, name)) in content]
+        given = [
+            f"{name}={content[field]}" for name in fields for field in [_FIELDS.get(name, name)] if field in content
+        ]
         return "lycoris.kohya", f"preset={preset} algo={algorithm} {' '.join(given)}".split() + plus
     module, fields = _NATIVE.get(kind, ("", ()))
     if kind == "Standard" and sd3:

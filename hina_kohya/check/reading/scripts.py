@@ -105,7 +105,7 @@ class _Script:
                 begin = position + 1
         return [part for part in (*parts, line[begin:]) if part.strip()]
 
-    def _words(self, line: str) -> Iterator[str]:
+    def _words(self, line: str) -> Iterator[str]:  # noqa: PLR0912 (one automaton)
         """As the shell hands them to a program."""
         word, quote, begun, position = "", "", False, 0
         while position < len(line):
@@ -123,7 +123,7 @@ class _Script:
             elif quote and char == quote:
                 quote = ""
             elif quote:
-                if char == self.shell.escape and quote == '"' and following and following in "\"\\$`":
+                if char == self.shell.escape and quote == '"' and following and following in '"\\$`':
                     char, position = following, position + 1
                 word += char
             elif char in self.shell.quotes:

@@ -6,7 +6,8 @@ from pathlib import Path
 from hina_kohya.trainers.errors import UserError
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-SMART = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "＂": '"', "\u00a0": " "})
+# Quotes of word processors, low, high and wide, and the space that does not break.
+SMART = str.maketrans("\u201c\u201d\u201e\uff02\u2018\u2019\u00a0", '""""\'\' ')
 _SMART = re.compile("|".join(map(re.escape, map(chr, SMART))))
 
 

@@ -1,11 +1,10 @@
-"""The optimizer and the schedule of a run, made and stepped twice: what stops them here stops the run after the model is loaded.
+"""The optimizer and the schedule of a run, made and stepped twice: what stops them here stops the run later.
 
 Everything happens in a process of its own (`stage`), which alone imports torch.
 """
 
 import dataclasses as dc
 import pickle
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -64,6 +63,8 @@ def _asked(request: bytes) -> Rehearsal:
     answer = SHARED.ask({"what": "rehearsal", **pickle.loads(request)}, timeout=120)
     if answer.fault or "stage" not in answer.said:
         return Rehearsal("died", died=answer.fault or str(answer.said.get("error", "")))
-    said: Mapping[str, Any] = answer.said
+    said: dict[str, Any] = answer.said
     names = {field.name for field in dc.fields(Rehearsal)}
-    return Rehearsal(**{key: tuple(each) if isinstance(each, list) else each for key, each in said.items() if key in names})
+    given: dict[str, Any] = {key: each for key, each in said.items() if key in names}
+    given |= {key: tuple(each) for key, each in given.items() if isinstance(each, list)}
+    return Rehearsal(**given)

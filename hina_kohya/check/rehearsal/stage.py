@@ -43,19 +43,25 @@ def _steps(
 ) -> None:
     """Fills in `found` as far as it comes."""
     module, _, name = path.rpartition(".")
-    cls = getattr(import_module(module), name)
+    cls: Any = getattr(import_module(module), name)
     found["stage"] = "class"
-    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+    is_one = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+    if not is_one:
         found |= {"error": "TypeError", "message": f"a {type(cls).__name__}"}
         return
     found["modes"] = callable(getattr(cls, "eval", None)) and callable(getattr(cls, "train", None))
-    found["accepts"] = [each for each in inspect.signature(cls).parameters if each not in ("self", "params", "lr", "kwargs")]
+    found["accepts"] = [
+        each for each in inspect.signature(cls).parameters if each not in ("self", "params", "lr", "kwargs")
+    ]
     found["stage"] = "make"
     torch.manual_seed(0)
     # As of a LoRA: one matrix that begins at zero, and one that does not.
-    params = [torch.nn.Parameter(values.to(getattr(torch, dtype))) for values in (torch.zeros(8, 8), torch.rand(8, 8) / 8)]
+    params = [
+        torch.nn.Parameter(values.to(getattr(torch, dtype))) for values in (torch.zeros(8, 8), torch.rand(8, 8) / 8)
+    ]
     before = [param.detach().clone() for param in params]
-    optimizer = cls([{"params": params} | ({} if lr is None else {"lr": lr})], lr=lr, **arguments)
+    make: Any = cls
+    optimizer: Any = make([{"params": params} | ({} if lr is None else {"lr": lr})], lr=lr, **arguments)
     found["stage"] = "reload"
     optimizer.load_state_dict(optimizer.state_dict())  # as accelerate does when it wraps one
     if found["modes"]:

@@ -6,8 +6,8 @@ from functools import lru_cache
 from importlib import import_module
 from pkgutil import iter_modules
 
-from hina_kohya.check.run import Run
 from hina_kohya.check.finding import Finding
+from hina_kohya.check.run import Run
 from hina_kohya.trainers.trainer import Trainer
 
 Rule = Callable[[Run], Iterable[Finding]]

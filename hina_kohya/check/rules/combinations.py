@@ -3,11 +3,11 @@
 import dataclasses as dc
 from collections.abc import Callable, Iterator
 
-from hina_kohya.check.run import Run
 from hina_kohya.check.edit import Edit, drop, put
 from hina_kohya.check.finding import Finding, error
 from hina_kohya.check.rules import rule_of
 from hina_kohya.check.rules.dataset_options import any_subset
+from hina_kohya.check.run import Run
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
@@ -114,7 +114,9 @@ _REFUSALS = (
         "cached_text_with_changing_captions",
         lambda c: (
             _given(c, _CACHE, f"{_CACHE}_to_disk")
-            and (any_subset(c, *_CHANGING) or (any_subset(c, "caption_dropout_rate") and "anima" not in c.trainer.script))
+            and (
+                any_subset(c, *_CHANGING) or (any_subset(c, "caption_dropout_rate") and "anima" not in c.trainer.script)
+            )
             and c.trainer.script != "lumina_train_network.py"
         ),
         _CACHE,

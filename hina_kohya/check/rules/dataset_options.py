@@ -60,7 +60,9 @@ def captions_not_found(run: Run) -> Iterator[Finding]:
             what = f"{each.folder} has {others[0]} files, and those that are read end in {ending}: no caption is found"
             edit = put(caption_extension=others[0]) if run.source.tables is None else None
             advice = f'write caption_extension = "{others[0]}" in the dataset file'
-            yield warning("caption_extension", what, "measured: captions are then the folder's class words", edit, advice)
+            yield warning(
+                "caption_extension", what, "measured: captions are then the folder's class words", edit, advice
+            )
             return
 
 
@@ -77,4 +79,6 @@ def no_images(run: Run) -> Iterator[Finding]:
 def data_not_looked_at(run: Run) -> Iterator[Finding]:
     """A class of the user's own makes the dataset."""
     if run.given("dataset_class"):
-        yield not_looked_at("dataset_class", f"{run.args['dataset_class']} makes the dataset; its images were not looked at")
+        yield not_looked_at(
+            "dataset_class", f"{run.args['dataset_class']} makes the dataset; its images were not looked at"
+        )

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from hina_kohya.check import placeholders
-from hina_kohya.check.run import Run
 from hina_kohya.check.edit import Cell, Edit, drop, put
 from hina_kohya.check.finding import Finding, error, warning
 from hina_kohya.check.reading.load import load
 from hina_kohya.check.rules import rule, rule_of
+from hina_kohya.check.run import Run
 from hina_kohya.core.hyper import nearest
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.facts.places import at

@@ -26,7 +26,9 @@ _NAMED = 50
 @rule
 def unknown_key(run: Run) -> Iterator[Finding]:
     unknown = [key for key in run.source.values if key not in run.options and key not in _OF_THE_FILE]
-    harmless = [key for key in unknown if key not in run.source.typed and not _type_of_network(key, run) and _program(key)]
+    harmless = [
+        key for key in unknown if key not in run.source.typed and not _type_of_network(key, run) and _program(key)
+    ]
     rest = [key for key in unknown if key not in {*harmless}]
     for key in rest[:_NAMED]:
         yield _about(key, run.source.values[key], run)
@@ -47,7 +49,7 @@ def _about(key: str, value: Any, run: Run) -> Finding:
     return warning(key, what, evidence, edit)
 
 
-def _meaning(key: str, value: Any, run: Run) -> tuple[str, Edit | None]:
+def _meaning(key: str, value: Any, run: Run) -> tuple[str, Edit | None]:  # noqa: PLR0911 (a table of cases)
     """What happens to a key that is not known, and what was meant."""
     section = run.source.sections.get(key, "")
     plain = key.lstrip("-\ufeff").replace("-", "_")

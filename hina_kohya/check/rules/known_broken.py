@@ -30,8 +30,15 @@ _BROKEN_ON_CUDA = "4.1.3"
 def network_of_another_model(run: Run) -> Iterator[Finding]:
     scripts = _TARGETS.get(run.network.inner)
     if scripts and run.trainer.certain and run.schema.trainer is SD_SCRIPTS and run.trainer.script not in scripts:
-        what = f"{run.network.inner} finds nothing to train in the model of {run.trainer.script}; it is for {scripts[0]}"
-        yield error("network_module", what, "its source: the classes that it looks for", advice="name the network for this model")
+        what = (
+            f"{run.network.inner} finds nothing to train in the model of {run.trainer.script}; it is for {scripts[0]}"
+        )
+        yield error(
+            "network_module",
+            what,
+            "its source: the classes that it looks for",
+            advice="name the network for this model",
+        )
 
 
 @rule
@@ -51,7 +58,9 @@ def rank_dropout_on_cuda(run: Run) -> Iterator[Finding]:
     target = targets.find_lycoris()
     if target is not None and target.version == _BROKEN_ON_CUDA:
         what = f"rank_dropout of {network.algorithm} stops on CUDA with LyCORIS {target.version}"
-        yield warning(OPTION, what, "LyCORIS #291: its mask is made on the CPU; on a CPU it trains", _without(run, "rank_dropout"))
+        yield warning(
+            OPTION, what, "LyCORIS #291: its mask is made on the CPU; on a CPU it trains", _without(run, "rank_dropout")
+        )
 
 
 @rule
@@ -65,8 +74,10 @@ def rank_dropout_of_split_layers(run: Run) -> Iterator[Finding]:
 def dora_bypassed(run: Run) -> Iterator[Finding]:
     network = run.network
     if network.is_lycoris and network.is_on("dora_wd") and network.is_on("bypass_mode"):
-        what = "bypass_mode adds the adapter's output to the layer's, and DoRA has to see the weight: dora_scale is not trained"
-        yield warning(OPTION, what, "its source: bypass_forward does not look at dora_scale", _without(run, "bypass_mode"))
+        what = "bypass_mode adds outputs, and DoRA has to see the weight: dora_scale is not trained"
+        yield warning(
+            OPTION, what, "its source: bypass_forward does not look at dora_scale", _without(run, "bypass_mode")
+        )
 
 
 def _number(run: Run, name: str) -> float:

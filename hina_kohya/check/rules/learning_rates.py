@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from hina_kohya.check.run import Run
 from hina_kohya.check.edit import Edit, argument, drop, put
 from hina_kohya.check.finding import Finding, error, warning
 from hina_kohya.check.rules import rule_of
+from hina_kohya.check.run import Run
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.network_args import RATIOS
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
@@ -88,9 +88,7 @@ def one_lr_only(run: Run) -> Iterator[Finding]:
         return
     lrs = {lr for lr in run.lrs if lr}
     parts = [
-        part
-        for part, trained in (("text_encoder", run.trains_text_encoder), ("unet", run.trains_unet))
-        if trained
+        part for part, trained in (("text_encoder", run.trains_text_encoder), ("unet", run.trains_unet)) if trained
     ]
     ratios = [part for part in parts if run.network.ratio(part) not in (None, 1.0)]
     if len(lrs) < 2 and not ratios:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from hina_kohya.check.run import Run
 from hina_kohya.check.edit import Edit, argument, put
 from hina_kohya.check.finding import Finding, error, warning
 from hina_kohya.check.network import OPTION, adlrns_arguments
 from hina_kohya.check.rules import rule
+from hina_kohya.check.run import Run
 from hina_kohya.check.schema import TRAINER
 from hina_kohya.core.hyper import nearest
 from hina_kohya.patch import targets
@@ -116,9 +116,7 @@ def switch_stays_on(run: Run) -> Iterator[Finding]:
             yield warning(OPTION, what, "its source: str_bool in lycoris/utils", _changed(run, name, "false"))
         elif name == "decompose_both" and text.lower() in (*_NO, "false"):
             what = f"decompose_both={text} turns it on: any text does"
-            yield warning(
-                OPTION, what, "measured with LyCORIS 3.0.0 and 4.1.3: w1 is decomposed", _changed(run, name)
-            )
+            yield warning(OPTION, what, "measured with LyCORIS 3.0.0 and 4.1.3: w1 is decomposed", _changed(run, name))
 
 
 @rule

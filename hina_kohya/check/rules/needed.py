@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from hina_kohya.check.run import Run
 from hina_kohya.check.edit import put
 from hina_kohya.check.finding import Finding, error
 from hina_kohya.check.rules import rule_of
+from hina_kohya.check.run import Run
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.musubi import MUSUBI
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
@@ -57,7 +57,9 @@ def missing_for_musubi(run: Run) -> Iterator[Finding]:
     for key, (what, value) in _NEEDED_BY_MUSUBI.items():
         if not run.source.values.get(key):
             advice = "" if value else f"name it with {key}"
-            yield error(key, what, f"read ({run.at('NetworkTrainer.train')})", put(**{key: value}) if value else None, advice)
+            yield error(
+                key, what, f"read ({run.at('NetworkTrainer.train')})", put(**{key: value}) if value else None, advice
+            )
     if not any(run.on(key) for key in _ATTENTION):
         what = "nothing says how attention is computed, and the run stops"
         yield error("sdpa", what, "read: NetworkTrainer._load_dit_and_swap raises ValueError", put(sdpa=True))

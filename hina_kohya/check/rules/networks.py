@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from hina_kohya.check.run import Run
 from hina_kohya.check import values
 from hina_kohya.check.edit import Edit, argument, put, reword
 from hina_kohya.check.finding import Finding, error, missing, not_looked_at, warning
 from hina_kohya.check.network import OPTION, adlrns_arguments
 from hina_kohya.check.optimizer import OPTION as OPTIMIZER_ARGS
 from hina_kohya.check.rules import rule
+from hina_kohya.check.run import Run
 from hina_kohya.core.hyper import nearest
 from hina_kohya.trainers import network_args
 from hina_kohya.trainers.call_sites import Outcome
@@ -134,7 +134,12 @@ def adlrns_refused(run: Run) -> Iterator[Finding]:
         return
     for name in arguments.REFUSED.values():
         if network.is_on(name):
-            yield error(OPTION, f"adlrns has no {name}, and stops", "measured: ValueError", argument(OPTION, run.words(OPTION), name))
+            yield error(
+                OPTION,
+                f"adlrns has no {name}, and stops",
+                "measured: ValueError",
+                argument(OPTION, run.words(OPTION), name),
+            )
     given, _ = arguments.take(network.arguments)
     try:
         if run.on("dim_from_weights"):

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from hina_kohya.check.run import Run
 from hina_kohya.check.edit import Edit, argument, put, reword
 from hina_kohya.check.finding import Finding, error, warning
 from hina_kohya.check.optimizer import OPTION, strictly
 from hina_kohya.check.rules import rule
+from hina_kohya.check.run import Run
 
 
 @rule

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from hina_kohya.check.run import Run
 from hina_kohya.check.edit import argument, put
 from hina_kohya.check.finding import Finding, error, warning
 from hina_kohya.check.optimizer import OPTION
 from hina_kohya.check.rules import rule
+from hina_kohya.check.run import Run
 from hina_kohya.check.sizes import WIDTHS, largest_factor
 
 _EIGHT_BIT = ("adamw8bit", "lion8bit", "pagedadamw8bit", "pagedlion8bit", "sgdnesterov8bit")

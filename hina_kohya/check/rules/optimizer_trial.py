@@ -1,4 +1,4 @@
-"""The optimizer and the schedule, made and stepped on two small matrices: what stops here stops after the model is loaded."""
+"""The optimizer and the schedule, made and stepped on two small matrices: what stops here stops the run later."""
 
 import dataclasses as dc
 import re
@@ -41,7 +41,12 @@ def _schedule(run: Run) -> Any:
     """What makes the schedule, where that is not one that is known to work."""
     kind, words = run.args["lr_scheduler_type"], run.words(_SCHEDULE_ARGS)
     arguments, refused, _ = strictly(words)
-    if run.optimizer.lower.endswith("schedulefree") or refused or not (kind or words) or run.schema.trainer is not SD_SCRIPTS:
+    if (
+        run.optimizer.lower.endswith("schedulefree")
+        or refused
+        or not (kind or words)
+        or run.schema.trainer is not SD_SCRIPTS
+    ):
         return None
     calling = schedulers.calling(run.args, arguments)
     return calling if "." in calling.path and not calling.refused else None
@@ -90,7 +95,9 @@ def optimizer_refuses(run: Run) -> Iterator[Finding]:
         yield error("optimizer_type", what, "measured: TypeError at the first step", put(optimizer_type="AdamW"))
     elif trial.error and trial.stage == "step":
         if _OF_THE_DEVICE.search(trial.message) or trial.error == "NotImplementedError":
-            yield not_looked_at("optimizer_type", f"its steps: {optimizer.type} takes none on this machine ({trial.message})")
+            yield not_looked_at(
+                "optimizer_type", f"its steps: {optimizer.type} takes none on this machine ({trial.message})"
+            )
         else:
             what = f"{optimizer.type} stops at its first steps: {trial.error}: {trial.message}"
             yield error("optimizer_type", what, "tried: two steps on 8x8 matrices, the first with zero gradients")

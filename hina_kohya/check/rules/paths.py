@@ -5,16 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hina_kohya.check import placeholders
-from hina_kohya.check.run import Run
 from hina_kohya.check.edit import drop, put
 from hina_kohya.check.finding import Finding, error, not_looked_at, warning
 from hina_kohya.check.rules import rule, rule_of
+from hina_kohya.check.run import Run
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 _FILES = (
     "dit", "dit_high_noise", "t5", "clip", "text_encoder1", "text_encoder2", "image_encoder",
     "vae", "ae", "clip_l", "clip_g", "t5xxl", "gemma2", "qwen3", "text_encoder", "byt5", "llm_adapter_path",
-    "log_tracker_config", "network_weights", "in_json", "dataset_config", "sample_prompts", "controlnet_model_name_or_path",
+    "log_tracker_config", "network_weights", "in_json", "dataset_config", "sample_prompts",
+    "controlnet_model_name_or_path",
 )  # fmt: skip
 _FOLDERS = ("train_data_dir", "reg_data_dir", "conditioning_data_dir")
 # Measured: without them the run goes on.
@@ -44,7 +45,9 @@ def path_empty(run: Run) -> Iterator[Finding]:
     """Trainers ask whether a path is None, and an empty one is not."""
     for key in ("network_weights",):
         if run.source.values.get(key) == "":
-            yield error(key, "an empty path is a path, and there is no such file", "measured: FileNotFoundError", drop(key))
+            yield error(
+                key, "an empty path is a path, and there is no such file", "measured: FileNotFoundError", drop(key)
+            )
 
 
 @rule

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from hina_kohya.check.run import Run
 from hina_kohya.check.edit import put
 from hina_kohya.check.finding import Finding, error
 from hina_kohya.check.rules import rule, rule_of
+from hina_kohya.check.run import Run
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
@@ -35,4 +35,3 @@ def resume_has_nothing_left(run: Run) -> Iterator[Finding]:
             f"assertion after everything is loaded ({at('NetworkTrainer.train')})",
             put(max_train_steps=done + steps),
         )
-

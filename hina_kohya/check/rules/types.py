@@ -11,7 +11,6 @@ from hina_kohya.check.run import Run
 from hina_kohya.check.schema import Option
 from hina_kohya.core.hyper import nearest
 from hina_kohya.trainers.facts import strictness
-from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 _WORDS = {
@@ -30,7 +29,11 @@ def wrong_type(run: Run) -> Iterator[Finding]:
         if key not in run.source.values or key in run.source.typed:
             continue
         value = run.source.values[key]
-        if values.fits(option, value) or placeholders.is_one(value) or (key == "optimizer_args" and _is_forgiven(run, value)):
+        if (
+            values.fits(option, value)
+            or placeholders.is_one(value)
+            or (key == "optimizer_args" and _is_forgiven(run, value))
+        ):
             continue
         if not value and not option.unset:  # as good as not given
             continue
@@ -82,7 +85,7 @@ def outside_choices(run: Run) -> Iterator[Finding]:
         value = run.given(key)
         if value is None or not option.choices or value in option.choices or key in run.source.refused:
             continue
-        if value == "" and not option.unset or placeholders.is_one(value):
+        if (value == "" and not option.unset) or placeholders.is_one(value):
             continue
         if strictness.harmless_choice(key, value, run.args):
             continue

@@ -17,9 +17,12 @@ OPTIONS = {
     "optimizer": "optimizer_type",
     **dict.fromkeys(("scheduler", "lr_sched", "learning_rate_scheduler", "lr_schedule"), "lr_scheduler"),
     **dict.fromkeys(("warmup_steps", "num_warmup_steps", "lr_warmup"), "lr_warmup_steps"),
-    **dict.fromkeys(("lr_restarts", "lr_scheduler_cycles", "num_cycles", "lr_restart_cycles"), "lr_scheduler_num_cycles"),
-    **dict.fromkeys(("gradient_accumulation", "grad_accumulation_steps", "accumulation_steps"),
-                    "gradient_accumulation_steps"),
+    **dict.fromkeys(
+        ("lr_restarts", "lr_scheduler_cycles", "num_cycles", "lr_restart_cycles"), "lr_scheduler_num_cycles"
+    ),
+    **dict.fromkeys(
+        ("gradient_accumulation", "grad_accumulation_steps", "accumulation_steps"), "gradient_accumulation_steps"
+    ),
     **dict.fromkeys(("train_data", "dataset_dir", "image_dir", "images_folder", "train_dir"), "train_data_dir"),
     **dict.fromkeys(("reg_dir", "regularization_dir"), "reg_data_dir"),
     **dict.fromkeys(("output_path", "save_dir", "output_folder"), "output_dir"),

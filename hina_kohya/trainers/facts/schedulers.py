@@ -1,6 +1,6 @@
-"""What trainers do with `--lr_scheduler`, `--lr_scheduler_type` and their options: sd-scripts 0.10.1 and 0.11.1, musubi-tuner 0.3.4.
+"""What trainers do with `--lr_scheduler`, `--lr_scheduler_type` and their options.
 
-A contract test holds every row against the real `get_scheduler_fix`.
+sd-scripts 0.10.1 and 0.11.1, musubi-tuner 0.3.4. A contract test holds every row against the real `get_scheduler_fix`.
 """
 
 import dataclasses as dc
@@ -54,7 +54,7 @@ OF_MUSUBI = ("rex",)
 
 @dc.dataclass(frozen=True)
 class Calling:
-    """What makes the schedule: a function or class by its path, and its keywords. refused: why the trainer stops before"""
+    """The function or class that makes the schedule, and its keywords. refused: why the trainer stops before"""
 
     path: str
     keywords: Mapping[str, Any]

@@ -1,6 +1,7 @@
-"""Values that a TOML lets through: at which of them sd-scripts is known to stop. `scripts/make_strictness.py` measured it.
+"""Values that a TOML lets through: at which of them sd-scripts is known to stop.
 
-With 0.11.1 and a tiny SD 1.x, on `networks.lora`: a value at which that run goes on may still stop another one.
+`scripts/make_strictness.py` measured it with 0.11.1 and a tiny SD 1.x, on `networks.lora`: a value at
+which that run goes on may still stop another one.
 """
 
 import json
