@@ -114,7 +114,9 @@ MISTAKES = {
     'train_data_dir = "bare"': "no_images train_data_dir",
     'dataset_config = "masks.toml"\n-train_data_dir': "conditioning_without_mask conditioning_data_dir",
     'dataset_config = "crops.toml"\ncache_latents = true\n-train_data_dir': "augmented_latents cache_latents",
-    'network_weights = ""': "path_empty network_weights",
+    'network_weights = ""': "empty_text network_weights",
+    'vae = ""': "empty_text vae",
+    'max_timestep = ""': "wrong_type max_timestep",
     'optimizer_type = "prodigyplus.ProdigyPlusScheduleFree"\noptimizer_args = ["fused_back_pass=True"]': (
         "optimizer_stands_still optimizer_args"
     ),

@@ -17,7 +17,7 @@ _FACTORED = (
     "train_norm",
 )
 # LoRA type -> algorithm of LyCORIS, and the fields that are handed on whatever they say
-_LYCORIS = {
+_LYCORIS: dict[str, tuple[str, tuple[str, ...]]] = {
     "LyCORIS/BOFT": ("boft", (*_BASE, *_DROPOUT, "use_tucker", "rank_dropout_scale", "train_norm")),
     "LyCORIS/Diag-OFT": (
         "diag-oft",
@@ -43,7 +43,7 @@ _FLUX = (
     *_DROPOUT,
 )  # fmt: skip
 # LoRA type -> module of sd-scripts, and the fields that are handed on where they say something
-_NATIVE = {
+_NATIVE: dict[str, tuple[str, tuple[str, ...]]] = {
     "Standard": ("networks.lora", _BLOCKS),
     "Kohya LoCon": ("networks.lora", (*_BASE, *_BLOCKS)),
     "LoRA-FA": ("networks.lora_fa", _BLOCKS),

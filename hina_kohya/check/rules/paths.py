@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hina_kohya.check import placeholders
-from hina_kohya.check.edit import drop, put
+from hina_kohya.check.edit import put
 from hina_kohya.check.finding import Finding, error, not_looked_at, warning
 from hina_kohya.check.rules import rule, rule_of
 from hina_kohya.check.run import Run
@@ -38,16 +38,6 @@ def path_missing(run: Run) -> Iterator[Finding]:
         if not placeholders.is_one(value) and not Path(value).exists():
             what = f"{value} does not exist{_seen_from(Path(value))}"
             yield error("base_weights", what, "looked", advice="name those that are there")
-
-
-@rule
-def path_empty(run: Run) -> Iterator[Finding]:
-    """Trainers ask whether a path is None, and an empty one is not."""
-    for key in ("network_weights",):
-        if run.source.values.get(key) == "":
-            yield error(
-                key, "an empty path is a path, and there is no such file", "measured: FileNotFoundError", drop(key)
-            )
 
 
 @rule

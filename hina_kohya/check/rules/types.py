@@ -13,6 +13,8 @@ from hina_kohya.core.hyper import nearest
 from hina_kohya.trainers.facts import strictness
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
+# A rule of its own says what is missing.
+_NEEDED = ("pretrained_model_name_or_path", "network_module", "output_dir", "train_data_dir", "dataset_config")
 _WORDS = {
     "flag": "true or false",
     "int": "a whole number",
@@ -35,7 +37,7 @@ def wrong_type(run: Run) -> Iterator[Finding]:
             or (key == "optimizer_args" and _is_forgiven(run, value))
         ):
             continue
-        if not value and not option.unset:  # as good as not given
+        if not value and not option.unset and not strictness.stops(key, value):  # as good as not given
             continue
         meant = values.meant(option, value)
         if option.type == "flag" and bool(value) == meant:
@@ -44,9 +46,20 @@ def wrong_type(run: Run) -> Iterator[Finding]:
         what = f"{toml_value(value)} is not {wanted}"
         if option.type == "flag":
             what += f"; it counts as {'true' if value else 'false'}"
-        stops = strictness.stops(key, value)
+        stops = strictness.stops(key, value) if run.schema.trainer is SD_SCRIPTS else ""
         edit = drop(key) if meant is None and option.unset is None else put(**{key: _default(option, meant)})
         yield (error if stops else warning)(key, what, stops or _used_as_it_is(run), edit)
+
+
+@rule_of(SD_SCRIPTS)
+def empty_text(run: Run) -> Iterator[Finding]:
+    """Trainers ask of some options whether they are None, and an empty text is not."""
+    for key, value in run.source.values.items():
+        option = run.options.get(key)
+        if value != "" or option is None or option.type != "str" or option.list or key in _NEEDED:
+            continue
+        if stops := strictness.stops(key, value):
+            yield error(key, "an empty text is not the same as leaving it out", stops, drop(key))
 
 
 @rule

@@ -28,9 +28,9 @@ def _table() -> Mapping[str, Mapping[str, str]]:
 
 def stops(key: str, value: Any) -> str:
     """How the run stops at a value of the wrong type; "" where that is not known."""
-    if key in _OTHERS:
+    if key in _OTHERS and value != "":
         return _MEASURED + _OTHERS[key]
-    kind = "text" if isinstance(value, str) else "float" if isinstance(value, float) else ""
+    kind = "empty" if value == "" else "text" if isinstance(value, str) else "float" if isinstance(value, float) else ""
     said = _table().get(key, {}).get(kind, "")
     return _MEASURED + said if said else ""
 
