@@ -1,5 +1,6 @@
 """The process that imports torch for a check: started when it is asked first, and its end is not the check's."""
 
+import atexit
 import base64
 import contextlib
 import json
@@ -110,3 +111,4 @@ def _read(pipe: Any, lines: "queue.Queue[str | None]") -> None:
 
 # One for all checks of this program: importing torch takes most of its time.
 SHARED = Process()
+atexit.register(SHARED.close)

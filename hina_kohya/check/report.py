@@ -94,8 +94,11 @@ def _of_datasets(source: Source, checkout: Checkout | None) -> Report:
     return Report(source, found, tuple(mending))
 
 
-def forecast_of(report: Report, listener: Listener | None = None) -> str:
-    """Groups, roles, decay and bytes of this run. Raises UserError for what the network or the optimizer refuses."""
+def forecast_of(report: Report, listener: Listener | None = None) -> tuple[str, bool]:
+    """Groups, roles, decay and bytes of this run, and whether it can resume from its state.
+
+    Raises UserError for what the network or the optimizer refuses.
+    """
     from hina_kohya.check.forecast import forecast, table  # noqa: PLC0415 (only where one is made)
 
     run = report.run
@@ -119,10 +122,11 @@ def forecast_of(report: Report, listener: Listener | None = None) -> str:
         sd_scripts=run.schema.checkout.root if run.schema.checkout else None,
         hooked=run.hooks.active,
         dtype=run.dtype,
+        resume=run.state.folder if run.state and run.state.is_one else None,
         process=SHARED,
         listener=listener,
     )
-    return table(made)
+    return table(made), not any(each.startswith("error: ") for each in made.resume)
 
 
 def is_refusal(report: Report, mistake: UserError) -> bool:

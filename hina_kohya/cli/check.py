@@ -70,7 +70,8 @@ def main(argv: list[str], then: bool = True) -> int:
 def _forecast(found: report.Report) -> tuple[str, bool]:
     """The groups that will result, and whether the network or the optimizer would refuse."""
     try:
-        return report.forecast_of(found, _Progress() if sys.stderr.isatty() else None), False
+        text, resumes = report.forecast_of(found, _Progress() if sys.stderr.isatty() else None)
+        return text, not resumes
     except UserError as error:
         refused = report.is_refusal(found, error)
         what = f"{Level.ERROR.value}: the network or its optimizer cannot be made" if refused else "no forecast"

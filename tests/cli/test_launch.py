@@ -136,7 +136,7 @@ def test_the_words_are_checked_without_a_config_file(checkout, tmp_path, started
     (tmp_path / "data" / "2_cats" / "1.png").touch()
     (checkout / "networks").mkdir()
     (checkout / "networks" / "lora.py").write_text("def create_network(multiplier, network_dim, **kwargs): ...\n")
-    monkeypatch.setattr(report, "forecast_of", lambda *_: "")  # that network is no real one
+    monkeypatch.setattr(report, "forecast_of", lambda *_: ("", True))  # that network is no real one
     own = ["launch", "--sd-scripts", str(checkout), "train_network.py"]
     good = ["--pretrained_model_name_or_path", "model.safetensors", "--train_data_dir", "data", "--output_dir", "out"]
     good += ["--network_module", "networks.lora", "--learning_rate", "1e-4"]

@@ -45,6 +45,7 @@ class Forecast:
     state_bytes: what the optimizer keeps between steps; None where it could not be measured (a warning says why)
     techniques : of our optimizers, what acts on how many tensors
     estimated  : the network was not the real one; a warning says what is missing
+    resume     : how the state that is resumed from differs, each beginning with `error: ` or `warning: `
     """
 
     architecture: str
@@ -56,6 +57,7 @@ class Forecast:
     techniques: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     estimated: bool = False
+    resume: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> int:
@@ -83,6 +85,7 @@ def forecast(
     sd_scripts: Path | None = None,
     hooked: bool = False,
     dtype: str = "float32",
+    resume: Path | None = None,
     timeout: float = 300,
     process: Process | None = None,
     listener: Listener | None = None,
@@ -92,6 +95,7 @@ def forecast(
     sd_scripts: a checkout; without it `networks.lora*` is estimated, and the forecast says so
     hooked    : hina_kohya's hooks are active by a launcher or a patch; with our network modules they always are
     dtype     : "bfloat16" for --full_bf16
+    resume    : a folder of --save_state, to be compared
     process   : one that has torch already, and is given up; a network may leave its presets in it
     listener  : is told how far it came
 
@@ -113,6 +117,7 @@ def forecast(
         "sd_scripts": None if sd_scripts is None else str(sd_scripts),
         "hooked": hooked or network_module in _SHIMS,
         "dtype": dtype,
+        "resume": None if resume is None else str(resume),
     }
     process = process or Process()
     try:
@@ -149,6 +154,7 @@ def _read(request: Mapping[str, Any], said: Mapping[str, Any]) -> Forecast:
         techniques=tuple(said.get("techniques", ())),
         warnings=tuple(said["warnings"]),
         estimated=said["estimated"],
+        resume=tuple(said.get("resume", ())),
     )
 
 
@@ -170,7 +176,14 @@ def table(forecast: Forecast) -> str:
     state = "unknown" if forecast.state_bytes is None else _size(forecast.state_bytes, forecast.parameters)
     sizes = f"optimizer state {state}; adapter file {_size(forecast.file_bytes)} in fp16"
     techniques = [f"techniques: {'; '.join(forecast.techniques)}"] if forecast.techniques else []
-    return "\n".join([title, *lines, sizes, *techniques, *(f"note: {each}" for each in forecast.warnings)])
+    return "\n".join(
+        [title, *lines, sizes, *techniques, *(f"note: {each}" for each in forecast.warnings), *_resumed(forecast)]
+    )
+
+
+def _resumed(forecast: Forecast) -> list[str]:
+    """Errors and warnings about the state, in the form of findings."""
+    return [each.replace(": ", ": resume: ", 1) for each in forecast.resume]
 
 
 def _row(group: Group) -> tuple[str, ...]:

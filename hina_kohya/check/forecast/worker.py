@@ -1,10 +1,12 @@
 """What `forecast` asks of its process: a network and its groups, told in steps, each saying how far it came."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from hina_kohya.check.forecast.network import Made, Request, Tell, make
 from hina_kohya.check.forecast.optimizer import Chosen, Pairs, choose, measured, samples
+from hina_kohya.check.forecast.resume import differences
 from hina_kohya.core import report, roles
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.technique import Stage
@@ -32,6 +34,7 @@ def run(request: Request, tell: Tell) -> None:
         file_bytes=2 * made.saved,
         estimated=bool(made.estimated),
         warnings=_warnings(request, made, pairs, chosen),
+        resume=[*differences(Path(request.resume), made.network, made.groups, optimizer)] if request.resume else [],
     )
     tell(stage="state")
     if optimizer is None:
