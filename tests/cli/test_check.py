@@ -1,5 +1,6 @@
 """`hina-kohya check`: exit codes, what is printed, and that the words after -- are sd-scripts'."""
 
+import json
 import subprocess
 import sys
 
@@ -148,3 +149,36 @@ def test_help_shows_an_example():
     assert "hina-kohya check my_lokr.toml -- --learning_rate 1e-4" in run.stdout
     for option in ("--script", "--sd-scripts", "--arch", "--launched"):
         assert option in run.stdout
+
+
+def test_json_for_programs(capsys, folder):
+    (folder / "bad.toml").write_text(GOOD.replace("network_dim = 4", "network_dim = 4.0"))
+    code, out, _ = printed(capsys, "bad.toml", "--script", "train_network", "--format", "json")
+    told = json.loads(out)
+    assert (code, told["exit_code"], told["script"], told["certain"]) == (1, 1, "train_network.py", True)
+    (finding,) = [each for each in told["findings"] if each["level"] == "error"]
+    assert (finding["rule"], finding["key"]) == ("wrong_type", "network_dim")
+    assert finding["lines"] == [{"do": "write", "line": "network_dim = 4"}]
+    code, out, _ = printed(capsys, "gone.toml", "--format", "json")
+    assert code == json.loads(out)["exit_code"] == 2
+
+
+def test_a_command_line_to_its_end(capsys):
+    words = ["--pretrained_model_name_or_path", "model.safetensors", "--train_data_dir", "data", "--output_dir", "out"]
+    words += ["--network_module", "networks.lora", "--network_dim", "4", "--learning_rate", "1e-4"]
+    code, out, _ = printed(capsys, "--no-forecast", "accelerate", "launch", "train_network.py", *words)
+    assert (code, out.splitlines()[0]) == (
+        0, "the command line: a command line, for train_network.py of sd-scripts (named there)",
+    )  # fmt: skip
+    assert out.endswith("next: start it\n")
+    assert printed(capsys, "accelerate", "launch", "train_network.py", *words, "--network_dimm", "4")[0] == 1
+    assert printed(capsys, "--no-forecast", "accelerate", "launch", "train_network.py", *words, "--xformers")[0] == 3
+
+
+def test_thousands_of_findings_are_counted(capsys, folder):
+    text = "".join(f"key{number} = 1\n" for number in range(300))
+    (folder / "many.toml").write_text(text + GOOD)
+    _, out, _ = printed(capsys, "many.toml", "--no-forecast")
+    assert "and 45 more like it" in out
+    assert len(out.splitlines()) < 40
+    assert len(printed(capsys, "many.toml", "--no-forecast", "--all")[1].splitlines()) > 50
