@@ -2,22 +2,25 @@
 
 import dataclasses as dc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from hina_kohya.check import placeholders
 from hina_kohya.check.finding import Finding, Level
 from hina_kohya.check.mending import Remedy, remedies
 from hina_kohya.check.process import SHARED, Listener
-from hina_kohya.check.reading import read
+from hina_kohya.check.reading import kohya_ss, read
 from hina_kohya.check.reading.source import Form, Source
 from hina_kohya.check.rules import findings
-from hina_kohya.check.rules.datasets import dataset_findings, trainer_of_datasets
+from hina_kohya.check.rules.datasets import Table, dataset_findings, trainer_of_datasets
 from hina_kohya.check.run import How, Run, run_of
 from hina_kohya.check.schema import Schema
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.checkouts import Checkout
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.facts import architectures
+from hina_kohya.trainers.trainer import Trainer
 
 MISSING_HERE = 3
 
@@ -80,7 +83,13 @@ def of_source(source: Source, how: How) -> Report:
     run = run_of(source, how)
     found = tuple(findings(run))
     mending = tuple(remedies(run.source, found, lambda edited: findings(run_of(edited, how))))
-    return Report(run.source, found, mending, run, tuple(placeholders.to_fill_in(run.source.values)))
+    return Report(run.source, found, mending, run, tuple(_to_fill_in(run)))
+
+
+def _to_fill_in(run: Run) -> list[str]:
+    values = run.source.values
+    later = kohya_ss.FILLED_IN if run.source.form is Form.KOHYA_SS and not values.get("dataset_config") else ()
+    return [*placeholders.to_fill_in(values), *(key for key in later if not values.get(key))]
 
 
 def _of_datasets(source: Source, checkout: Checkout | None) -> Report:
@@ -89,9 +98,13 @@ def _of_datasets(source: Source, checkout: Checkout | None) -> Report:
     assert file is not None
     trainer = checkout.trainer if checkout else trainer_of_datasets(content)
     tables = Schema(trainer, checkout or checkouts.find(trainer)).datasets
-    found = tuple(dataset_findings(content, trainer, tables, file))
-    mending = remedies(source, found, lambda edited: list(dataset_findings(edited.tables or {}, trainer, tables, file)))
+    found = tuple(_of_tables(content, trainer, tables, file))
+    mending = remedies(source, found, lambda edited: _of_tables(edited.tables or {}, trainer, tables, file))
     return Report(source, found, tuple(mending))
+
+
+def _of_tables(content: Mapping[str, Any], trainer: Trainer, tables: Mapping[str, Table], file: Path) -> list[Finding]:
+    return [dc.replace(each, rule="dataset_unreadable") for each in dataset_findings(content, trainer, tables, file)]
 
 
 def forecast_of(report: Report, listener: Listener | None = None) -> tuple[str, bool]:

@@ -24,6 +24,8 @@ _PREFIXES = {
     "sdxl": "sdxl_", "flux1_checkbox": "flux1_", "sd3_checkbox": "sd3_", "hunyuan_image_checkbox": "hunyuan_",
     "anima_checkbox": "anima_", "lumina_checkbox": "lumina_",
 }  # fmt: skip
+# What a preset leaves to whoever uses it.
+FILLED_IN = ("pretrained_model_name_or_path", "train_data_dir", "output_dir")
 _TABS = ("Dreambooth", "Finetuning", "Textual Inversion")
 # Left out where they are 0, and by the meaning of other keys.
 _NOISE = {"Original": ("noise_offset", "adaptive_noise_scale", "noise_offset_random_strength"),
@@ -77,7 +79,7 @@ def _given(content: Mapping[str, Any], name: str, model: str) -> Any:
 
 def _typed(name: str, option: Option, value: Any) -> Any:
     """As the GUI's widgets and its `int(...)` leave a value."""
-    if name in _WHOLE or (option.type == "int" and isinstance(value, str)):
+    if name in _WHOLE or (option.type == "int" and isinstance(value, (str, float))):
         return _number(value, whole=True)
     if option.type in ("float", "steps") and isinstance(value, str):
         return _number(value)

@@ -98,7 +98,9 @@ def argument_of_another_algorithm(run: Run) -> Iterator[Finding]:
         return  # a preset of one's own may give each module an algorithm of its own
     refused = adlrns_arguments().REFUSED.values() if network.is_adlrns else ()  # which is an error, and said elsewhere
     for name, readers in READERS.items():
-        if name in network.arguments and network.algorithm not in readers and name not in refused:
+        if name not in network.arguments or network.is_off(name):
+            continue
+        if network.algorithm not in readers and name not in refused:
             yield warning(
                 OPTION,
                 f"{name} does nothing for {network.algorithm}; it is for {', '.join(readers)}",

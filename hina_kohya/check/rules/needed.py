@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from hina_kohya.check.edit import put
 from hina_kohya.check.finding import Finding, error
+from hina_kohya.check.reading import kohya_ss
+from hina_kohya.check.reading.source import Form
 from hina_kohya.check.rules import rule_of
 from hina_kohya.check.run import Run
 from hina_kohya.trainers.facts.places import at
@@ -68,12 +70,18 @@ def missing_for_musubi(run: Run) -> Iterator[Finding]:
 @rule_of(SD_SCRIPTS)
 def missing(run: Run) -> Iterator[Finding]:
     for key, (what, evidence, value, advice) in _NEEDED.items():
-        if not run.source.values.get(key) and not _unseen(run, key):
+        if not run.source.values.get(key) and not _unseen(run, key) and not _is_filled_in_later(run, key):
             yield error(key, what, evidence, put(**{key: value}) if value else None, advice)
-    if not any(run.source.values.get(key) or _unseen(run, key) for key in _DATA):
+    given = any(run.source.values.get(key) or _unseen(run, key) for key in _DATA)
+    if not given and not _is_filled_in_later(run, "train_data_dir"):
         what = "nothing says where the images are"
         advice = "name them with train_data_dir or dataset_config"
         yield error("train_data_dir", what, "measured: the run ends at once, with exit code 0", advice=advice)
+
+
+def _is_filled_in_later(run: Run, key: str) -> bool:
+    """In the GUI, by whoever uses a preset."""
+    return run.source.form is Form.KOHYA_SS and key in kohya_ss.FILLED_IN
 
 
 def _unseen(run: Run, key: str) -> bool:

@@ -44,6 +44,8 @@ def network_argument_unread(run: Run) -> Iterator[Finding]:
     for name in network.arguments:
         if name in (*facts.reads, *facts.taken, *_ADDED, *OURS, *network_args.RATIOS):
             continue
+        if network.is_off(name) and not network.is_adlrns:
+            continue
         what = f"{network.inner} does not read {name}, and ignores it"
         how = f"its source: create_network gets it in **kwargs; {_how_known(run)}"
         if network.is_adlrns:

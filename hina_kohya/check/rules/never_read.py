@@ -11,6 +11,8 @@ from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 # How attention is computed: people give one of them always, and DiT trainers choose themselves.
 _HARMLESS = ("sdpa", "xformers", "mem_eff_attn", "tokenizer_cache_dir")
+# A value that says the same as none; GUIs write it.
+_AS_NONE = {"clip_skip": 1}
 _SAID_ELSEWHERE = ("v2",)
 # Algorithms whose modules have no ordinary dropout, and those that no norm is scaled of.
 _NO_DROPOUT = ("loha", "lokr")
@@ -26,7 +28,7 @@ def option_never_read(run: Run) -> Iterator[Finding]:
     evidence = f"its source: no path from train in {run.trainer.script} reads it"
     for key in run.schema.unread(run.trainer.script):
         value = run.given(key)
-        if not value or key in _SAID_ELSEWHERE or value == run.options[key].unset:
+        if not value or key in _SAID_ELSEWHERE or value in (run.options[key].unset, _AS_NONE.get(key)):
             continue
         what = f"{run.trainer.script} never reads it"
         if key in _HARMLESS:
