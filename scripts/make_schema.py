@@ -10,8 +10,10 @@ import argparse
 import json
 from typing import Any
 
-from hina_kohya.check import schema, source_networks, source_options
+from hina_kohya.check import schema, source_networks, source_options, source_reads
 from hina_kohya.trainers import checkouts
+from hina_kohya.trainers.checkouts import Checkout
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 Tables = dict[str, dict[str, dict[str, Any]]]
 
@@ -27,10 +29,23 @@ def main() -> None:
         "trainers": merged({release: source_options.options_of_trainers(each) for release, each in found.items()}),
         "networks": source_networks.networks_of(newest),
         "datasets": source_networks.dataset_tables(newest),
+        "unread": unread(list(found.values())),
     }
     file = schema.shipped_file(newest.trainer)
     file.write_text(text(content), encoding="utf-8", newline="\n")
     print(f"{file}: {len(content['trainers']) - 1} scripts, {len(content['networks'])} networks")
+
+
+def unread(found: list[Checkout]) -> dict[str, list[str]]:
+    """Options that a script has and never reads, in any of the releases."""
+    if found[-1].trainer is not SD_SCRIPTS:
+        return {}
+    of_releases = [source_reads.never_read(each) for each in found]
+    result = {}
+    for script, names in of_releases[-1].items():
+        shared = set(names).intersection(*(each.get(script, names) for each in of_releases))
+        result[script] = sorted(shared & {*source_options.options_of(found[-1], script)})
+    return result
 
 
 def merged(releases: dict[str, Tables]) -> Tables:
@@ -56,7 +71,10 @@ def text(content: dict[str, Any]) -> str:
         if section == "releases":
             lines.append(f"{json.dumps(section)}: {json.dumps(tables)}")
             continue
-        rows = [f"  {json.dumps(name)}: {_rows(table)}" for name, table in tables.items()]
+        rows = [
+            f"  {json.dumps(name)}: {_rows(table) if isinstance(table, dict) else json.dumps(table)}"
+            for name, table in tables.items()
+        ]
         lines.append(f"{json.dumps(section)}: {{\n" + ",\n".join(rows) + "\n}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

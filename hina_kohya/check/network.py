@@ -51,6 +51,10 @@ class Network:
         """A switch as LyCORIS reads it: on unless it says false."""
         return name in self.arguments and self.arguments[name].lower() != "false"
 
+    def is_off(self, name: str) -> bool:
+        """An argument that asks for nothing, as GUIs write all that they know."""
+        return self.arguments[name].lower() in ("false", "0", "0.0", "none", "")
+
     def ratio(self, part: str) -> float | None:
         """The LoRA+ ratio of "unet" or "text_encoder", where there is one that can be read."""
         text = self.arguments.get(f"loraplus_{part}_lr_ratio") or self.arguments.get("loraplus_lr_ratio")

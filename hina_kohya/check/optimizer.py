@@ -1,11 +1,8 @@
 """The optimizer that a configuration asks for: how the trainer or the hooks will find it, and what it is told."""
 
 import ast
-import contextlib
 import dataclasses as dc
-import io
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,8 +12,6 @@ from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 from hina_kohya.trainers.trainer import Trainer
 
 OPTION = "optimizer_args"
-# What can go wrong when somebody else's class is imported and made.
-MISTAKES = (ImportError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, AssertionError, IndexError)
 
 
 @dc.dataclass(frozen=True)
@@ -55,34 +50,14 @@ class Optimizer:
         """One of the names that sd-scripts spells out."""
         return self.lower in self.trainer.optimizers.paths
 
-    def is_one_of(self, *paths: str) -> bool:
-        return self.path in paths
+    @property
+    def sets_lr(self) -> bool:
+        """Whether the trainer leaves the learning rate to it: Adafactor with relative steps."""
+        return self.is_own and self.trainer.optimizers.making(self.type, self.arguments, 1.0).lr is None
 
-    def load(self) -> Any:
-        """The class. Raises what importing it raises."""
-        module, _, name = self.path.rpartition(".")
-        return getattr(import_module(module), name)
-
-    def rehearse(self, cls: Any, lr: float | None) -> Any:
-        """The class made on one small matrix, as the trainer makes it. Raises TypeError where it would."""
-        import torch  # noqa: PLC0415 (only where a class is inspected)
-
-        making = self.trainer.optimizers.making(self.type, self.arguments, lr)
-        if making.refused:
-            raise TypeError(making.refused)
-        group = {"params": [torch.nn.Parameter(torch.zeros(8, 8))]} | ({} if making.lr is None else {"lr": making.lr})
-        with contextlib.redirect_stdout(io.StringIO()):
-            return cls([group], lr=making.lr, **making.arguments)
-
-    def is_torch(self, made: Any) -> bool:
-        import torch  # noqa: PLC0415
-
-        return isinstance(made, torch.optim.Optimizer)
-
-    def reload(self, made: Any) -> None:
-        """As accelerate does when it wraps an optimizer."""
-        if self.is_torch(made):
-            made.load_state_dict(made.state_dict())
+    @property
+    def is_hina(self) -> bool:
+        return self.path.startswith("hina_kohya.")
 
 
 def optimizer_of(given: str | None, words: Any, hooked: bool, trainer: Trainer = SD_SCRIPTS) -> Optimizer:
@@ -138,21 +113,6 @@ def _meant(word: Any) -> str:
     except UserError:
         return ""
     return meant[0] if len(meant) == 1 and meant[0].count("=") == 1 else ""
-
-
-def namesakes(optimizer: Optimizer) -> list[str]:
-    """Names that could have been meant: of the same module, or of everything that has a short name."""
-    module = optimizer.path.rpartition(".")[0]
-    try:
-        there = [name for name, thing in vars(import_module(module)).items() if isinstance(thing, type)]
-    except ImportError:
-        return []
-    short = (
-        []
-        if "." in optimizer.type
-        else [*optimizer.trainer.optimizers.names, *(entry.name for entry in optimizer_names.entries())]
-    )
-    return [*there, *short]
 
 
 def installed(module: str) -> bool:

@@ -1,42 +1,59 @@
-"""A check as a few lines: how the file was taken, one block a finding, and what to type next."""
+"""A check: what a user has, read and looked at, with the lines that mend it."""
 
 import dataclasses as dc
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hina_kohya.check import placeholders
-from hina_kohya.check.context import Context, Hooks, context_of
 from hina_kohya.check.finding import Finding, Level
-from hina_kohya.check.reading import load, read_config
+from hina_kohya.check.mending import Remedy, remedies
+from hina_kohya.check.process import SHARED, Listener
+from hina_kohya.check.reading import kohya_ss, read
+from hina_kohya.check.reading.source import Form, Source
 from hina_kohya.check.rules import findings
-from hina_kohya.check.rules.datasets import dataset_findings, is_dataset, trainer_of_datasets
+from hina_kohya.check.rules.datasets import Table, dataset_findings, trainer_of_datasets
+from hina_kohya.check.run import How, Run, run_of
 from hina_kohya.check.schema import Schema
 from hina_kohya.trainers import checkouts
-from hina_kohya.trainers.call_sites import Outcome
 from hina_kohya.trainers.checkouts import Checkout
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.facts import architectures
+from hina_kohya.trainers.trainer import Trainer
+
+MISSING_HERE = 3
 
 
 @dc.dataclass(frozen=True)
 class Report:
-    """context: None for a file of datasets; to_fill_in: keys that still hold a `<...>`."""
+    """run: None for a file of datasets; to_fill_in: keys that still hold a `<...>`."""
 
-    file: Path
+    source: Source
     findings: tuple[Finding, ...]
-    context: Context | None = None
+    remedies: tuple[Remedy, ...]
+    run: Run | None = None
     to_fill_in: tuple[str, ...] = ()
-    architecture: str | None = None
 
     @property
-    def failed(self) -> bool:
-        return any(each.level is Level.ERROR for each in self.findings)
+    def counts(self) -> Counter[Level]:
+        return Counter(each.level for each in self.findings)
+
+    @property
+    def architecture(self) -> str | None:
+        return self.run.architecture if self.run else None
+
+    @property
+    def exit_code(self) -> int:
+        """1 where the run would stop, 3 where only something is missing in this environment."""
+        return 1 if self.counts[Level.ERROR] else MISSING_HERE if self.counts[Level.MISSING] else 0
+
+    def remedy(self, finding: Finding) -> Remedy | None:
+        return next((each for each in self.remedies if finding in each.findings), None)
 
 
 def check(
-    path: str,
+    what: str | Sequence[str],
     words: Sequence[str] = (),
     *,
     checkout: Checkout | None = None,
@@ -44,9 +61,10 @@ def check(
     arch: str | None = None,
     launched: bool = False,
 ) -> Report:
-    """Reads a training TOML (or a dataset's) as its trainer would, and says what is wrong with it.
+    """Reads what a run is started with as its trainer would, and says what is wrong with it.
 
-    words   : further words of the command line
+    what    : the name of a file, or the words of a command line
+    words   : further words of the trainer's command line, which win
     checkout: the one whose options count; else that of the environment or of this folder, else the options shipped here
     launched: the run is started through hina_kohya.launch
 
@@ -54,52 +72,55 @@ def check(
     """
     if arch is not None:
         architectures.get(arch)
-    reading = read_config(path)
-    content = load(reading.file)
-    if is_dataset(content):
-        trainer = checkout.trainer if checkout else trainer_of_datasets(content)
-        tables = Schema(trainer, checkout or checkouts.find(trainer)).datasets
-        return Report(reading.file, tuple(dataset_findings(content, trainer, tables, reading.file)))
-    context = context_of(reading, words, checkout, script, arch, launched)
-    return Report(
-        reading.file,
-        tuple(findings(context)),
-        context,
-        tuple(placeholders.to_fill_in(context.reading.values)),
-        arch or context.trainer.architecture(context.args),
-    )
+    source = read([what] if isinstance(what, str) else what).followed_by(words)
+    return of_source(source, How(checkout, script, arch, launched))
 
 
-def text(report: Report) -> list[str]:
-    return [*_heading(report), *(line for each in report.findings for line in _block(each)), *_summary(report)]
+def of_source(source: Source, how: How) -> Report:
+    """Raises UserError for a script that there is not."""
+    if source.form is Form.DATASETS:
+        return _of_datasets(source, how.checkout)
+    run = run_of(source, how)
+    found = tuple(findings(run))
+    mending = tuple(remedies(run.source, found, lambda edited: findings(run_of(edited, how))))
+    return Report(run.source, found, mending, run, tuple(_to_fill_in(run)))
 
 
-def next_step(report: Report, failed: bool) -> str:
-    """What to type now."""
-    if failed:
-        return "next: correct the file, and check again"
-    context = report.context
-    if report.to_fill_in or context is None:
-        return (
-            f"next: fill in {', '.join(report.to_fill_in)}"
-            if report.to_fill_in
-            else "next: check the training TOML that names it"
-        )
-    launcher = "hina-kohya launch" if context.hooks.why.startswith("started with") else "accelerate launch"
-    return f"next: {launcher} {context.trainer.script} --config_file {report.file}"
+def _to_fill_in(run: Run) -> list[str]:
+    values = run.source.values
+    later = kohya_ss.FILLED_IN if run.source.form is Form.KOHYA_SS and not values.get("dataset_config") else ()
+    return [*placeholders.to_fill_in(values), *(key for key in later if not values.get(key))]
 
 
-def forecast_table(report: Report) -> str:
-    """Groups, roles, decay and bytes of this run. Raises UserError for what the network or the optimizer refuses."""
-    from hina_kohya.check.forecast import forecast, table  # noqa: PLC0415 (starts a process that imports torch)
+def _of_datasets(source: Source, checkout: Checkout | None) -> Report:
+    content, file = source.tables, source.tables_file
+    assert content is not None
+    assert file is not None
+    trainer = checkout.trainer if checkout else trainer_of_datasets(content)
+    tables = Schema(trainer, checkout or checkouts.find(trainer)).datasets
+    found = tuple(_of_tables(content, trainer, tables, file))
+    mending = remedies(source, found, lambda edited: _of_tables(edited.tables or {}, trainer, tables, file))
+    return Report(source, found, tuple(mending))
 
-    context = report.context
-    assert context is not None
-    assert report.architecture is not None
-    network, args = context.network, context.args
+
+def _of_tables(content: Mapping[str, Any], trainer: Trainer, tables: Mapping[str, Table], file: Path) -> list[Finding]:
+    return [dc.replace(each, rule="dataset_unreadable") for each in dataset_findings(content, trainer, tables, file)]
+
+
+def forecast_of(report: Report, listener: Listener | None = None) -> tuple[str, bool]:
+    """Groups, roles, decay and bytes of this run, and whether it can resume from its state.
+
+    Raises UserError for what the network or the optimizer refuses.
+    """
+    from hina_kohya.check.forecast import forecast, table  # noqa: PLC0415 (only where one is made)
+
+    run = report.run
+    assert run is not None
+    assert run.architecture is not None
+    network, args = run.network, run.args
     inner = {"inner": network.inner} if network.module == "hina_kohya.network" else {}
     made = forecast(
-        report.architecture,
+        run.architecture,
         network.module,
         network_dim=args["network_dim"],
         network_alpha=args["network_alpha"],
@@ -107,55 +128,21 @@ def forecast_table(report: Report) -> str:
         learning_rate=args["learning_rate"],
         unet_lr=args["unet_lr"],
         text_encoder_lr=args["text_encoder_lr"],
-        train_unet=context.trains_unet,
-        train_text_encoder=context.trains_text_encoder,
-        optimizer_type=context.optimizer.type,
-        optimizer_args=context.optimizer.words,
-        sd_scripts=context.schema.checkout.root if context.schema.checkout else None,
-        hooked=context.hooks.active,
-        dtype="bfloat16" if context.on("full_bf16") else "float16" if context.on("full_fp16") else "float32",
+        train_unet=run.trains_unet,
+        train_text_encoder=run.trains_text_encoder,
+        optimizer_type=run.optimizer.type,
+        optimizer_args=run.optimizer.words,
+        sd_scripts=run.schema.checkout.root if run.schema.checkout else None,
+        hooked=run.hooks.active,
+        dtype=run.dtype,
+        resume=run.state.folder if run.state and run.state.is_one else None,
+        process=SHARED,
+        listener=listener,
     )
-    return table(made)
+    return table(made), not any(each.startswith("error: ") for each in made.resume)
 
 
 def is_refusal(report: Report, mistake: UserError) -> bool:
     """Whether a forecast failed because the run would, and not for want of the network's code."""
-    known = report.context is not None and report.context.network.facts is not None
+    known = report.run is not None and report.run.network.facts is not None
     return known and "cannot be forecast" not in str(mistake)
-
-
-def _heading(report: Report) -> list[str]:
-    context = report.context
-    if context is None:
-        return [f"{report.file}: a file for dataset_config", ""]
-    lines = [
-        f"{report.file} for {context.trainer.script} of {context.schema.trainer.name} ({context.trainer.why})",
-        f"options of {context.schema.origin}",
-        _hooks(context.hooks),
-        "",
-    ]
-    checkout = context.schema.checkout
-    if checkout is not None and checkout.python != sys.executable:
-        lines.insert(
-            2, f"packages were looked up in {sys.executable}, and that checkout has its own: {checkout.python}"
-        )
-    return lines
-
-
-def _hooks(hooks: Hooks) -> str:
-    if not hooks.installed:
-        return "hina_kohya's hooks are not active"
-    if hooks.site.outcome is Outcome.NOT_LOOKED_AT:
-        return f"hina_kohya's hooks are installed ({hooks.why}); whether they act was not looked at: {hooks.site.why}"
-    return f"hina_kohya's hooks: {hooks.site.outcome.value}, {hooks.why}; {hooks.site.why}"
-
-
-def _block(finding: Finding) -> list[str]:
-    lines = [f"{finding.level.value}: {finding.key}: {finding.what}", f"  because  {finding.evidence}"]
-    return [*lines, *([f"  write    {finding.write}"] if finding.write else []), ""]
-
-
-def _summary(report: Report) -> list[str]:
-    counts = Counter(each.level for each in report.findings)
-    said = [f"{counts[level]} {level.value}{'s' * (counts[level] > 1)}" for level in Level if counts[level]]
-    return [", ".join(said) or "no findings"]

@@ -1,11 +1,10 @@
 """What a trainer accepts: its options, network arguments and dataset keys, from a checkout or as shipped here."""
 
-import argparse
 import dataclasses as dc
 import json
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hina_kohya.check import source_networks, source_options
 from hina_kohya.patch import targets
@@ -72,14 +71,7 @@ class Schema:
     def options(self, script: str) -> dict[str, Option]:
         if script not in self.scripts:
             raise UserError(f"there is no trainer {script}; known: {', '.join(self.scripts)}")
-        if self.checkout is not None:
-            found = source_options.options_of(self.checkout, script)
-        else:
-            trainers = shipped(self.trainer)["trainers"]
-            found = trainers[source_options.COMMON] | trainers[script]
-        return {
-            name: Option(name, **{key: _frozen(each) for key, each in about.items()}) for name, about in found.items()
-        }
+        return _options(self, script)
 
     def network(self, module: str) -> NetworkFacts | None:
         """None for a module that neither the trainer nor LyCORIS has."""
@@ -97,12 +89,26 @@ class Schema:
         """The names of the trainer's network modules, as shipped."""
         return list(shipped(self.trainer)["networks"])
 
+    def unread(self, script: str) -> tuple[str, ...]:
+        """Options that a script has and never reads, of the shipped releases."""
+        return tuple(shipped(self.trainer).get("unread", {}).get(script, ()))
+
     @cached_property
     def datasets(self) -> dict[str, dict[str, str]]:
         """The tables of its dataset config; sd-scripts of early 2023 had none, and gets those that are shipped."""
         if self.checkout is None or not source_networks.has_dataset_tables(self.checkout):
             return shipped(self.trainer)["datasets"]
         return source_networks.dataset_tables(self.checkout)
+
+
+@lru_cache(maxsize=64)
+def _options(schema: Schema, script: str) -> dict[str, Option]:
+    if schema.checkout is not None:
+        found = source_options.options_of(schema.checkout, script)
+    else:
+        trainers = shipped(schema.trainer)["trainers"]
+        found = trainers[source_options.COMMON] | trainers[script]
+    return {name: Option(name, **{key: _frozen(each) for key, each in about.items()}) for name, about in found.items()}
 
 
 @lru_cache(maxsize=len(TRAINERS))
@@ -129,35 +135,6 @@ def shipped(trainer: Trainer) -> dict[str, Any]:
 
 def shipped_file(trainer: Trainer) -> Path:
     return Path(facts.__file__).with_name(f"{trainer.name}.json")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def parser(options: dict[str, Option]) -> argparse.ArgumentParser:
-    """A parser of the same command line; only what is given is set. Raises UserError instead of leaving."""
-    made = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    for option in options.values():
-        how: dict[str, Any] = {"dest": option.name}
-        if option.type == "flag":
-            how["action"] = "store_false" if option.default else "store_true"
-        else:
-            how |= {"type": _CONVERTERS[option.type], "choices": option.choices or None}
-            how |= {"nargs": "*"} if option.list else {}
-        made.add_argument(*(option.flags or [f"--{option.name}"]), **how)
-    return made
-
-
-def steps(text: str) -> int | float:
-    """`--lr_warmup_steps` on the command line: `10%` and `0.1` are fractions of the run, the rest are steps."""
-    if text.endswith("%"):
-        return float(text[:-1]) / 100
-    return int(text) if float(text) >= 1 else float(text)
-
-
-_CONVERTERS = {"int": int, "float": float, "str": str, "steps": steps}
 
 
 def _frozen(value: Any) -> Any:

@@ -47,4 +47,6 @@ def _meant(kind: str, value: Any) -> Any:
         number = float(value)
     except (TypeError, ValueError):
         return None
-    return int(number) if kind in ("int", "steps") and number == int(number) else number if kind != "int" else None
+    if kind in ("int", "steps") and number.is_integer():
+        return int(number)
+    return None if kind == "int" else number

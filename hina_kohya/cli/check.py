@@ -1,10 +1,15 @@
-"""`hina-kohya check CONFIG.toml`: what is wrong with a training TOML, before a model is loaded."""
+"""`hina-kohya check CONFIG.toml`: what is wrong with a run, before a model is loaded."""
 
 import argparse
+import json
 import sys
+import time
+from collections.abc import Mapping
+from typing import Any
 
-from hina_kohya.check import report
+from hina_kohya.check import printing, report
 from hina_kohya.check.finding import Level
+from hina_kohya.check.reading.command import is_command
 from hina_kohya.cli import checkout
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.errors import UserError
@@ -14,16 +19,22 @@ EXAMPLE = """examples:
   hina-kohya check my_lokr.toml --script sdxl_train_network.py --sd-scripts ~/sd-scripts
   hina-kohya check my_wan.toml --musubi ~/musubi-tuner
   hina-kohya check my_lokr.toml -- --learning_rate 1e-4        as on the trainer's command line, which wins
+  hina-kohya check accelerate launch sdxl_train_network.py --network_module lycoris.kohya ...
+  hina-kohya check train.sh                                    or .bat, .ps1, a JSON of the kohya_ss GUI
 
-Exit code 0: no error; 1: training would fail or do something else; 2: the file cannot be read."""
+Exit code 0: no error; 1: training would stop or train nothing; 2: the file cannot be read; 3: a package is
+missing here."""
+# Our options with a value: what follows is no file.
+_WITH_VALUE = ("--script", "--sd-scripts", "--musubi", "--arch", "--format")
 
 
-def main(argv: list[str]) -> int:
-    own, words = _split(argv)
-    args = _parser().parse_args(own)
+def main(argv: list[str], then: bool = True) -> int:
+    """then: print what to type next."""
+    own, what, words = _split(argv)
+    args = _parser().parse_args([*own, *what[:1]])
     try:
         found = report.check(
-            args.config,
+            what,
             words,
             checkout=checkouts.at(args.checkout, "--sd-scripts") if args.checkout else None,
             script=args.script,
@@ -31,45 +42,86 @@ def main(argv: list[str]) -> int:
             launched=args.launched,
         )
     except UserError as error:
-        print(f"hina-kohya check: error: {error}", file=sys.stderr)
+        if args.format == "json":
+            print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
+        else:
+            print(f"hina-kohya check: error: {error}", file=sys.stderr)
         return error.exit_code
-    print("\n".join(report.text(found)), flush=True)
-    failed = found.failed
-    if not failed and found.architecture is not None:
-        failed = not _forecast(found)
-    print(report.next_step(found, failed))
-    return int(failed)
+    as_json = args.format == "json"
+    if not as_json:
+        print("\n".join(printing.text(found, args.all)), flush=True)
+    code, forecast = found.exit_code, None
+    if code != 1 and found.architecture is not None and not args.no_forecast:
+        forecast, refused = _forecast(found)
+        code = 1 if refused else code
+        if not as_json:
+            print(f"\n{forecast}\n")
+    if as_json:
+        print(
+            json.dumps(
+                {**printing.as_json(found, code != 0, forecast), "exit_code": code}, ensure_ascii=False, indent=1
+            )
+        )
+    elif then:
+        print(printing.next_step(found, code != 0))
+    return code
 
 
-def _forecast(found: report.Report) -> bool:
-    """Prints the groups that will result; False where the network or the optimizer would refuse."""
+def _forecast(found: report.Report) -> tuple[str, bool]:
+    """The groups that will result, and whether the network or the optimizer would refuse."""
     try:
-        text, refused = report.forecast_table(found), False
+        text, resumes = report.forecast_of(found, _Progress() if sys.stderr.isatty() else None)
+        return text, not resumes
     except UserError as error:
         refused = report.is_refusal(found, error)
         what = f"{Level.ERROR.value}: the network or its optimizer cannot be made" if refused else "no forecast"
-        text = f"{what}: {error}"
-    print(f"\n{text}\n")
-    return not refused
+        return f"{what}: {error}", refused
 
 
-def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Our words, and what follows `--`: the trainer's words."""
-    position = argv.index("--") if "--" in argv else len(argv)
-    return argv[:position], argv[position + 1 :]
+class _Progress:
+    """One line on a terminal, written over."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self({"stage": "starting"})
+
+    def __call__(self, said: Mapping[str, Any]) -> None:
+        seconds = time.perf_counter() - self.start
+        end = "\r" if said["stage"] == "done" else f"forecast: {said['stage']}, {seconds:.0f} s"
+        print(f"\r\x1b[K{end}", end="", file=sys.stderr, flush=True)
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Our options, the file or command line, and what follows `--`: further words of the trainer.
+
+    A command line goes on to its end: its options are the trainer's.
+    """
+    own: list[str] = []
+    rest = list(argv)
+    while rest and rest[0].startswith("-") and rest[0] != "--":
+        own.append(rest.pop(0))
+        if own[-1] in _WITH_VALUE and rest:
+            own.append(rest.pop(0))
+    if rest and is_command(rest[0]):
+        return own, rest, []
+    position = rest.index("--") if "--" in rest else len(rest)
+    return [*own, *rest[1:position]], rest[:1], rest[position + 1 :]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hina-kohya check",
-        usage="hina-kohya check CONFIG.toml [--script NAME] [--sd-scripts PATH] [--arch NAME] [--launched] [-- WORDS]",
-        description="Read a training TOML as sd-scripts or musubi-tuner does, and say what is wrong with it before a "
-        "model is loaded: keys that would be ignored, arguments that would fail or do nothing, combinations known to "
-        "be bad.",
+        usage="hina-kohya check [options] CONFIG.toml|COMMAND... [-- WORDS]",
+        description="Read what a run of sd-scripts or musubi-tuner is started with as the trainer does, and say what "
+        "is wrong with it before a model is loaded: keys that would be ignored, arguments that would fail or do "
+        "nothing, combinations known to be bad.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG.toml", help="the TOML of a run, or of its datasets")
+    parser.add_argument(
+        "config", metavar="CONFIG.toml",
+        help="the TOML of a run or of its datasets, a script of a shell, a JSON of kohya_ss, or a command line",
+    )  # fmt: skip
     parser.add_argument("--script", help="the trainer, such as sdxl_train_network.py; told from the file if not given")
     checkout.add_option(parser)
     parser.add_argument(
@@ -78,4 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--launched", action="store_true", help="the run is started with hina-kohya launch, or -m hina_kohya.launch"
     )
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: for programs")
+    parser.add_argument("--all", action="store_true", help="print every finding, however many there are")
+    parser.add_argument("--no-forecast", action="store_true", help="do not make the network on a skeleton of the model")
     return parser

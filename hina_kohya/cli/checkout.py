@@ -1,4 +1,4 @@
-"""The option that names a trainer's checkout, the same for every command."""
+"""The option that names a trainer's checkout, declared once for every command."""
 
 import argparse
 

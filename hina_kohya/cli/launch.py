@@ -10,7 +10,7 @@ from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.checkouts import TRAINERS, Checkout
 from hina_kohya.trainers.errors import UserError
 
-DESCRIPTION = """accelerate launch with the hooks installed, from any folder, after `hina-kohya check` of the config.
+DESCRIPTION = """accelerate launch with the hooks installed, from any folder, after `hina-kohya check` of its words.
 What stands between `launch` and the script goes to accelerate, what follows the script goes to the script."""
 EXAMPLE = """examples:
   hina-kohya launch sdxl_train_network.py --config_file my.toml
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
             raise UserError("which script? example: hina-kohya launch train_network.py --config_file my.toml")
         path = _found(script, args.checkout)
         if not args.no_check and (code := _checked(path, after)):
-            print("not started; correct the file, or add --no-check before the script", file=sys.stderr)
+            print("not started; correct it, or add --no-check before the script", file=sys.stderr)
             return code
     except UserError as error:
         print(f"hina-kohya launch: error: {error}", file=sys.stderr)
@@ -77,17 +77,12 @@ def _found(script: str, given: str | None) -> Path:
 
 
 def _checked(script: Path, arguments: list[str]) -> int:
-    """0, or what `hina-kohya check` says of the config file among the arguments. It knows the adapter trainers only."""
+    """0, or what `hina-kohya check` says of the words, with the config file among them; of adapter trainers only."""
     if not any(script.match(trainer.scripts) for trainer in TRAINERS):
-        print(f"{script.name} trains no adapter, so its config file is not checked")
+        print(f"{script.name} trains no adapter, so its options are not checked")
         return 0
-    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config.add_argument("--config_file")
-    known, rest = config.parse_known_args(arguments)
-    if known.config_file is None:
-        return 0
-    words = [known.config_file, "--sd-scripts", str(_checkout_of(script).root), "--script", script.name, "--launched"]
-    return check.main([*words, "--", *rest])
+    own = ["--sd-scripts", str(_checkout_of(script).root), "--script", script.name, "--launched"]
+    return check.main([*own, str(script), *arguments], then=False)
 
 
 def _checkout_of(script: Path) -> Checkout:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses as dc
 import inspect
+import re
 import sys
 from typing import Any
 
@@ -10,8 +11,12 @@ from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.trainers import optimizer_names
 from hina_kohya.trainers.errors import UserError
 
+FAMILIES = (
+    "HinaAdamW", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim", "COptim8bit",
+)  # fmt: skip
 EXAMPLE = """examples:
-  hina-kohya optimizers               one line a name
+  hina-kohya optimizers               one line an optimizer
+  hina-kohya optimizers --all         its other names, too
   hina-kohya optimizers HinaAdamW     its arguments, bounds, techniques and their papers"""
 
 
@@ -23,23 +28,32 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", help="show one optimizer; letter case does not matter")
-    name = parser.parse_args(argv).name
+    parser.add_argument("--all", action="store_true", help="other names of the same optimizers, too")
+    args = parser.parse_args(argv)
+    name = args.name
     try:
-        print("\n".join(listing() if name is None else description(name)))
+        print("\n".join(listing(args.all) if name is None else description(name)))
     except UserError as error:
         print(f"hina-kohya optimizers: error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def listing() -> list[str]:
-    """One line a name: what it is, or whose other name it is."""
+def listing(everything: bool) -> list[str]:
+    """One line a name: this package's families, then what others registered; aliases of both where asked for."""
+    entries = [(entry, entry.load()) for entry in optimizer_names.entries()]
+    first = {name: number for number, name in enumerate(FAMILIES)}
+    entries.sort(key=lambda each: (first.get(each[0].name, len(first)), each[0].name))
     lines = []
-    for entry in optimizer_names.entries():
-        cls = entry.load()
-        what = f"another name of {cls.__name__}" if cls.__name__ != entry.name else _first_line(cls)
-        lines.append(f"{entry.name:26} {optimizer_names.package(entry):14} {what}")
-    return [*lines, "", "hina-kohya optimizers NAME   shows what one accepts"]
+    for entry, cls in entries:
+        is_alias = cls.__name__ != entry.name
+        if is_alias and not everything:
+            continue
+        what = f"another name of {cls.__name__}" if is_alias else _first_sentence(cls)
+        lines.append(f"{entry.name:32} {optimizer_names.package(entry):14} {what}")
+    hidden = sum(cls.__name__ != entry.name for entry, cls in entries)
+    more = [f"hina-kohya optimizers --all    shows {hidden} other names, too"] if hidden and not everything else []
+    return [*lines, "", "hina-kohya optimizers NAME     shows what one accepts", *more]
 
 
 def description(name: str) -> list[str]:
@@ -49,7 +63,7 @@ def description(name: str) -> list[str]:
             f"there is no optimizer {name!r}; {did_you_mean(name, {each.name for each in optimizer_names.entries()})}"
         )
     cls = entry.load()
-    lines = [f"{cls.__name__}: {_first_line(cls)}", f"--optimizer_type {optimizer_names.path(entry)}", ""]
+    lines = [f"{cls.__name__}: {_first_sentence(cls)}", f"--optimizer_type {optimizer_names.path(entry)}", ""]
     settings = getattr(cls, "Settings", None)
     if settings is None:
         return [*lines, f"arguments: {inspect.signature(cls)}"]
@@ -62,13 +76,18 @@ def _techniques() -> list[str]:
 
     lines = []
     for technique in techniques().values():
-        source = next(
-            line for line in inspect.cleandoc(technique.__doc__ or "").splitlines() if line.startswith("Source:")
-        )
-        lines += [f"  {technique.name}: {_first_line(technique)}", f"      {source.removeprefix('Source: ')}"]
+        lines += [f"  {technique.name}: {_first_sentence(technique)}", f"      {_source(technique)}"]
         lines += [f"      {technique.name}.{name:18} {default:>8}  {bounds:11} {doc}"
                   for name, default, bounds, doc in map(_row, dc.fields(technique))]  # fmt: skip
     return lines
+
+
+def _source(technique: type) -> str:
+    """The whole paragraph after `Source:`, without the documents that are not in the package."""
+    doc = inspect.cleandoc(technique.__doc__ or "")
+    found = re.search(r"^Source:\s*(.*?)(?=^\w+:|^\s*$|\Z)", doc, re.MULTILINE | re.DOTALL)
+    text = " ".join(found[1].split()) if found else ""
+    return re.sub(r"\s*\([A-Z]+\.md[^)]*\)", "", text)
 
 
 def _row(field: dc.Field[Any]) -> tuple[str, str, str, str]:
@@ -83,5 +102,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def _first_line(thing: type) -> str:
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
+def _first_sentence(thing: type) -> str:
+    """Whole, over as many lines as it has."""
+    paragraph = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s", paragraph, maxsplit=1)[0]

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from hina_kohya import patch
+from hina_kohya.cli import checkout
 from hina_kohya.patch import Status
 from hina_kohya.patch.targets import TARGETS
 from hina_kohya.trainers.errors import UserError
@@ -29,16 +30,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("--target", choices=TARGETS, help="only this one; otherwise all that are found")
-    parser.add_argument(
-        "--sd-scripts",
-        metavar="PATH",
-        help="the checkout; otherwise SD_SCRIPTS_HOME, or the current folder or one above",
-    )
+    checkout.add_option(parser)
     args = parser.parse_args(argv)
     code, acted = 0, False
     for name in [args.target] if args.target else TARGETS:
         try:
-            told = patch.inspect(name, args.sd_scripts)
+            told = patch.inspect(name, args.checkout)
             # What is not there is an error where it was asked for, or where nothing else is there.
             if told.target is None and not args.target and args.action != "status":
                 print(f"{name}: not found; {told.next}")

@@ -7,6 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def writable(folder: Path) -> str:
+    """Why nothing can be written into a folder, found out by writing; "" where it can. Makes the folder."""
+    probe = folder / f".{os.getpid()}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a path of the same suffix to write to; it takes the place of `path` if the block ends without an error."""

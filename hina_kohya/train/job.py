@@ -9,9 +9,11 @@ from typing import Any
 
 import transformers
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccessIssue]
 
 from . import report
 from .errors import UserError
+from .files import writable
 from .judge import Judge
 from .loop import Trainer, smooth
 from .model import BASE_MODEL, DigitModel
@@ -41,7 +43,7 @@ def load_base(settings: Settings) -> tuple[DigitModel, list[int]]:
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         return DigitModel.load(folder), metrics["known_digits"]
-    except (OSError, KeyError, ValueError) as exc:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as exc:
         raise UserError(f"{folder} is no base model as scripts/make_base_model.py writes it: {exc}") from exc
 
 
@@ -52,6 +54,10 @@ def run(settings: Settings, start: float) -> int:
     diffusers_logging.set_verbosity_error()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     clock = Stopwatch(start)
+    for name in ("output_dir", "logging_dir"):
+        folder = getattr(settings, name)
+        if folder and (why := writable(Path(folder))):
+            raise UserError(f"{name} {folder} cannot be written: {why}; name another folder")
     model, known = load_base(settings)
     trainer = Trainer(settings, model)
     describe(trainer)

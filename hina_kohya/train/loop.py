@@ -3,6 +3,7 @@
 import dataclasses as dc
 import json
 import math
+import pickle
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
+from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccessIssue]
 
 from . import network as adapter
 from . import optimizer as optimizers
@@ -149,20 +151,29 @@ class Trainer:
         file = folder / "train_state.json"
         if not file.is_file():
             raise UserError(f"resume {folder} has no train_state.json; give a folder that save_state wrote")
-        state = json.loads(file.read_text(encoding="utf-8"))
-        if state["current_step"] >= self.settings.max_train_steps:
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+            losses, before = [*state["losses"]], {key: state["settings"][key] for key in CONTINUED}
+            step = int(state["current_step"])
+        except (ValueError, KeyError, TypeError) as exc:
+            raise UserError(f"resume {folder}: its train_state.json is damaged ({exc}); take an older state") from exc
+        if step >= self.settings.max_train_steps:
             raise UserError(
-                f"max_train_steps is {self.settings.max_train_steps}, must exceed the {state['current_step']} steps "
+                f"max_train_steps is {self.settings.max_train_steps}, must exceed the {step} steps "
                 f"of {folder}: it counts the whole run"
             )
-        changed = [k for k in CONTINUED if state["settings"][k] != getattr(self.settings, k)]
+        changed = [k for k in CONTINUED if before[k] != getattr(self.settings, k)]
         for key in changed:
-            print(f"note: {key} was {state['settings'][key]} before, is {getattr(self.settings, key)} now")
+            print(f"note: {key} was {before[key]} before, is {getattr(self.settings, key)} now")
         try:
             self.accelerator.load_state(str(folder))
+        except (SafetensorError, OSError, EOFError, pickle.UnpicklingError) as exc:
+            raise UserError(f"resume {folder} is damaged: {type(exc).__name__} {exc}; take an older state") from exc
         except (RuntimeError, ValueError, KeyError) as exc:
-            raise UserError(f"resume {folder} does not fit network_args or optimizer_type: {exc}") from exc
-        self.losses = state["losses"]
+            # torch reads archives, and says RuntimeError of a damaged one, too.
+            what = "is damaged" if "archive" in str(exc) else "does not fit network_args or optimizer_type"
+            raise UserError(f"resume {folder} {what}: {exc}") from exc
+        self.losses = losses
 
     # Training.
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccessIssue]
+from safetensors.torch import load_file
 
 from .errors import TrainingError, UserError
 from .files import atomic
@@ -25,6 +27,15 @@ def parse_args(words: list[str]) -> dict[str, str]:
     return pairs
 
 
+def _readable(file: Path) -> None:
+    """Raises UserError for a file of weights that is damaged."""
+    try:
+        if file.suffix == ".safetensors":
+            load_file(file)
+    except (OSError, SafetensorError) as exc:
+        raise UserError(f"network_weights {file} is damaged or no .safetensors file: {exc}") from exc
+
+
 def create(settings: Settings, model: DigitModel) -> Any:
     """Import the module, make the network, hook it into the model."""
     try:
@@ -36,6 +47,8 @@ def create(settings: Settings, model: DigitModel) -> Any:
     # LyCORIS lists every module class of every other architecture that it did not find here.
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
 
+    if settings.network_weights:
+        _readable(Path(settings.network_weights))
     models = (None, model.text_encoder, model.unet)
     kwargs: dict[str, Any] = parse_args(settings.network_args)
     try:

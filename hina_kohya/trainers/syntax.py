@@ -19,7 +19,7 @@ def tree(path: Path) -> ast.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a newer Python warns about escapes in their strings
-            return ast.parse(path.read_text(encoding="utf-8"))
+            return ast.parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, SyntaxError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from hina_kohya import launch as module
+from hina_kohya.check import report
 from hina_kohya.cli import launch, main
 from hina_kohya.trainers.errors import UserError
 
@@ -18,7 +20,8 @@ import library.train_util
 
 def setup_parser():
     parser = argparse.ArgumentParser()
-    for name in ("--config_file", "--network_module", "--optimizer_type"):
+    for name in ("--config_file", "--network_module", "--optimizer_type", "--output_dir", "--train_data_dir",
+                 "--pretrained_model_name_or_path"):
         parser.add_argument(name, type=str)
     parser.add_argument("--learning_rate", type=float)
     return parser
@@ -57,7 +60,7 @@ def started(monkeypatch):
         def wait(self):
             return 7
 
-    monkeypatch.setattr(launch.subprocess, "Popen", Process)
+    monkeypatch.setattr(launch, "subprocess", types.SimpleNamespace(Popen=Process))  # a check starts processes, too
     return commands
 
 
@@ -88,7 +91,8 @@ def test_the_module_says_what_is_missing(tmp_path):
 
 
 def test_through_accelerate(checkout, tmp_path):
-    words = ["hina_kohya.cli", "launch", "--sd-scripts", str(checkout), "--cpu", "train_network.py", "--seed", "0"]
+    own = ["hina_kohya.cli", "launch", "--sd-scripts", str(checkout), "--no-check"]
+    words = [*own, "--cpu", "train_network.py", "--seed", "0"]
     done = run(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["__main__ True ['--seed', '0']", "hooked"]
@@ -99,6 +103,7 @@ def test_what_goes_where(checkout, started):
         "launch",
         "--sd-scripts",
         str(checkout),
+        "--no-check",
         "--num_processes",
         "2",
         "train_network.py",
@@ -124,6 +129,24 @@ def test_a_bad_config_is_not_started(checkout, tmp_path, started, capsys):
     assert main(["launch", "--no-check", *words]) == 7
 
 
+def test_the_words_are_checked_without_a_config_file(checkout, tmp_path, started, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "data" / "2_cats").mkdir(parents=True)
+    (tmp_path / "data" / "2_cats" / "1.png").touch()
+    (checkout / "networks").mkdir()
+    (checkout / "networks" / "lora.py").write_text("def create_network(multiplier, network_dim, **kwargs): ...\n")
+    monkeypatch.setattr(report, "forecast_of", lambda *_: ("", True))  # that network is no real one
+    own = ["launch", "--sd-scripts", str(checkout), "train_network.py"]
+    good = ["--pretrained_model_name_or_path", "model.safetensors", "--train_data_dir", "data", "--output_dir", "out"]
+    good += ["--network_module", "networks.lora", "--learning_rate", "1e-4"]
+    assert main([*own, *good, "--optimiser_type", "AdamW"]) == 1
+    assert not started
+    assert "there is no option --optimiser_type" in capsys.readouterr().out
+    assert main([*own, *good]) == 7
+    assert started
+
+
 def test_ctrl_c_waits_for_the_trainer(checkout, started, monkeypatch):
     answers = iter([KeyboardInterrupt, KeyboardInterrupt, 130])
 
@@ -134,7 +157,7 @@ def test_ctrl_c_waits_for_the_trainer(checkout, started, monkeypatch):
         return answer
 
     monkeypatch.setattr(launch.subprocess.Popen, "wait", wait)
-    assert main(["launch", "--sd-scripts", str(checkout), "train_network.py"]) == 130
+    assert main(["launch", "--sd-scripts", str(checkout), "--no-check", "train_network.py"]) == 130
 
 
 @pytest.mark.parametrize(
@@ -160,4 +183,4 @@ def test_a_wrong_script_in_a_checkout(checkout, capsys):
 def test_a_trainer_of_whole_models_is_started_unchecked(checkout, tmp_path, started, capsys):
     (checkout / "sdxl_train.py").touch()
     assert main(["launch", "--sd-scripts", str(checkout), "sdxl_train.py", "--config_file", "any.toml"]) == 7
-    assert "is not checked" in capsys.readouterr().out
+    assert "are not checked" in capsys.readouterr().out

@@ -1,12 +1,14 @@
 """`hina-kohya optimizers`: names, arguments and papers, read off the declarations."""
 
 import dataclasses as dc
+import re
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
 from hina_kohya import HinaAdamW
 from hina_kohya.cli import main
+from hina_kohya.cli.optimizers import FAMILIES, _first_sentence
 from hina_kohya.core.registry import techniques
 
 NAMES = ("HinaAdamW", "HinaAdamWOptimizer", "HinaAdamWOptimizer8bit", "CustomAdamW")
@@ -22,7 +24,7 @@ def entries(monkeypatch):
 
 
 def test_lists_every_name_on_one_line(entries, capsys):
-    assert main(["optimizers"]) == 0
+    assert main(["optimizers", "--all"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name in NAMES:
         (line,) = [line for line in lines if line.split()[:1] == [name]]
@@ -57,3 +59,19 @@ def test_an_optimizer_of_another_package_shows_its_signature(entries, capsys):
     entries("TheirAdamW", "torch.optim:AdamW")
     assert main(["optimizers", "TheirAdamW"]) == 0
     assert "arguments: (params" in capsys.readouterr().out
+
+
+def test_families_come_first_and_aliases_are_asked_for(capsys):
+    assert main(["optimizers"]) == 0
+    first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
+    assert first[:6] == [*FAMILIES]
+    assert "CustomAdamW" not in first
+
+
+def test_no_sentence_is_cut_off_and_no_file_is_named_that_is_not_there(capsys):
+    for words in ([], ["HinaAdamW"], ["AutomagicCameAMP"], ["COptim"]):
+        assert main(["optimizers", *words]) == 0
+        text = capsys.readouterr().out
+        assert not re.findall(r"\b[A-Z]+\.md\b", text)
+    for technique in techniques().values():
+        assert _first_sentence(technique).endswith((".", ")")), technique.name

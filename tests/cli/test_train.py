@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,3 +261,41 @@ def test_the_judge_is_not_fooled_by_a_wrong_caption():
     read = Judge().read(torch.from_numpy(images))
     assert Verdict.of(labels, read).accuracy > 0.98
     assert Verdict.of((labels + 1) % 10, read).accuracy < 0.02
+
+
+class TestRefusals:
+    """Before a step is made, in one line."""
+
+    def refused(self, capsys, *argv):
+        code = main(["train", *QUICK, *argv])
+        said = capsys.readouterr().err.strip().splitlines()
+        assert (code, len(said)) == (2, 1)
+        return said[0]
+
+    def test_an_output_folder_that_cannot_be_written(self, tmp_path, capsys):
+        (tmp_path / "file").touch()
+        said = self.refused(capsys, "--output_dir", str(tmp_path / "file" / "out"))
+        assert "output_dir" in said
+        assert "cannot be written" in said
+
+    def test_a_damaged_adapter(self, tmp_path, capsys):
+        (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 64)
+        words = ["--output_dir", str(tmp_path / "out"), "--network_weights", str(tmp_path / "bad.safetensors")]
+        assert "is damaged or no .safetensors file" in self.refused(capsys, *words)
+
+    def test_a_damaged_state(self, tmp_path, capsys):
+        state = tmp_path / "last-state"
+        state.mkdir()
+        words = ["--output_dir", str(tmp_path / "out"), "--resume", str(state)]
+        for content in ("", "{}", '{"current_step": "x", "losses": 1, "settings": {}}'):
+            (state / "train_state.json").write_text(content)
+            assert "train_state.json is damaged" in self.refused(capsys, *words)
+        assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+    def test_a_damaged_base_model(self, tmp_path, capsys):
+        model = tmp_path / "model"
+        shutil.copytree(BASE_MODEL, model)
+        for weights in model.rglob("*.safetensors"):
+            weights.write_bytes(weights.read_bytes()[:100])
+        words = ["--output_dir", str(tmp_path / "out"), "--pretrained_model_name_or_path", str(model)]
+        assert "is no base model" in self.refused(capsys, *words)

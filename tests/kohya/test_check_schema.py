@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hina_kohya.check import schema, sizes, source_options
+from hina_kohya.check.reading.arguments import parse
 from hina_kohya.check.rules.lycoris import PRESETS, READERS
 from hina_kohya.check.schema import Schema
 from hina_kohya.trainers.checkouts import TRAINERS, Checkout
@@ -135,14 +136,18 @@ def test_a_checkout_counts_instead_of_what_is_shipped(checkout):
 
 
 def test_the_command_line_is_parsed_as_by_argparse(checkout):
-    parser = schema.parser(Schema(SD_SCRIPTS, checkout).options("sdxl_train_network.py"))
+    options = Schema(SD_SCRIPTS, checkout).options("sdxl_train_network.py")
     words = ["--words", "a", "b", "--wanted", "3", "--lr_warmup_steps", "10%", "--off", "--only-xl"]
-    assert vars(parser.parse_args(words)) == {
+    assert parse(words, options).values == {
         "words": ["a", "b"], "wanted": 3.0, "lr_warmup_steps": 0.1, "off": False, "only_xl": True,
     }  # fmt: skip
-    assert vars(parser.parse_args(["--rank", "1"])) == {"rank": 1}
-    with pytest.raises(UserError, match="invalid choice"):
-        parser.parse_args(["--rank", "2"])
+    assert parse(["--rank", "1"], options).values == {"rank": 1}
+    read = parse(["--rank", "2", "--wanted", "x", "--nothing", "1", "--off=1", "--words", "a"], options)
+    assert {key: why.partition(":")[0] for key, why in read.refused.items()} == {
+        "rank": "invalid choice", "wanted": "invalid float value", "nothing": "there is no option --nothing",
+        "off": "ignored explicit argument '1'",
+    }  # fmt: skip
+    assert read.values["words"] == ["a"]  # one refused word does not hide the rest
 
 
 def test_what_is_shipped_is_whole():

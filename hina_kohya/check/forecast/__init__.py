@@ -6,24 +6,14 @@ would refuse its arguments does so here.
 """
 
 import dataclasses as dc
-import json
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hina_kohya.check.process import Listener, Process
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.facts import architectures
 
-_ROOT = Path(__file__).parents[3]
-# This package last, as it may lie beside everything else; and not the current folder.
-_BOOTSTRAP = """import sys
-sys.path[:] = [*filter(None, sys.path), sys.argv[1]]
-from hina_kohya.check.forecast.worker import main
-sys.exit(main())"""
 _SHIMS = ("hina_kohya.lycoris", "hina_kohya.network", "hina_kohya.adlrns")
 _STAGES = {"network_module": "cannot be imported", "network": "refuses these arguments", "groups": "makes no groups"}
 
@@ -55,6 +45,7 @@ class Forecast:
     state_bytes: what the optimizer keeps between steps; None where it could not be measured (a warning says why)
     techniques : of our optimizers, what acts on how many tensors
     estimated  : the network was not the real one; a warning says what is missing
+    resume     : how the state that is resumed from differs, each beginning with `error: ` or `warning: `
     """
 
     architecture: str
@@ -66,6 +57,7 @@ class Forecast:
     techniques: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     estimated: bool = False
+    resume: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> int:
@@ -93,13 +85,19 @@ def forecast(
     sd_scripts: Path | None = None,
     hooked: bool = False,
     dtype: str = "float32",
+    resume: Path | None = None,
     timeout: float = 300,
+    process: Process | None = None,
+    listener: Listener | None = None,
 ) -> Forecast:
     """Makes the network and the optimizer as sd-scripts would; the defaults are sd-scripts'.
 
     sd_scripts: a checkout; without it `networks.lora*` is estimated, and the forecast says so
     hooked    : hina_kohya's hooks are active by a launcher or a patch; with our network modules they always are
     dtype     : "bfloat16" for --full_bf16
+    resume    : a folder of --save_state, to be compared
+    process   : one that has torch already, and is given up; a network may leave its presets in it
+    listener  : is told how far it came
 
     Raises UserError for what sd-scripts, the network or the optimizer would refuse.
     """
@@ -119,8 +117,14 @@ def forecast(
         "sd_scripts": None if sd_scripts is None else str(sd_scripts),
         "hooked": hooked or network_module in _SHIMS,
         "dtype": dtype,
+        "resume": None if resume is None else str(resume),
     }
-    said, fault = _worker(request, timeout)
+    process = process or Process()
+    try:
+        answer = process.ask({"what": "forecast", **request}, timeout, listener)
+    finally:
+        process.close()
+    said, fault = answer.said, answer.fault
     if error := said.get("error"):
         raise UserError(error)
     if "groups" not in said:
@@ -138,32 +142,6 @@ def _list_or_number(value: float | Sequence[float]) -> float | list[float]:
     return float(value) if isinstance(value, (int, float)) else [float(each) for each in value]
 
 
-def _worker(request: Mapping[str, Any], timeout: float) -> tuple[dict[str, Any], str]:
-    """What the process said, and the error that ended it, if one did."""
-    command = [sys.executable, "-c", _BOOTSTRAP, str(_ROOT)]
-    try:
-        run = subprocess.run(
-            command,
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout,
-            check=False,
-            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"the network was not made within {timeout:g} seconds; is the machine busy?") from error
-    said: dict[str, Any] = {"warnings": []}
-    for line in run.stdout.splitlines():
-        message = json.loads(line)
-        said["warnings"] += message.pop("warnings", [])
-        said.update(message)
-    errors = [line for line in run.stderr.splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
-    return said, errors[-1] if errors else f"exit code {run.returncode}"
-
-
 def _read(request: Mapping[str, Any], said: Mapping[str, Any]) -> Forecast:
     groups = [Group(**{**group, "still_roles": tuple(group["still_roles"])}) for group in said["groups"]]
     return Forecast(
@@ -176,6 +154,7 @@ def _read(request: Mapping[str, Any], said: Mapping[str, Any]) -> Forecast:
         techniques=tuple(said.get("techniques", ())),
         warnings=tuple(said["warnings"]),
         estimated=said["estimated"],
+        resume=tuple(said.get("resume", ())),
     )
 
 
@@ -197,7 +176,14 @@ def table(forecast: Forecast) -> str:
     state = "unknown" if forecast.state_bytes is None else _size(forecast.state_bytes, forecast.parameters)
     sizes = f"optimizer state {state}; adapter file {_size(forecast.file_bytes)} in fp16"
     techniques = [f"techniques: {'; '.join(forecast.techniques)}"] if forecast.techniques else []
-    return "\n".join([title, *lines, sizes, *techniques, *(f"note: {each}" for each in forecast.warnings)])
+    return "\n".join(
+        [title, *lines, sizes, *techniques, *(f"note: {each}" for each in forecast.warnings), *_resumed(forecast)]
+    )
+
+
+def _resumed(forecast: Forecast) -> list[str]:
+    """Errors and warnings about the state, in the form of findings."""
+    return [each.replace(": ", ": resume: ", 1) for each in forecast.resume]
 
 
 def _row(group: Group) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ class Request:
     sd_scripts: str | None
     hooked: bool
     dtype: str
+    resume: str | None = None
 
     @property
     def inner(self) -> str:

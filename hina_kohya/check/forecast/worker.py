@@ -1,16 +1,12 @@
-"""The process behind `forecast`: a request as JSON on stdin, findings as lines of JSON on stdout.
+"""What `forecast` asks of its process: a network and its groups, told in steps, each saying how far it came."""
 
-Every line says how far it came, so that the caller knows what failed when a network or an optimizer ends the process.
-"""
-
-import json
-import os
-import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from hina_kohya.check.forecast.network import Made, Request, Tell, make
 from hina_kohya.check.forecast.optimizer import Chosen, Pairs, choose, measured, samples
+from hina_kohya.check.forecast.resume import differences
 from hina_kohya.core import report, roles
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.technique import Stage
@@ -19,20 +15,6 @@ from hina_kohya.trainers.groups import named_groups
 from hina_kohya.trainers.network_args import RATIOS
 
 OURS = ("weight_decay", "wd_roles", "wd_exclude")
-
-
-def main() -> int:
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # networks print
-
-    def tell(**message: Any) -> None:
-        print(json.dumps(message), file=channel, flush=True)
-
-    try:
-        run(Request(**json.load(sys.stdin)), tell)
-    except UserError as error:
-        tell(error=str(error))
-    return 0
 
 
 def run(request: Request, tell: Tell) -> None:
@@ -52,6 +34,7 @@ def run(request: Request, tell: Tell) -> None:
         file_bytes=2 * made.saved,
         estimated=bool(made.estimated),
         warnings=_warnings(request, made, pairs, chosen),
+        resume=[*differences(Path(request.resume), made.network, made.groups, optimizer)] if request.resume else [],
     )
     tell(stage="state")
     if optimizer is None:

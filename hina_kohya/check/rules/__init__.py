@@ -1,15 +1,16 @@
-"""The registry of rules: functions from a `Context` to findings, one idea each, every claim with its evidence."""
+"""The registry of rules: functions from a `Run` to findings, one idea each, every claim with its evidence."""
 
 import dataclasses as dc
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from importlib import import_module
 from pkgutil import iter_modules
 
-from hina_kohya.check.context import Context
-from hina_kohya.check.finding import Finding, Level
+from hina_kohya.check.finding import Finding
+from hina_kohya.check.run import Run
 from hina_kohya.trainers.trainer import Trainer
 
-Rule = Callable[[Context], Iterable[Finding]]
+Rule = Callable[[Run], Iterable[Finding]]
 
 _RULES: dict[str, Rule] = {}
 _ONLY_FOR: dict[str, Trainer] = {}
@@ -32,17 +33,22 @@ def rule_of(trainer: Trainer) -> Callable[[Rule], Rule]:
 
 
 def rules() -> dict[str, Rule]:
-    for module in iter_modules(__path__, f"{__name__}."):
-        import_module(module.name)
+    _import_all()
     return _RULES
 
 
-def findings(context: Context) -> list[Finding]:
-    """Errors first; among them in the order of the rules."""
+@lru_cache(maxsize=1)
+def _import_all() -> None:
+    for module in iter_modules(__path__, f"{__name__}."):
+        import_module(module.name)
+
+
+def findings(run: Run) -> list[Finding]:
+    """The gravest first; of one level in the order of the rules."""
     about = [
         (name, check)
         for name, check in rules().items()
-        if _ONLY_FOR.get(name, context.schema.trainer) is context.schema.trainer
+        if _ONLY_FOR.get(name, run.schema.trainer) is run.schema.trainer
     ]
-    found = [dc.replace(each, rule=each.rule or name) for name, check in about for each in check(context)]
-    return sorted(found, key=lambda each: each.level is not Level.ERROR)
+    found = [dc.replace(each, rule=each.rule or name) for name, check in about for each in check(run)]
+    return sorted(found, key=lambda each: each.level.rank)

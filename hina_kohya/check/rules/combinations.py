@@ -3,9 +3,11 @@
 import dataclasses as dc
 from collections.abc import Callable, Iterator
 
-from hina_kohya.check.context import Context
+from hina_kohya.check.edit import Edit, drop, put
 from hina_kohya.check.finding import Finding, error
 from hina_kohya.check.rules import rule_of
+from hina_kohya.check.rules.dataset_options import any_subset
+from hina_kohya.check.run import Run
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
@@ -17,18 +19,18 @@ _SWAPPING = ("flux_train_network.py", "sd3_train_network.py", "anima_train_netwo
 
 @dc.dataclass(frozen=True)
 class Refusal:
-    """when: that it applies; key: the option to change; what: why it stops; evidence: where; write: the line to type"""
+    """when: that it applies; key: the option to change; what: why it stops; evidence: where; edit: what mends it"""
 
     name: str
-    when: Callable[[Context], bool]
+    when: Callable[[Run], bool]
     key: str
     what: str
     evidence: str
-    write: str
+    edit: Edit
 
 
-def _given(context: Context, *names: str) -> bool:
-    return any(context.on(name) for name in names)
+def _given(run: Run, *names: str) -> bool:
+    return any(run.on(name) for name in names)
 
 
 _REFUSALS = (
@@ -38,7 +40,7 @@ _REFUSALS = (
         "mixed_precision",
         "full_fp16 requires fp16",
         f"assertion, {at('NetworkTrainer.train')}",
-        'mixed_precision = "fp16"',
+        put(mixed_precision="fp16"),
     ),
     Refusal(
         "full_bf16_alone",
@@ -46,7 +48,7 @@ _REFUSALS = (
         "mixed_precision",
         "full_bf16 requires bf16",
         f"measured: assertion, {at('NetworkTrainer.train')}",
-        'mixed_precision = "bf16"',
+        put(mixed_precision="bf16"),
     ),
     Refusal(
         "fp8_without_mixed_precision",
@@ -58,7 +60,7 @@ _REFUSALS = (
         "mixed_precision",
         "fp8_base requires fp16 or bf16",
         f"measured: assertion, {at('NetworkTrainer.train')}",
-        'mixed_precision = "bf16"',
+        put(mixed_precision="bf16"),
     ),
     Refusal(
         "fused_backward_pass",
@@ -66,7 +68,7 @@ _REFUSALS = (
         "fused_backward_pass",
         "it works with Adafactor only",
         f"measured: assertion, {at('get_optimizer')}; sd-scripts #1834",
-        "fused_backward_pass = false",
+        put(fused_backward_pass=False),
     ),
     Refusal(
         "fused_with_accumulation",
@@ -78,7 +80,7 @@ _REFUSALS = (
         "gradient_accumulation_steps",
         "fused_backward_pass allows no accumulation",
         f"assertion, {at('get_optimizer')}",
-        "gradient_accumulation_steps = 1",
+        put(gradient_accumulation_steps=1),
     ),
     Refusal(
         "old_optimizer_flag",
@@ -86,15 +88,15 @@ _REFUSALS = (
         "use_8bit_adam",
         "it and optimizer_type exclude each other",
         f"measured: assertion, {at('get_optimizer')}",
-        "use_8bit_adam = false",
+        put(use_8bit_adam=False),
     ),
     Refusal(
         "augmented_latents",
-        lambda c: c.on("cache_latents") and _given(c, "color_aug", "random_crop"),
+        lambda c: c.on("cache_latents") and any_subset(c, "color_aug", "random_crop"),
         "cache_latents",
         "color_aug and random_crop change images, so latents cannot be cached",
         f"measured: assertion, {at('NetworkTrainer.train')}",
-        "cache_latents = false",
+        put(cache_latents=False),
     ),
     Refusal(
         "cached_text_in_training",
@@ -106,20 +108,21 @@ _REFUSALS = (
         "network_train_unet_only",
         "a text encoder cannot be trained while its outputs are cached",
         f"assertion, {at('SdxlNetworkTrainer.assert_extra_args')} and {at('AnimaNetworkTrainer.assert_extra_args')}",
-        "network_train_unet_only = true",
+        put(network_train_unet_only=True),
     ),
     Refusal(
         "cached_text_with_changing_captions",
         lambda c: (
             _given(c, _CACHE, f"{_CACHE}_to_disk")
-            and c.args["dataset_config"] is None
-            and (_given(c, *_CHANGING) or (c.on("caption_dropout_rate") and "anima" not in c.trainer.script))
+            and (
+                any_subset(c, *_CHANGING) or (any_subset(c, "caption_dropout_rate") and "anima" not in c.trainer.script)
+            )
             and c.trainer.script != "lumina_train_network.py"
         ),
         _CACHE,
         "captions that are shuffled or dropped differ from step to step, so outputs cannot be cached",
         f"assertion, {at('BaseDataset.is_text_encoder_output_cacheable')}, in every trainer but Lumina's",
-        f"{_CACHE} = false",
+        put(**{_CACHE: False}),
     ),
     Refusal(
         "swapping_and_offloading",
@@ -127,7 +130,7 @@ _REFUSALS = (
         "cpu_offload_checkpointing",
         "blocks_to_swap excludes it",
         f"assertion, {at('FluxNetworkTrainer.assert_extra_args')}",
-        "cpu_offload_checkpointing = false",
+        put(cpu_offload_checkpointing=False),
     ),
     Refusal(
         "v2_in_sdxl",
@@ -135,7 +138,7 @@ _REFUSALS = (
         "v2",
         "it means SD 2.x",
         f"assertion, {at('verify_sdxl_training_args')}",
-        "v2 = false",
+        put(v2=False),
     ),
     Refusal(
         "adaptive_noise",
@@ -143,7 +146,7 @@ _REFUSALS = (
         "adaptive_noise_scale",
         "it requires noise_offset",
         f"measured: ValueError, {at('verify_training_args')}",
-        "noise_offset = 0.05",
+        put(noise_offset=0.05),
     ),
     Refusal(
         "v_prediction_scale",
@@ -151,7 +154,7 @@ _REFUSALS = (
         "scale_v_pred_loss_like_noise_pred",
         "it requires v_parameterization",
         f"ValueError, {at('verify_training_args')}",
-        "v_parameterization = true",
+        put(v_parameterization=True),
     ),
     Refusal(
         "v_prediction_twice",
@@ -159,7 +162,7 @@ _REFUSALS = (
         "v_pred_like_loss",
         "it excludes v_parameterization",
         f"ValueError, {at('verify_training_args')}",
-        "# v_pred_like_loss: remove it",
+        drop("v_pred_like_loss"),
     ),
     Refusal(
         "log_without_folder",
@@ -167,7 +170,7 @@ _REFUSALS = (
         "logging_dir",
         "TensorBoard needs a folder",
         f"measured: ValueError, {at('prepare_accelerator')}",
-        'logging_dir = "logs"',
+        put(logging_dir="logs"),
     ),
     Refusal(
         "dim_from_nothing",
@@ -175,7 +178,7 @@ _REFUSALS = (
         "dim_from_weights",
         "it takes the rank from network_weights, which is not given",
         f"measured: TypeError, {at('NetworkTrainer.train')}",
-        "dim_from_weights = false",
+        put(dim_from_weights=False),
     ),
     Refusal(
         "workers_that_persist",
@@ -183,7 +186,7 @@ _REFUSALS = (
         "persistent_data_loader_workers",
         "there are no workers: max_data_loader_n_workers is 0",
         "measured: ValueError from torch",
-        "persistent_data_loader_workers = false",
+        put(persistent_data_loader_workers=False),
     ),
 )
 
@@ -191,8 +194,8 @@ NAMES = tuple(refusal.name for refusal in _REFUSALS)
 
 
 @rule_of(SD_SCRIPTS)
-def refused_together(context: Context) -> Iterator[Finding]:
+def refused_together(run: Run) -> Iterator[Finding]:
     for refusal in _REFUSALS:
-        if refusal.when(context):
-            found = error(refusal.key, refusal.what, refusal.evidence, refusal.write)
+        if refusal.when(run):
+            found = error(refusal.key, refusal.what, refusal.evidence, refusal.edit)
             yield dc.replace(found, rule=refusal.name)

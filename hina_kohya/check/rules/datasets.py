@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from hina_kohya.check import placeholders
-from hina_kohya.check.context import Context
+from hina_kohya.check.edit import Cell, Edit, drop, put
 from hina_kohya.check.finding import Finding, error, warning
-from hina_kohya.check.reading import load, toml_line
+from hina_kohya.check.reading.load import load
 from hina_kohya.check.rules import rule, rule_of
-from hina_kohya.check.schema import every_option
+from hina_kohya.check.run import Run
 from hina_kohya.core.hyper import nearest
-from hina_kohya.trainers.checkouts import TRAINERS
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.musubi import MUSUBI
@@ -21,6 +20,7 @@ from hina_kohya.trainers.trainer import Trainer
 _EVIDENCE = "measured: voluptuous refuses it (ConfigSanitizer)"
 _TYPES = {"str": str, "bool": bool, "int": int, "float": float, "dict": dict, "None": type(None)}
 Table = Mapping[str, str]
+Place = tuple[str | int, ...]
 _PLACES = (
     "image_dir", "metadata_file", "conditioning_data_dir", "image_directory", "image_jsonl_file", "video_directory",
     "video_jsonl_file", "control_directory",
@@ -28,60 +28,57 @@ _PLACES = (
 
 
 @rule_of(SD_SCRIPTS)
-def dataset_ignores(context: Context) -> Iterator[Finding]:
-    given = [key for key in ("train_data_dir", "reg_data_dir", "in_json") if context.given(key)]
-    if context.args["dataset_config"] and given:
+def dataset_ignores(run: Run) -> Iterator[Finding]:
+    given = [key for key in ("train_data_dir", "reg_data_dir", "in_json") if run.given(key)]
+    if run.args["dataset_config"] and given:
         yield warning(
             given[0],
             "dataset_config is given, so it is ignored",
             f"said by sd-scripts ({at('NetworkTrainer.train')})",
-            f"# {given[0]}: remove it",
+            drop(*given),
         )
 
 
 @rule_of(SD_SCRIPTS)
-def bucket_range(context: Context) -> Iterator[Finding]:
+def bucket_range(run: Run) -> Iterator[Finding]:
     """Without dataset_config, whose own resolution and buckets win."""
-    sides = [int(side) for side in str(context.args["resolution"] or "").split(",") if side.strip().isdecimal()]
-    if not sides or not context.on("enable_bucket") or context.args["dataset_config"]:
+    sides = [int(side) for side in str(run.args["resolution"] or "").split(",") if side.strip().isdecimal()]
+    if not sides or not run.on("enable_bucket") or run.args["dataset_config"]:
         return
-    least, most = context.args["min_bucket_reso"], context.args["max_bucket_reso"]
+    least, most = run.args["min_bucket_reso"], run.args["max_bucket_reso"]
     evidence = (
         f"measured: assertion while the images are read ({at('BaseDataset.adjust_min_max_bucket_reso_by_steps')})"
     )
     if isinstance(least, int) and least > min(sides):
         what = f"{least} is larger than the resolution, {min(sides)}"
-        yield error("min_bucket_reso", what, evidence, f"min_bucket_reso = {min(sides)}")
+        yield error("min_bucket_reso", what, evidence, put(min_bucket_reso=min(sides)))
     if isinstance(most, int) and most < max(sides):
         what = f"{most} is smaller than the resolution, {max(sides)}"
-        yield error("max_bucket_reso", what, evidence, f"max_bucket_reso = {max(sides)}")
+        yield error("max_bucket_reso", what, evidence, put(max_bucket_reso=max(sides)))
 
 
 @rule
-def dataset_unreadable(context: Context) -> Iterator[Finding]:
-    file = _file(context)
-    if file is None:
+def dataset_unreadable(run: Run) -> Iterator[Finding]:
+    value = run.given("dataset_config")
+    file = Path(value) if value and not placeholders.is_one(value) else None
+    if file is None or not file.is_file():
         return
     if not file.name.lower().endswith((".toml", ".json")):
         yield error(
             "dataset_config",
             f"{file.name} has to end in .toml or .json",
-            f"ValueError ({context.at('load_user_config')})",
-            'dataset_config = "dataset.toml"',
+            f"ValueError ({run.at('load_user_config')})",
+            None,
+            "call it dataset.toml",
         )
         return
+    if run.source.tables is not None:
+        yield from dataset_findings(run.source.tables, run.schema.trainer, run.schema.datasets, file)
+        return
     try:
-        content = load(file)
+        load(file)
     except UserError as mistake:
         yield error("dataset_config", str(mistake), "read with the same toml package")
-        return
-    yield from dataset_findings(content, context.schema.trainer, context.schema.datasets, file)
-
-
-def is_dataset(content: Mapping[str, Any]) -> bool:
-    """Whether a file is one for dataset_config, and no configuration of a run."""
-    known = (key in every_option(trainer) for trainer in TRAINERS for key in content)
-    return isinstance(content.get("datasets"), list) and not any(known)
 
 
 def trainer_of_datasets(content: Mapping[str, Any]) -> Trainer:
@@ -99,28 +96,24 @@ def dataset_findings(
     for key in content:
         if key not in ("general", "datasets"):
             what = "outside [general] and [[datasets]] nothing is allowed"
-            yield error(
-                f"{file.name}: {key}",
-                what,
-                _EVIDENCE,
-                "[general]" if nearest(key, ["general"]) else f"# {key}: remove it",
-            )
-    yield from _table(content.get("general", {}), general, f"{file.name} [general]")
+            yield error(f"{file.name}: {key}", what, _EVIDENCE, _renamed_table(content, file, key))
+    yield from _table(content.get("general", {}), general, f"{file.name} [general]", ("general",))
     if not datasets:
-        yield error(f"{file.name}: datasets", "there is no [[datasets]] in it, so no image", "measured", "[[datasets]]")
-    for where, dataset in _numbered(datasets, f"{file.name} [[datasets]]"):
+        what = "there is no [[datasets]] in it, so no image"
+        yield error(f"{file.name}: datasets", what, "measured", advice="begin one with [[datasets]]")
+    for number, (where, dataset) in enumerate(_numbered(datasets, f"{file.name} [[datasets]]")):
+        path: Place = ("datasets", number)
         if trainer is MUSUBI:
-            yield from _table(dataset, {**general, **_of_musubi(dataset, tables)}, where)
+            yield from _table(dataset, {**general, **_of_musubi(dataset, tables)}, where, path)
             yield from _images(dataset, where)
             continue
         rest = (
             {key: each for key, each in dataset.items() if key != "subsets"} if isinstance(dataset, dict) else dataset
         )
-        yield from _table(rest, general, where)
-        for place, subset in _numbered(
-            dataset.get("subsets", []) if isinstance(dataset, dict) else [], f"{where} subset"
-        ):
-            yield from _table(subset, _of_subset(subset, tables), place)
+        yield from _table(rest, general, where, path)
+        subsets = dataset.get("subsets", []) if isinstance(dataset, dict) else []
+        for position, (place, subset) in enumerate(_numbered(subsets, f"{where} subset")):
+            yield from _table(subset, _of_subset(subset, tables), place, (*path, "subsets", position))
             yield from _images(subset, place)
 
 
@@ -155,21 +148,30 @@ def _of_subset(subset: Any, tables: Mapping[str, Table]) -> Table:
     return _merged(tables, "subset_ascendable", "do_subset_ascendable", *own)
 
 
-def _table(given: Any, known: Table, where: str) -> Iterator[Finding]:
+def _renamed_table(content: Mapping[str, Any], file: Path, key: str) -> Edit | None:
+    """`[generall]` to `[general]`; anything else is taken out."""
+    if nearest(key, ["general"]) and "general" not in content:
+        return Edit(tables=(Cell(file.name, (), key, "general", content[key]),))
+    return Edit(tables=(Cell(file.name, (), key),))
+
+
+def _table(given: Any, known: Table, where: str, path: Place) -> Iterator[Finding]:
     if not isinstance(given, dict):
         yield error(where, f"{given!r} is no table of keys and values", _EVIDENCE)
         return
     for key, value in given.items():
         if key not in known:
-            near = nearest(key, known)[:1]
-            fix = toml_line(near[0], value) if near else f"# {key}: remove it"
+            near = next((name for name in nearest(key, known) if name not in given), "")
+            fix = Edit(tables=(Cell(where, path, key, near, value),))
             yield error(f"{where}: {key}", "it is not known there, and the run stops", _EVIDENCE, fix)
         elif not any(_fits(kind, value) for kind in known[key].rstrip("!").split("|")):
             wanted = known[key].rstrip("!").replace("|", " or ")
-            yield error(f"{where}: {key}", f"{value!r} is not of type {wanted}", _EVIDENCE, _as(wanted, key, value))
+            fix = _as(wanted, value)
+            edit = None if fix is None else Edit(tables=(Cell(where, path, key, key, fix),))
+            yield error(f"{where}: {key}", f"{value!r} is not of type {wanted}", _EVIDENCE, edit)
     for key, kind in known.items():
         if kind.endswith("!") and key not in given:
-            yield error(f"{where}: {key}", "it is required", _EVIDENCE, f'{key} = "..."')
+            yield error(f"{where}: {key}", "it is required", _EVIDENCE, advice=f"name it: {key}")
 
 
 def _fits(kind: str, value: Any) -> bool:
@@ -180,30 +182,21 @@ def _fits(kind: str, value: Any) -> bool:
     return isinstance(value, _TYPES[kind]) and not (isinstance(value, bool) and kind != "bool")
 
 
-def _as(wanted: str, key: str, value: Any) -> str:
-    """The line with the value converted, where that is plain."""
+def _as(wanted: str, value: Any) -> Any:
+    """The value converted, where that is plain."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        return f"{key} = # {wanted}"
-    return (
-        toml_line(key, number if wanted.startswith("float") else int(number))
-        if wanted[:3] in ("flo", "int")
-        else f"{key} = # {wanted}"
-    )
+        return number if wanted.startswith("float") else int(number) if wanted[:3] == "int" else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _images(subset: Any, where: str) -> Iterator[Finding]:
     for key in _PLACES:
         value = subset.get(key) if isinstance(subset, dict) else None
         if isinstance(value, str) and not placeholders.is_one(value) and not Path(value).exists():
-            yield error(f"{where}: {key}", f"{value} does not exist", "looked", f'{key} = "..."')
+            yield error(f"{where}: {key}", f"{value} does not exist", "looked", advice="name a folder that is there")
 
 
 def _merged(tables: Mapping[str, Table], *names: str) -> dict[str, str]:
     return {key: kind for name in names for key, kind in tables[f"{name}_schema"].items()}
-
-
-def _file(context: Context) -> Path | None:
-    value = context.given("dataset_config")
-    return Path(value) if value and not placeholders.is_one(value) and Path(value).is_file() else None

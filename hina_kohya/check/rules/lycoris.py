@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from hina_kohya.check.context import Context
+from hina_kohya.check.edit import Edit, argument, put
 from hina_kohya.check.finding import Finding, error, warning
 from hina_kohya.check.network import OPTION, adlrns_arguments
-from hina_kohya.check.reading import relisted
 from hina_kohya.check.rules import rule
+from hina_kohya.check.run import Run
 from hina_kohya.check.schema import TRAINER
 from hina_kohya.core.hyper import nearest
 from hina_kohya.patch import targets
@@ -39,94 +39,94 @@ _NO = ("0", "no", "off", "none")
 
 
 @rule
-def algorithm_unknown(context: Context) -> Iterator[Finding]:
-    network = context.network
+def algorithm_unknown(run: Run) -> Iterator[Finding]:
+    network = run.network
     if network.is_lycoris and network.facts and network.algorithm not in network.facts.algorithms:
         known = network.facts.algorithms
         near = nearest(network.algorithm, known)[:1] or ["lora"]
         what = f"there is no algorithm {network.algorithm}; known: {', '.join(known)}"
-        yield error(OPTION, what, "measured: KeyError", _changed(context, "algo", near[0]))
+        yield error(OPTION, what, "measured: KeyError", _changed(run, "algo", near[0]))
 
 
 @rule
-def preset_unknown(context: Context) -> Iterator[Finding]:
-    preset = context.network.arguments.get("preset")
-    if not context.network.is_lycoris or preset is None or preset in PRESETS or Path(preset).is_file() or "<" in preset:
+def preset_unknown(run: Run) -> Iterator[Finding]:
+    preset = run.network.arguments.get("preset")
+    if not run.network.is_lycoris or preset is None or preset in PRESETS or Path(preset).is_file() or "<" in preset:
         return
-    if context.hooks.active and preset in lycoris_presets.names():
+    if run.hooks.active and preset in lycoris_presets.names():
         return
     near = nearest(preset, PRESETS)[:1] or ["attn-mlp"]
     what = f"preset={preset} is neither a file nor one of {', '.join(PRESETS)}"
-    yield error(OPTION, what, "measured: AssertionError", _changed(context, "preset", near[0]))
+    yield error(OPTION, what, "measured: AssertionError", _changed(run, "preset", near[0]))
 
 
 @rule
-def preset_fails_on_sd1(context: Context) -> Iterator[Finding]:
+def preset_fails_on_sd1(run: Run) -> Iterator[Finding]:
     """LyCORIS 4 wraps the time embedding of SD 1.x and 2.x twice: by the class of the module, and by its name."""
-    preset = context.network.arguments.get("preset", "full")
-    if preset in _TWICE_ON_SD1 and not context.on("dim_from_weights") and (version := _fails_on_sd1(context)):
-        default = "" if "preset" in context.network.arguments else " (the default)"
-        yield (error if context.trainer.certain else warning)(
+    preset = run.network.arguments.get("preset", "full")
+    if preset in _TWICE_ON_SD1 and not run.on("dim_from_weights") and (version := _fails_on_sd1(run)):
+        default = "" if "preset" in run.network.arguments else " (the default)"
+        yield (error if run.trainer.certain else warning)(
             OPTION,
             f"preset={preset}{default} stops on SD 1.x and 2.x: {_TWICE}",
             f"measured with LyCORIS 4.0.0 to 4.1.3 (3.x and SDXL are fine); installed: {version}",
-            _changed(context, "preset", "attn-mlp"),
+            _changed(run, "preset", "attn-mlp"),
         )
 
 
 @rule
-def dim_from_weights_fails_on_sd1(context: Context) -> Iterator[Finding]:
+def dim_from_weights_fails_on_sd1(run: Run) -> Iterator[Finding]:
     """It makes the network with LyCORIS's default preset, whatever is given."""
-    if context.on("dim_from_weights") and (version := _fails_on_sd1(context)):
-        yield (error if context.trainer.certain else warning)(
+    if run.on("dim_from_weights") and (version := _fails_on_sd1(run)):
+        yield (error if run.trainer.certain else warning)(
             "dim_from_weights",
             f"it stops on SD 1.x and 2.x: {_TWICE}",
             f"measured with LyCORIS 4.1.3; installed: {version}",
-            "dim_from_weights = false",
+            put(dim_from_weights=False),
         )
 
 
-def _fails_on_sd1(context: Context) -> str | None:
+def _fails_on_sd1(run: Run) -> str | None:
     """The installed version of LyCORIS, if it is one that does, and the model may be one."""
-    target = targets.find_lycoris() if context.network.is_lycoris else None
-    if target is None or context.trainer.script != TRAINER or int((target.version or "0").partition(".")[0]) < 4:
+    target = targets.find_lycoris() if run.network.is_lycoris else None
+    if target is None or run.trainer.script != TRAINER or int((target.version or "0").partition(".")[0]) < 4:
         return None
     return target.version
 
 
 @rule
-def argument_of_another_algorithm(context: Context) -> Iterator[Finding]:
-    network = context.network
+def argument_of_another_algorithm(run: Run) -> Iterator[Finding]:
+    network = run.network
     if not network.is_lycoris or network.arguments.get("preset", "full") not in PRESETS:
         return  # a preset of one's own may give each module an algorithm of its own
     refused = adlrns_arguments().REFUSED.values() if network.is_adlrns else ()  # which is an error, and said elsewhere
     for name, readers in READERS.items():
-        if name in network.arguments and network.algorithm not in readers and name not in refused:
+        if name not in network.arguments or network.is_off(name):
+            continue
+        if network.algorithm not in readers and name not in refused:
             yield warning(
                 OPTION,
                 f"{name} does nothing for {network.algorithm}; it is for {', '.join(readers)}",
                 "its source: the module takes it and does not look at it",
-                _changed(context, name),
+                _changed(run, name),
             )
 
 
 @rule
-def switch_stays_on(context: Context) -> Iterator[Finding]:
+def switch_stays_on(run: Run) -> Iterator[Finding]:
     """LyCORIS takes every text but `false` for true, and for decompose_both any text at all."""
-    for name, text in context.network.arguments.items() if context.network.is_lycoris else ():
+    for name, text in run.network.arguments.items() if run.network.is_lycoris else ():
         if name in _SWITCHES and text.lower() in _NO:
             what = f"{name}={text} turns it on: only the word false is off"
-            yield error(OPTION, what, "its source: str_bool in lycoris/utils", _changed(context, name, "false"))
+            yield warning(OPTION, what, "its source: str_bool in lycoris/utils", _changed(run, name, "false"))
         elif name == "decompose_both" and text.lower() in (*_NO, "false"):
             what = f"decompose_both={text} turns it on: any text does"
-            yield error(
-                OPTION, what, "measured with LyCORIS 3.0.0 and 4.1.3: w1 is decomposed", _changed(context, name)
-            )
+            yield warning(OPTION, what, "measured with LyCORIS 3.0.0 and 4.1.3: w1 is decomposed", _changed(run, name))
 
 
 @rule
-def dora_on_output(context: Context) -> Iterator[Finding]:
-    network = context.network
+def dora_on_output(run: Run) -> Iterator[Finding]:
+    network = run.network
     if not network.is_lycoris or network.algorithm not in ("loha", "lokr") or not network.is_on("dora_wd"):
         return
     if (
@@ -139,23 +139,20 @@ def dora_on_output(context: Context) -> Iterator[Finding]:
             f"{network.algorithm} with dora_wd normalises the output side (wd_on_output, on by default), and programs "
             "that use the file may not: they show colored noise",
             "its author's advice, confirmed by the reporter: LyCORIS #246",
-            _changed(context, "wd_on_output", "false"),
+            _changed(run, "wd_on_output", "false"),
         )
 
 
 @rule
-def convolutions_left_out(context: Context) -> Iterator[Finding]:
-    network = context.network
+def convolutions_left_out(run: Run) -> Iterator[Finding]:
+    network = run.network
     preset = network.arguments.get("preset", "full")
     given = [name for name in ("conv_dim", "conv_alpha") if name in network.arguments]
     if network.is_lycoris and given and PRESETS.get(preset, True) is False:
         what = f"{given[0]} does nothing: preset={preset} leaves convolutions out"
-        yield warning(OPTION, what, "its source: enable_conv of the preset", _changed(context, given[0]))
+        yield warning(OPTION, what, "its source: enable_conv of the preset", _changed(run, given[0]))
 
 
-def _changed(context: Context, name: str, value: str = "") -> str:
-    """The line of network_args with one argument set, added, or taken out."""
-    words = context.words(OPTION)
-    old = next((word for word in words if word.startswith(f"{name}=")), None)
-    new = f"{name}={value}" if value else ""
-    return relisted(OPTION, [*words, new], "") if old is None else relisted(OPTION, words, old, new)
+def _changed(run: Run, name: str, value: str = "") -> Edit:
+    """network_args with one argument set, added, or taken out."""
+    return argument(OPTION, run.words(OPTION), name, value)

@@ -2,29 +2,35 @@
 
 from collections.abc import Iterator
 
-from hina_kohya.check.context import Context
+from hina_kohya.check.edit import put
 from hina_kohya.check.finding import Finding, error
+from hina_kohya.check.reading import kohya_ss
+from hina_kohya.check.reading.source import Form
 from hina_kohya.check.rules import rule_of
+from hina_kohya.check.run import Run
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.musubi import MUSUBI
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
-# key: what happens without it, how we know, what to write
+# key: what happens without it, how we know, a value that is always there, and what to write otherwise
 _NEEDED = {
     "pretrained_model_name_or_path": (
         "there is no model to train on",
         "train_util.py: load_target_model",
-        '"model.safetensors"',
+        "",
+        'name it: pretrained_model_name_or_path = "model.safetensors"',
     ),
     "network_module": (
         "nothing says which network",
         "measured: 'NoneType' object has no attribute",
-        '"hina_kohya.lycoris"',
+        "networks.lora",
+        "",
     ),
     "output_dir": (
         "the run ends with TypeError when it saves, and all is lost",
         f"measured: {at('NetworkTrainer.train')}",
-        '"output"',
+        "output",
+        "",
     ),
 }
 _DATA = ("dataset_config", "train_data_dir", "in_json", "dataset_class")
@@ -38,50 +44,60 @@ _MODELS = {
 
 
 _NEEDED_BY_MUSUBI = {
-    "dit": ("there is no model to train on", '"model.safetensors"'),
-    "dataset_config": ("nothing says where the images or videos are", '"dataset.toml"'),
-    "network_module": ("nothing says which network", '"hina_kohya.lycoris"'),
-    "optimizer_type": ("the default is an empty name, which torch.optim does not have", '"HinaAdamW"'),
-    "output_dir": ("the run ends with TypeError when it saves, and all is lost", '"output"'),
-    "output_name": ("the run ends with TypeError when it saves, and all is lost", '"my_lora"'),
+    "dit": ("there is no model to train on", ""),
+    "dataset_config": ("nothing says where the images or videos are", ""),
+    "network_module": ("nothing says which network", ""),
+    "optimizer_type": ("the default is an empty name, which torch.optim does not have", "AdamW"),
+    "output_dir": ("the run ends with TypeError when it saves, and all is lost", "output"),
+    "output_name": ("the run ends with TypeError when it saves, and all is lost", "my_lora"),
 }
 _ATTENTION = ("sdpa", "flash_attn", "flash3", "xformers")
 
 
 @rule_of(MUSUBI)
-def missing_for_musubi(context: Context) -> Iterator[Finding]:
+def missing_for_musubi(run: Run) -> Iterator[Finding]:
     for key, (what, value) in _NEEDED_BY_MUSUBI.items():
-        if key not in context.reading.values:
-            yield error(key, what, f"read ({context.at('NetworkTrainer.train')})", f"{key} = {value}")
-    if not any(context.on(key) for key in _ATTENTION):
+        if not run.source.values.get(key):
+            advice = "" if value else f"name it with {key}"
+            yield error(
+                key, what, f"read ({run.at('NetworkTrainer.train')})", put(**{key: value}) if value else None, advice
+            )
+    if not any(run.on(key) for key in _ATTENTION):
         what = "nothing says how attention is computed, and the run stops"
-        yield error("sdpa", what, "read: NetworkTrainer._load_dit_and_swap raises ValueError", "sdpa = true")
+        yield error("sdpa", what, "read: NetworkTrainer._load_dit_and_swap raises ValueError", put(sdpa=True))
 
 
 @rule_of(SD_SCRIPTS)
-def missing(context: Context) -> Iterator[Finding]:
-    for key, (what, evidence, value) in _NEEDED.items():
-        if key not in context.reading.values:
-            yield error(key, what, evidence, f"{key} = {value}")
-    if not any(key in context.reading.values for key in _DATA):
+def missing(run: Run) -> Iterator[Finding]:
+    for key, (what, evidence, value, advice) in _NEEDED.items():
+        if not run.source.values.get(key) and not _unseen(run, key) and not _is_filled_in_later(run, key):
+            yield error(key, what, evidence, put(**{key: value}) if value else None, advice)
+    given = any(run.source.values.get(key) or _unseen(run, key) for key in _DATA)
+    if not given and not _is_filled_in_later(run, "train_data_dir"):
         what = "nothing says where the images are"
-        yield error(
-            "train_data_dir",
-            what,
-            "measured: the run ends at once, with exit code 0",
-            'dataset_config = "dataset.toml"',
-        )
+        advice = "name them with train_data_dir or dataset_config"
+        yield error("train_data_dir", what, "measured: the run ends at once, with exit code 0", advice=advice)
+
+
+def _is_filled_in_later(run: Run, key: str) -> bool:
+    """In the GUI, by whoever uses a preset."""
+    return run.source.form is Form.KOHYA_SS and key in kohya_ss.FILLED_IN
+
+
+def _unseen(run: Run, key: str) -> bool:
+    """Whether it is given by a shell's variable whose value is not known."""
+    return any(each.what.startswith(f"--{key} ") for each in run.source.unseen)
 
 
 @rule_of(SD_SCRIPTS)
-def model_missing(context: Context) -> Iterator[Finding]:
-    for key in _MODELS.get(context.trainer.script, ()):
-        if key == "clip_l" and context.args.get("model_type") == "chroma":
+def model_missing(run: Run) -> Iterator[Finding]:
+    for key in _MODELS.get(run.trainer.script, ()):
+        if key == "clip_l" and run.args.get("model_type") == "chroma":
             continue
-        if context.args[key] is None and context.trainer.certain:
+        if not run.args[key] and run.trainer.certain and not _unseen(run, key):
             yield error(
                 key,
-                f"{context.trainer.script} loads it",
-                f"read: {context.trainer.script}, load_target_model",
-                f'{key} = "{key}.safetensors"',
+                f"{run.trainer.script} loads it",
+                f"read: {run.trainer.script}, load_target_model",
+                advice=f'name it: {key} = "{key}.safetensors"',
             )

@@ -2,156 +2,167 @@
 
 from collections.abc import Iterator
 
-from hina_kohya.check.context import Context
-from hina_kohya.check.finding import Finding, error, warning
+from hina_kohya.check import values
+from hina_kohya.check.edit import Edit, argument, put, reword
+from hina_kohya.check.finding import Finding, error, missing, not_looked_at, warning
 from hina_kohya.check.network import OPTION, adlrns_arguments
-from hina_kohya.check.reading import relisted, toml_line
+from hina_kohya.check.optimizer import OPTION as OPTIMIZER_ARGS
 from hina_kohya.check.rules import rule
+from hina_kohya.check.run import Run
 from hina_kohya.core.hyper import nearest
 from hina_kohya.trainers import network_args
 from hina_kohya.trainers.call_sites import Outcome
 from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.facts import foreign_names
 
 OURS = ("weight_decay", "wd_roles", "wd_exclude")
 _ADDED = ("dropout",)  # by sd-scripts itself (NetworkTrainer.train)
 
 
 @rule
-def network_word(context: Context) -> Iterator[Finding]:
-    for word in context.network.malformed:
+def network_word(run: Run) -> Iterator[Finding]:
+    for word in run.network.malformed:
         what = f"{word!r} is not name=value"
-        fix = relisted(OPTION, context.words(OPTION), word, f"{word}=true")
-        yield error(OPTION, what, f"measured: ValueError ({context.at('NetworkTrainer.train')})", fix)
+        fix = reword(OPTION, (word, f"{word}=True"))
+        yield error(OPTION, what, f"measured: ValueError ({run.at('NetworkTrainer.train')})", fix)
 
 
 @rule
-def network_argument_twice(context: Context) -> Iterator[Finding]:
-    for name in context.network.twice:
-        first = next(word for word in context.words(OPTION) if word.startswith(f"{name}="))
-        fix = relisted(OPTION, context.words(OPTION), first)
-        yield warning(OPTION, f"{name} is given twice; the last one counts", context.at("NetworkTrainer.train"), fix)
+def network_argument_twice(run: Run) -> Iterator[Finding]:
+    for name in run.network.twice:
+        first = next(word for word in run.words(OPTION) if word.startswith(f"{name}="))
+        fix = reword(OPTION, (first, ""))
+        yield warning(OPTION, f"{name} is given twice; the last one counts", run.at("NetworkTrainer.train"), fix)
 
 
 @rule
-def network_argument_unread(context: Context) -> Iterator[Finding]:
+def network_argument_unread(run: Run) -> Iterator[Finding]:
     """Every network takes **kwargs and looks only for what it knows."""
-    network, facts = context.network, context.network.facts
+    network, facts = run.network, run.network.facts
     if facts is None:
         return
     for name in network.arguments:
         if name in (*facts.reads, *facts.taken, *_ADDED, *OURS, *network_args.RATIOS):
             continue
-        near = nearest(name, [*facts.reads, *OURS])[:1]
-        fix = _line(context, name, f"{near[0]}={network.arguments[name]}" if near else "")
+        if network.is_off(name) and not network.is_adlrns:
+            continue
         what = f"{network.inner} does not read {name}, and ignores it"
-        how = f"its source: create_network gets it in **kwargs; {_how_known(context)}"
+        how = f"its source: create_network gets it in **kwargs; {_how_known(run)}"
         if network.is_adlrns:
-            what, how = f"adlrns does not know {name}, and stops", "measured: ValueError"
-        yield error(OPTION, what, how, fix)
+            yield error(OPTION, f"adlrns does not know {name}, and stops", "measured: ValueError", _meant(run, name))
+        else:
+            yield warning(OPTION, what, how, _meant(run, name))
 
 
 @rule
-def network_argument_taken(context: Context) -> Iterator[Finding]:
-    network, facts = context.network, context.network.facts
+def network_argument_taken(run: Run) -> Iterator[Finding]:
+    network, facts = run.network, run.network.facts
     for name in network.arguments if facts else ():
         if facts and name in facts.taken and name not in facts.reads:
-            key = name if name in context.options else OPTION
-            fix = f"{name} = {network.arguments[name]}" if key == name else _line(context, name)
+            fix = argument(OPTION, run.words(OPTION), name)
+            value = values.meant(run.options[name], network.arguments[name]) if name in run.options else None
+            if value is not None and name not in run.source.values:
+                fix += put(**{name: value})
             what = f"{name} is not one of network_args: the trainer gives it to create_network itself"
-            yield error(OPTION, what, f"TypeError, multiple values ({context.at('NetworkTrainer.train')})", fix)
+            yield error(OPTION, what, f"TypeError, multiple values ({run.at('NetworkTrainer.train')})", fix)
 
 
 @rule
-def hooks_cannot_act(context: Context) -> Iterator[Finding]:
+def hooks_cannot_act(run: Run) -> Iterator[Finding]:
     """Something installs them, and the trainer's source does not call what they wrap."""
-    hooks = context.hooks
+    hooks = run.hooks
     if hooks.installed and hooks.site.outcome is Outcome.CANNOT:
         yield error(
             "network_module",
             f"hina_kohya's hooks ({hooks.why}) cannot act here: {hooks.site.why}",
             "its source; names, short optimizer names and options of param groups would do nothing",
-            _unwrapped(context),
+            _unwrapped(run),
         )
 
 
 @rule
-def hooks_needed_by_network(context: Context) -> Iterator[Finding]:
+def hooks_needed_by_network(run: Run) -> Iterator[Finding]:
     """Our own options in network_args, where nobody would read them."""
-    network, facts = context.network, context.network.facts
-    if context.hooks.active or facts is None:
+    network, facts = run.network, run.network.facts
+    if run.hooks.active or facts is None:
         return
     if network.is_adlrns:
-        what = f"algo=adlrns needs the hooks, which are not active ({context.hooks.why})"
-        yield error(OPTION, what, "measured: KeyError", _wrapped(context))
+        what = f"algo=adlrns needs the hooks, which are not active ({run.hooks.why})"
+        yield error(OPTION, what, "measured: KeyError", _wrapped(run))
         return
     for name in network.arguments:
         if name in OURS or (name in network_args.RATIOS and name not in facts.reads):
-            yield error(
+            yield warning(
                 OPTION,
-                f"{name} needs the hooks, which are not active ({context.hooks.why}); {network.inner} ignores it",
+                f"{name} needs the hooks, which are not active ({run.hooks.why}); {network.inner} ignores it",
                 "its source: create_network does not look for it",
-                _wrapped(context),
+                _wrapped(run),
             )
 
 
 @rule
-def loraplus_without_effect(context: Context) -> Iterator[Finding]:
+def loraplus_without_effect(run: Run) -> Iterator[Finding]:
     """Without the hooks, LoRA+ of LyCORIS looks for `lora_up` and finds none in most algorithms."""
-    network = context.network
+    network = run.network
     given = [name for name in network.arguments if name in network_args.RATIOS]
-    if not network.is_lycoris or context.hooks.active or not given or network.facts is None:
+    if not network.is_lycoris or run.hooks.active or not given or network.facts is None:
         return
     if given[0] in network.facts.reads and network.algorithm not in ("lora", "locon", "adlrns"):
-        yield error(
+        yield warning(
             OPTION,
             f"{given[0]} does nothing for {network.algorithm}: LyCORIS looks for lora_up in the names",
             "measured with LyCORIS 3.2 and 4.1.3",
-            _wrapped(context),
+            _wrapped(run),
         )
 
 
 @rule
-def hina_option_refused(context: Context) -> Iterator[Finding]:
-    if context.hooks.active:
+def hina_option_refused(run: Run) -> Iterator[Finding]:
+    if run.hooks.active:
         try:
-            network_args.take(context.network.arguments)
+            network_args.take(run.network.arguments)
         except UserError as mistake:
             yield error(OPTION, str(mistake).removeprefix(f"{OPTION}: "), "hina_kohya reads it")
 
 
 @rule
-def adlrns_refused(context: Context) -> Iterator[Finding]:
+def adlrns_refused(run: Run) -> Iterator[Finding]:
     """Bounds, and what depends on the rank."""
-    network, arguments = context.network, adlrns_arguments()
+    network, arguments = run.network, adlrns_arguments()
     if network.module == "hina_kohya.adlrns" and not network.is_adlrns:
         what = f"algo={network.algorithm} is not ADLRNS, which hina_kohya.adlrns is"
-        yield error(OPTION, what, "measured: ValueError", 'network_module = "hina_kohya.lycoris"')
+        yield error(OPTION, what, "measured: ValueError", put(network_module="hina_kohya.lycoris"))
     if not network.is_adlrns:
         return
     for name in arguments.REFUSED.values():
         if network.is_on(name):
-            yield error(OPTION, f"adlrns has no {name}, and stops", "measured: ValueError", _line(context, name))
+            yield error(
+                OPTION,
+                f"adlrns has no {name}, and stops",
+                "measured: ValueError",
+                argument(OPTION, run.words(OPTION), name),
+            )
     given, _ = arguments.take(network.arguments)
     try:
-        if context.on("dim_from_weights"):
+        if run.on("dim_from_weights"):
             arguments.Settings(**given)  # the rest follows from the file
         else:
-            arguments.settle(given, arguments.rank(context.args["network_dim"], network.arguments.get("conv_dim")))
+            arguments.settle(given, arguments.rank(run.args["network_dim"], network.arguments.get("conv_dim")))
     except ValueError as mistake:
         yield error(OPTION, str(mistake), "hina_kohya reads it")
 
 
 @rule
-def adlrns_warmup_too_long(context: Context) -> Iterator[Finding]:
+def adlrns_warmup_too_long(run: Run) -> Iterator[Finding]:
     """Until its end all directions act; what was trained after it is what the file will run."""
-    if not context.network.is_adlrns or context.args["max_train_epochs"] is not None:
+    if not run.network.is_adlrns or run.args["max_train_epochs"] is not None:
         return
     arguments = adlrns_arguments()
     try:
-        settings = arguments.Settings(**arguments.take(context.network.arguments)[0])
+        settings = arguments.Settings(**arguments.take(run.network.arguments)[0])
     except ValueError:
         return  # said elsewhere
-    steps, warmup, every = context.args["max_train_steps"], settings.warmup, settings.refresh_every
+    steps, warmup, every = run.args["max_train_steps"], settings.warmup, settings.refresh_every
     name = "warmup" if warmup >= every else "refresh_every"
     if warmup and -(-warmup // every) * every > 2 * steps / 3:
         values = f"{name} = {getattr(settings, name)} of max_train_steps = {steps}"
@@ -159,55 +170,68 @@ def adlrns_warmup_too_long(context: Context) -> Iterator[Finding]:
             OPTION,
             f"{values}: directions are chosen too late to be trained",
             "its source: until then all directions act",
-            _line(context, name, f"{name}={3 * steps // 8 if name == 'warmup' else max(1, steps // 32)}"),
+            argument(OPTION, run.words(OPTION), name, str(3 * steps // 8 if name == "warmup" else max(1, steps // 32))),
         )
 
 
 @rule
-def rank_missing(context: Context) -> Iterator[Finding]:
-    network = context.network
-    if context.args["network_dim"] is None and network.inner and not context.on("dim_from_weights"):
+def rank_missing(run: Run) -> Iterator[Finding]:
+    network = run.network
+    given = "network_dim" in run.source.values
+    if not given and run.args["network_dim"] is None and network.inner and not run.on("dim_from_weights"):
         if network.algorithm in ("full", "ia3"):
             return
-        yield warning(
-            "network_dim", "without it the rank is 4", "the source of every network module", "network_dim = 16"
-        )
+        what, evidence = "without it the rank is 4", "the source of every network module"
+        yield warning("network_dim", what, evidence, put(network_dim=16))
 
 
 @rule
-def network_missing(context: Context) -> Iterator[Finding]:
-    network = context.network
+def network_missing(run: Run) -> Iterator[Finding]:
+    network = run.network
     if network.module == "hina_kohya.network" and not network.inner:
-        fix = relisted(OPTION, ["inner=networks.lora", *context.words(OPTION)], "")
-        yield error(
-            OPTION, "hina_kohya.network wraps another module, and nothing says which", "hina_kohya reads it", fix
-        )
-    elif network.inner.startswith(("networks.", "lycoris.")) and network.facts is None:
-        near = nearest(network.inner.rpartition(".")[2], [name.partition(".")[2] for name in context.schema.networks])
-        fix = toml_line("network_module", f"networks.{near[0]}") if near else ""
-        yield error(
-            "network_module", f"there is no {network.inner} in {context.schema.origin}", "ModuleNotFoundError", fix
-        )
+        what = "hina_kohya.network wraps another module, and nothing says which"
+        yield error(OPTION, what, "hina_kohya reads it", reword(OPTION, ("", "inner=networks.lora")))
+    elif network.inner.startswith(("networks.", "lycoris.", "network.", "lora.")) and network.facts is None:
+        near = nearest(network.inner.rpartition(".")[2], [name.partition(".")[2] for name in run.schema.networks])
+        fix = put(network_module=f"networks.{near[0]}") if near else None
+        what = f"there is no {network.inner} in {run.schema.origin}"
+        if network.is_lycoris:
+            advice = "pip install lycoris-lora"
+            yield missing("network_module", "LyCORIS is not installed here", "looked", advice)
+        else:
+            yield error("network_module", what, "ModuleNotFoundError", fix)
+    elif network.inner and network.facts is None:
+        why = f"its network_args: {network.inner} is neither the trainer's nor LyCORIS' nor hina_kohya's"
+        yield not_looked_at("network_module", why)
 
 
-def _line(context: Context, name: str, new: str = "") -> str:
-    words = context.words(OPTION)
-    old = next((word for word in words if word.startswith(f"{name}=")), "")
-    return relisted(OPTION, words, old, new)
+def _meant(run: Run, name: str) -> Edit:
+    """The argument under the name that the network reads, else without it."""
+    network, words = run.network, run.words(OPTION)
+    reads = [*(network.facts.reads if network.facts else ()), *OURS]
+    value, gone = network.arguments[name], argument(OPTION, words, name)
+    foreign = foreign_names.NETWORK_ARGUMENTS.get(name, "")
+    if foreign in reads:
+        return gone if foreign in network.arguments else gone + argument(OPTION, words, foreign, value)
+    if name in foreign_names.OF_OPTIMIZERS or (run.optimizer.is_hina and name.startswith("use_")):
+        return gone + argument(OPTIMIZER_ARGS, run.words(OPTIMIZER_ARGS), name, value)
+    if (option := foreign_names.OPTIONS.get(name, name)) in run.options and option not in run.source.values:
+        meant = values.meant(run.options[option], value)
+        return gone if meant is None else gone + put(**{option: meant})
+    near = nearest(name, reads)[:1]
+    return gone + argument(OPTION, words, near[0], value) if near and near[0] not in network.arguments else gone
 
 
-def _wrapped(context: Context) -> str:
-    inner = context.network.inner
-    if context.network.is_lycoris:
-        return 'network_module = "hina_kohya.lycoris"'
-    words = relisted(OPTION, [f"inner={inner}", *context.words(OPTION)], "")
-    return f'network_module = "hina_kohya.network", and {words}'
+def _wrapped(run: Run) -> Edit:
+    if run.network.is_lycoris:
+        return put(network_module="hina_kohya.lycoris")
+    return put(network_module="hina_kohya.network") + reword(OPTION, ("", f"inner={run.network.inner}"))
 
 
-def _unwrapped(context: Context) -> str:
+def _unwrapped(run: Run) -> Edit | None:
     """The line without our wrapper, where there is one."""
-    return toml_line("network_module", context.network.inner) if context.network.wrapped else ""
+    return put(network_module=run.network.inner) if run.network.wrapped else None
 
 
-def _how_known(context: Context) -> str:
-    return "the LyCORIS installed here" if context.network.is_lycoris else context.schema.origin.partition(";")[0]
+def _how_known(run: Run) -> str:
+    return "the LyCORIS installed here" if run.network.is_lycoris else run.schema.origin.partition(";")[0]

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from hina_kohya.check.context import Context
+from hina_kohya.check.edit import argument, put
 from hina_kohya.check.finding import Finding, error, warning
 from hina_kohya.check.optimizer import OPTION
-from hina_kohya.check.reading import relisted
 from hina_kohya.check.rules import rule
+from hina_kohya.check.run import Run
 from hina_kohya.check.sizes import WIDTHS, largest_factor
 
 _EIGHT_BIT = ("adamw8bit", "lion8bit", "pagedadamw8bit", "pagedlion8bit", "sgdnesterov8bit")
@@ -16,24 +16,25 @@ _HALF_STEP = 2**-9  # of bf16: a smaller relative change is rounded away
 
 
 @rule
-def came_without_warmup(context: Context) -> Iterator[Finding]:
-    if context.optimizer.last.lower() == "came" and not context.warms_up:
+def came_without_warmup(run: Run) -> Iterator[Finding]:
+    if run.optimizer.last.lower() == "came" and not run.warms_up:
         yield warning(
             "lr_warmup_steps",
             "CAME's first updates are 11 to 13 times the learning rate (AdamW's: 1), after 100 steps still 6 times",
             "measured with came_pytorch 0.1.3 and pytorch_optimizer 4.1.0: its averages start at 0 without correction",
-            'lr_scheduler = "constant_with_warmup", and lr_warmup_steps = 100',
+            put(lr_warmup_steps=100)
+            + (put(lr_scheduler="constant_with_warmup") if run.args["lr_scheduler"] == "constant" else put()),
         )
 
 
 @rule
-def eight_bit_on_lokr(context: Context) -> Iterator[Finding]:
-    network, optimizer = context.network, context.optimizer
+def eight_bit_on_lokr(run: Run) -> Iterator[Finding]:
+    network, optimizer = run.network, run.optimizer
     if optimizer.lower not in _EIGHT_BIT or network.algorithm != "lokr" or "min_8bit_size" in optimizer.arguments:
         return
-    width = WIDTHS.get(context.trainer.architecture(context.args) or "", WIDTHS["sdxl"])
+    width = WIDTHS.get(run.trainer.architecture(run.args) or "", WIDTHS["sdxl"])
     try:
-        factor, dim = int(network.arguments.get("factor", -1)), context.args["network_dim"] or 4
+        factor, dim = int(network.arguments.get("factor", -1)), run.args["network_dim"] or 4
     except ValueError:
         return
     largest = largest_factor(width, factor, dim, network.is_on("full_matrix"))
@@ -43,55 +44,54 @@ def eight_bit_on_lokr(context: Context) -> Iterator[Finding]:
             f"LoKr's factors are too small for it: {largest} elements for a layer of width {width}, and bitsandbytes "
             f"keeps state of less than {_LEAST_8BIT} in 32 bit",
             "measured: factor 8, dim 8: 96 % of the tensors and 72 % of the parameters stay 32-bit",
-            'optimizer_type = "hina_kohya.HinaAdamW"',
+            put(optimizer_type="hina_kohya.HinaAdamW"),
         )
 
 
 @rule
-def state_is_corrupted(context: Context) -> Iterator[Finding]:
-    optimizer = context.optimizer
+def state_is_corrupted(run: Run) -> Iterator[Finding]:
+    optimizer = run.optimizer
     if not optimizer.path.startswith("adv_optm.") or optimizer.arguments.get("state_precision") != "int8_sr":
         return
-    word = next(word for word in optimizer.words if word.startswith("state_precision="))
-    fix = relisted(OPTION, optimizer.words, word, "state_precision='bf16_sr'")
+    fix = argument(OPTION, optimizer.words, "state_precision", "'bf16_sr'")
     evidence = "measured with adv_optm 2.5.16: signed 8-bit momentum comes back unsigned, and no error is raised"
-    if context.args["resume"]:
+    if run.args["resume"]:
         yield error(OPTION, "resuming corrupts the momentum of state_precision='int8_sr'", evidence, fix)
-    elif context.on("save_state") or context.on("save_state_on_train_end"):
+    elif run.on("save_state") or run.on("save_state_on_train_end"):
         yield warning(
             OPTION, "the state that is saved cannot be resumed from: int8_sr does not survive it", evidence, fix
         )
 
 
 @rule
-def decay_rounded_away(context: Context) -> Iterator[Finding]:
+def decay_rounded_away(run: Run) -> Iterator[Finding]:
     """A weight decay of lr * decay a step is below half a step of bf16, so no parameter ever changes by it."""
-    optimizer, decay = context.optimizer, _decay(context)
-    ratio = max(context.network.ratio(part) or 1.0 for part in ("unet", "text_encoder"))
-    largest = max(context.lrs, default=0.0) * ratio * decay
-    if context.on("full_bf16") and optimizer.path in _DECAY_IS_ROUNDED and 0 < largest < _HALF_STEP:
+    optimizer, decay = run.optimizer, _decay(run)
+    ratio = max(run.network.ratio(part) or 1.0 for part in ("unet", "text_encoder"))
+    largest = max(run.lrs, default=0.0) * ratio * decay
+    if run.on("full_bf16") and optimizer.path in _DECAY_IS_ROUNDED and 0 < largest < _HALF_STEP:
         yield warning(
             "full_bf16",
             f"weight decay does nothing: {largest:.1g} a step is rounded away in bf16, which keeps {_HALF_STEP:.1g}",
             "measured: 100 steps of decay 0.1 at 1e-4 leave bf16 weights bit for bit; OneTrainer #996",
-            "full_bf16 = false",
+            put(full_bf16=False),
         )
 
 
 @rule
-def shapes_behind_deepspeed(context: Context) -> Iterator[Finding]:
-    if context.on("deepspeed") and context.optimizer.path.startswith(("hina_kohya.", "adv_optm.")):
+def shapes_behind_deepspeed(run: Run) -> Iterator[Finding]:
+    if run.on("deepspeed") and run.optimizer.path.startswith(("hina_kohya.", "adv_optm.")):
         yield warning(
             "deepspeed",
-            f"ZeRO flattens the parameters, so {context.optimizer.last} sees neither matrices nor names",
+            f"ZeRO flattens the parameters, so {run.optimizer.last} sees neither matrices nor names",
             "read (library/deepspeed_utils.py), not run",
-            "deepspeed = false",
+            put(deepspeed=False),
         )
 
 
-def _decay(context: Context) -> float:
+def _decay(run: Run) -> float:
     """The weight decay that somebody asked for; a default is nobody's wish."""
-    for given in (context.network.arguments.get("weight_decay"), context.optimizer.arguments.get("weight_decay")):
+    for given in (run.network.arguments.get("weight_decay"), run.optimizer.arguments.get("weight_decay")):
         try:
             return float(given)  # type: ignore[arg-type]
         except (TypeError, ValueError):

@@ -4,11 +4,11 @@ import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from hina_kohya.check.context import Context
-from hina_kohya.check.finding import Finding, error
+from hina_kohya.check.edit import put
+from hina_kohya.check.finding import Finding, error, missing
 from hina_kohya.check.optimizer import installed
-from hina_kohya.check.reading import toml_line
 from hina_kohya.check.rules import rule, rule_of
+from hina_kohya.check.run import Run
 from hina_kohya.core.hyper import nearest
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.musubi import MUSUBI
@@ -26,45 +26,45 @@ _NEEDS = {
 
 
 @rule
-def optimizer_clash(context: Context) -> Iterator[Finding]:
-    if context.optimizer.clash and context.hooks.active:
-        yield error("optimizer_type", context.optimizer.clash, "the entry points installed here")
+def optimizer_clash(run: Run) -> Iterator[Finding]:
+    if run.optimizer.clash and run.hooks.active:
+        yield error("optimizer_type", run.optimizer.clash, "the entry points installed here")
 
 
 @rule
-def hooks_needed(context: Context) -> Iterator[Finding]:
+def hooks_needed(run: Run) -> Iterator[Finding]:
     """Short names of the entry points are found through the hooks only."""
-    optimizer = context.optimizer
-    if optimizer.registered and "." not in optimizer.type and not context.hooks.active:
+    optimizer = run.optimizer
+    if optimizer.registered and "." not in optimizer.type and not run.hooks.active:
         yield error(
             "optimizer_type",
-            f"the short name {optimizer.type} needs the hooks, which are not active ({context.hooks.why})",
-            f"measured: module 'torch.optim' has no attribute ({context.at('get_optimizer')})",
-            f'{toml_line("optimizer_type", optimizer.path)}, or network_module = "hina_kohya.lycoris"',
+            f"the short name {optimizer.type} needs the hooks, which are not active ({run.hooks.why})",
+            f"measured: module 'torch.optim' has no attribute ({run.at('get_optimizer')})",
+            put(optimizer_type=optimizer.path),
         )
 
 
 @rule
-def package_missing(context: Context) -> Iterator[Finding]:
-    optimizer = context.optimizer
+def package_missing(run: Run) -> Iterator[Finding]:
+    optimizer = run.optimizer
     if optimizer.registered and optimizer.hooked:
         return
     for pattern, (module, package) in _NEEDS.items():
-        if context.schema.trainer is MUSUBI and pattern != "*8bit":
+        if run.schema.trainer is MUSUBI and pattern != "*8bit":
             continue
         if fnmatchcase(optimizer.lower, pattern) and not installed(module):
-            yield error(
+            yield missing(
                 "optimizer_type",
-                f"{context.schema.trainer.name} imports {module} for every name like {pattern}, which "
+                f"{run.schema.trainer.name} imports {module} for every name like {pattern}, which "
                 f"{sys.executable} lacks",
-                f"measured: ImportError ({context.at('get_optimizer')})",
+                f"measured: ImportError ({run.at('get_optimizer')})",
                 f"pip install {package}",
             )
 
 
 @rule_of(SD_SCRIPTS)
-def dadaptation_path(context: Context) -> Iterator[Finding]:
-    optimizer = context.optimizer
+def dadaptation_path(run: Run) -> Iterator[Finding]:
+    optimizer = run.optimizer
     if optimizer.lower.startswith("dadapt") and not optimizer.is_own:
         near = nearest(optimizer.last, [name for name in SD_SCRIPTS.optimizers.names if name.startswith("DAdapt")])
         what = f"names that begin with dadapt are looked up in a list, and {optimizer.type} is not in it"
@@ -72,5 +72,5 @@ def dadaptation_path(context: Context) -> Iterator[Finding]:
             "optimizer_type",
             what,
             f"measured: ValueError ({at('get_optimizer')})",
-            toml_line("optimizer_type", (near or ["DAdaptAdam"])[0]),
+            put(optimizer_type=(near or ["DAdaptAdam"])[0]),
         )

@@ -1,149 +1,179 @@
-"""The optimizer, made for once on one small matrix: whatever stops it here would stop it after the model is loaded."""
+"""The optimizer and the schedule, made and stepped on two small matrices: what stops here stops the run later."""
 
 import dataclasses as dc
-import inspect
-import logging
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from hina_kohya.check.context import Context
-from hina_kohya.check.finding import Finding, error, warning
-from hina_kohya.check.optimizer import MISTAKES, OPTION, Optimizer, installed, namesakes
-from hina_kohya.check.reading import toml_line
+from hina_kohya.check.edit import Edit, argument, drop, put
+from hina_kohya.check.finding import Finding, error, missing, not_looked_at, warning
+from hina_kohya.check.optimizer import OPTION, installed, strictly
+from hina_kohya.check.rehearsal import Rehearsal, rehearse
 from hina_kohya.check.rules import rule, rule_of
 from hina_kohya.check.rules.optimizer_arguments import lr_in_arguments, tuple_by_comma
-from hina_kohya.check.rules.optimizer_names import dadaptation_path
+from hina_kohya.check.rules.optimizer_names import dadaptation_path, package_missing
+from hina_kohya.check.run import Run
 from hina_kohya.core.hyper import did_you_mean, nearest
+from hina_kohya.trainers.facts import schedulers
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 _REMOVED = ("Simplified_AdEMAMix", "Lion_Prodigy_adv")
 _RELOADED = "tried: accelerate reloads an optimizer's state before the first step"
+_OF_THE_DEVICE = re.compile(r"cuda|gpu|triton|device|kernel|compil", re.IGNORECASE)
+_SCHEDULE_ARGS = "lr_scheduler_args"
+
+
+def rehearsed(run: Run) -> Rehearsal | None:
+    """None where nothing has to be tried: a plain name that is known needs no torch."""
+    optimizer = run.optimizer
+    schedule = _schedule(run)
+    if not (_is_inspected(run) or schedule) or any(lr_in_arguments(run)) or any(tuple_by_comma(run)):
+        return None
+    if optimizer.clash or optimizer.refused or any(dadaptation_path(run)) or any(package_missing(run)):
+        return None
+    if optimizer.registered and not run.hooks.active and "." not in optimizer.type:
+        return None
+    return rehearse(optimizer, run.args["learning_rate"], run.dtype, schedule)
+
+
+def _schedule(run: Run) -> Any:
+    """What makes the schedule, where that is not one that is known to work."""
+    kind, words = run.args["lr_scheduler_type"], run.words(_SCHEDULE_ARGS)
+    arguments, refused, _ = strictly(words)
+    if (
+        run.optimizer.lower.endswith("schedulefree")
+        or refused
+        or not (kind or words)
+        or run.schema.trainer is not SD_SCRIPTS
+    ):
+        return None
+    calling = schedulers.calling(run.args, arguments)
+    return calling if "." in calling.path and not calling.refused else None
+
+
+def _is_inspected(run: Run) -> bool:
+    """Not a plain name without arguments: that would import torch for nothing."""
+    optimizer = run.optimizer
+    if optimizer.is_own:
+        return bool(optimizer.arguments) and installed(optimizer.path.partition(".")[0])
+    return not optimizer.registered or run.hooks.active or "." in optimizer.type
 
 
 @rule
-def optimizer_unknown(context: Context) -> Iterator[Finding]:
-    optimizer = context.optimizer
-    if not _is_inspected(context):
+def optimizer_unknown(run: Run) -> Iterator[Finding]:
+    trial, optimizer = rehearsed(run), run.optimizer
+    if trial is None or trial.stage not in ("import", "class"):
         return
-    try:
-        optimizer.load()
-    except (ImportError, AttributeError) as mistake:
+    evidence = "tried; the trainer imports it after the model is loaded"
+    top = optimizer.path.partition(".")[0]
+    if trial.stage == "class":
+        what = f"{optimizer.type} is {trial.message}, and no class of torch.optim.Optimizer"
+        yield error("optimizer_type", what, "looked; the scheduler refuses it. It was not called")
+    elif trial.error in ("ModuleNotFoundError", "ImportError") and top and not installed(top):
+        yield missing("optimizer_type", f"{top} is not installed here", "tried: ImportError", f"pip install {top}")
+    else:
         removed = "; adv_optm 2.5 removed it" * (optimizer.last in _REMOVED)
-        what = f"there is no {optimizer.path}{removed}" if isinstance(mistake, AttributeError) else str(mistake)
-        near = nearest(optimizer.last, namesakes(optimizer))
+        what = f"there is no {optimizer.path}{removed}" if trial.error == "AttributeError" else trial.message
         prefix = optimizer.type.rpartition(".")[0]
-        fix = toml_line("optimizer_type", f"{prefix}.{near[0]}" if prefix else near[0]) if near else ""
-        yield error("optimizer_type", what, "tried; the trainer imports it after the model is loaded", fix)
+        edit = put(optimizer_type=f"{prefix}.{trial.near[0]}" if prefix else trial.near[0]) if trial.near else None
+        yield error("optimizer_type", what, evidence, edit)
 
 
 @rule
-def optimizer_refuses(context: Context) -> Iterator[Finding]:
-    if not _is_inspected(context) or any(lr_in_arguments(context)) or any(tuple_by_comma(context)):
+def optimizer_refuses(run: Run) -> Iterator[Finding]:
+    trial, optimizer = rehearsed(run), run.optimizer
+    if trial is None:
         return
-    try:
-        cls = context.optimizer.load()
-    except (ImportError, AttributeError):
+    if trial.died:
+        why = f"{optimizer.type} ended the process in which it was tried ({trial.died})"
+        yield not_looked_at("optimizer_type", why)
+    elif trial.error and trial.stage in ("make", "reload"):
+        yield _refusal(run, trial)
+    elif trial.closure:
+        what = f"{optimizer.last} needs a closure, which the trainer does not give"
+        yield error("optimizer_type", what, "measured: TypeError at the first step", put(optimizer_type="AdamW"))
+    elif trial.error and trial.stage == "step":
+        if _OF_THE_DEVICE.search(trial.message) or trial.error == "NotImplementedError":
+            yield not_looked_at(
+                "optimizer_type", f"its steps: {optimizer.type} takes none on this machine ({trial.message})"
+            )
+        else:
+            what = f"{optimizer.type} stops at its first steps: {trial.error}: {trial.message}"
+            yield error("optimizer_type", what, "tried: two steps on 8x8 matrices, the first with zero gradients")
+    for line in trial.lines:
+        yield dc.replace(warning(OPTION, line, "said by the optimizer itself"), rule="argument_idle")
+
+
+@rule
+def optimizer_stands_still(run: Run) -> Iterator[Finding]:
+    trial, optimizer = rehearsed(run), run.optimizer
+    if trial is None or trial.stage not in ("schedule", "done"):
         return
-    yield from _trial(context, cls)
+    evidence = f"tried: two steps in {run.dtype}, the first with zero gradients"
+    if not trial.finite:
+        yield error("optimizer_type", f"{optimizer.type} makes parameters that are no numbers", evidence)
+    elif not trial.moved and run.args["learning_rate"]:
+        fused = [name for name in ("fused_back_pass", "fused_backward_pass") if optimizer.arguments.get(name) is True]
+        edit = argument(OPTION, optimizer.words, fused[0]) if fused else None
+        why = f" with {fused[0]}=True" if fused else ""
+        yield error(OPTION if fused else "optimizer_type", f"{optimizer.type}{why} moves no parameter", evidence, edit)
+
+
+@rule
+def schedule_refuses(run: Run) -> Iterator[Finding]:
+    trial = rehearsed(run)
+    if trial is None or trial.stage != "schedule" or not trial.error:
+        return
+    kind, words = run.args["lr_scheduler_type"], run.words(_SCHEDULE_ARGS)
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", trial.message)
+    evidence = f"tried on the optimizer ({run.at('get_scheduler_fix')})"
+    if not kind and trial.error == "ModuleNotFoundError":
+        yield not_looked_at(_SCHEDULE_ARGS, f"the schedule: {trial.message}")
+    elif unknown:
+        what = f"{kind or run.args['lr_scheduler']} takes no {unknown[1]}"
+        yield error(_SCHEDULE_ARGS, what, evidence, argument(_SCHEDULE_ARGS, words, unknown[1]))
+    elif trial.error in ("AttributeError", "ModuleNotFoundError", "ImportError") and kind:
+        edit = drop("lr_scheduler_type")
+        yield error("lr_scheduler_type", f"there is no scheduler {kind}", evidence, edit)
+    else:
+        key = "lr_scheduler_type" if kind else _SCHEDULE_ARGS
+        yield error(key, f"{kind or run.args['lr_scheduler']} cannot be made: {trial.error}: {trial.message}", evidence)
 
 
 @rule_of(SD_SCRIPTS)
-def never_in_eval_mode(context: Context) -> Iterator[Finding]:
+def never_in_eval_mode(run: Run) -> Iterator[Finding]:
     """Schedule-free optimizers train at one point and are meant to be saved at another."""
-    optimizer = context.optimizer
-    if not _is_inspected(context) or optimizer.lower.endswith("schedulefree"):
-        return
-    try:
-        cls = optimizer.load()
-    except (ImportError, AttributeError):
-        return
-    if callable(getattr(cls, "eval", None)) and callable(getattr(cls, "train", None)):
+    trial, optimizer = rehearsed(run), run.optimizer
+    if trial is not None and trial.modes and not optimizer.lower.endswith("schedulefree"):
         yield warning(
             "optimizer_type",
             f"{optimizer.last} has an eval mode, and sd-scripts uses it only where the name ends in ScheduleFree: "
             "samples and files are made in training mode",
             f"read ({at('is_schedulefree_optimizer')}), and run",
-            'optimizer_type = "AdamWScheduleFree"',
+            put(optimizer_type="AdamWScheduleFree"),
         )
 
 
-def _is_inspected(context: Context) -> bool:
-    """Not where another rule says it all, nor a plain name without arguments: that would import torch for nothing."""
-    optimizer = context.optimizer
-    if optimizer.clash or optimizer.refused or any(dadaptation_path(context)):
-        return False
-    if optimizer.registered:
-        return context.hooks.active or "." in optimizer.type
-    if optimizer.is_own:
-        return bool(optimizer.arguments) and installed(optimizer.path.partition(".")[0])
-    return True
-
-
-def _trial(context: Context, cls: Any) -> Iterator[Finding]:
-    optimizer = context.optimizer
-    said = _Said()
-    logger = logging.getLogger("hina_kohya")
-    logger.addHandler(said)
-    try:
-        made = optimizer.rehearse(cls, context.args["learning_rate"])
-        optimizer.reload(made)
-    except MISTAKES as mistake:
-        yield _refusal(optimizer, cls, mistake, context.at("get_optimizer"))
-        return
-    finally:
-        logger.removeHandler(said)
-    if not optimizer.is_torch(made):
-        what = f"{optimizer.type} makes a {type(made).__name__}, which is no torch.optim.Optimizer"
-        yield error("optimizer_type", what, "measured: the scheduler refuses it")
-    elif _needs_closure(made):
-        yield error(
-            "optimizer_type",
-            f"{optimizer.last} needs a closure, which the trainer does not give",
-            "measured: TypeError at the first step",
-            'optimizer_type = "AdamW"',
-        )
-    elif optimizer.path == "torch.optim.SparseAdam":
-        yield error(
-            "optimizer_type",
-            "SparseAdam takes sparse gradients only",
-            "measured: RuntimeError at the first step",
-            'optimizer_type = "AdamW"',
-        )
-    for line in said.lines:
-        yield dc.replace(warning(OPTION, line, "said by the optimizer itself"), rule="argument_idle")
-
-
-def _refusal(optimizer: Optimizer, cls: Any, mistake: Exception, place: str) -> Finding:
-    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(mistake))
+def _refusal(run: Run, trial: Rehearsal) -> Finding:
+    optimizer = run.optimizer
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", trial.message)
     if unknown and unknown[1] in optimizer.arguments:
-        accepted = [
-            name for name in inspect.signature(cls).parameters if name not in ("self", "params", "lr", "kwargs")
-        ]
-        near = nearest(unknown[1], accepted)
-        fix = toml_line(OPTION, [f"{near[0]}={optimizer.arguments[unknown[1]]!r}"]) if near else ""
-        what = f"{cls.__name__} has no argument {unknown[1]}; {did_you_mean(unknown[1], accepted)}"
-        return error(OPTION, what, "tried: TypeError", fix)
-    words = str(mistake) or "nothing said"
-    if isinstance(mistake, KeyError):
+        name = unknown[1]
+        near = [each for each in nearest(name, trial.accepts) if each not in optimizer.arguments]
+        edit = argument(OPTION, optimizer.words, name)
+        if near:
+            edit = edit + argument(OPTION, optimizer.words, near[0], repr(optimizer.arguments[name]))
+        what = f"{optimizer.last} has no argument {name}; {did_you_mean(name, trial.accepts)}"
+        return error(OPTION, what, "tried: TypeError", edit)
+    words = trial.message or "nothing said"
+    if trial.error == "KeyError":
         return error("optimizer_type", f"{optimizer.type} stops with KeyError {words}", _RELOADED)
-    key = OPTION if any(name in words for name in optimizer.arguments) else "optimizer_type"
-    evidence = f"tried: made on an 8x8 matrix as the trainer makes it ({place})"
-    return error(key, f"{optimizer.type} stops: {words}", evidence)
+    given = [name for name in optimizer.arguments if name in words]
+    evidence = f"tried: made on 8x8 matrices as the trainer makes it ({run.at('get_optimizer')})"
+    edit = _without(run, given) if given else None
+    return error(OPTION if given else "optimizer_type", f"{optimizer.type} stops: {words}", evidence, edit)
 
 
-def _needs_closure(made: Any) -> bool:
-    closure = inspect.signature(made.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
-
-
-class _Said(logging.Handler):
-    """The warnings that our optimizers log about arguments."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+def _without(run: Run, names: list[str]) -> Edit:
+    return argument(OPTION, run.optimizer.words, names[0])

@@ -2,82 +2,75 @@
 
 from collections.abc import Iterator
 
-from hina_kohya.check.context import Context
+from hina_kohya.check.edit import Edit, argument, drop, put, toml_value
 from hina_kohya.check.finding import Finding, error, warning
-from hina_kohya.check.reading import toml_line, toml_value
 from hina_kohya.check.rules import rule
+from hina_kohya.check.run import Run
 from hina_kohya.core.hyper import nearest
+from hina_kohya.trainers.facts import schedulers
+from hina_kohya.trainers.facts.schedulers import ADAFACTOR, PIECEWISE, ROWS, UNUSABLE
 from hina_kohya.trainers.musubi import MUSUBI
-
-# What transformers and diffusers name; the last three cannot be made from sd-scripts' options.
-_KNOWN = (
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
-    "cosine_with_min_lr", "warmup_stable_decay",
-)  # fmt: skip
-_UNUSABLE = ("reduce_lr_on_plateau", "cosine_warmup_with_min_lr")
 
 
 @rule
-def scheduler_unknown(context: Context) -> Iterator[Finding]:
-    name = context.args["lr_scheduler"]
+def scheduler_unknown(run: Run) -> Iterator[Finding]:
+    name = run.args["lr_scheduler"]
     if (
-        context.given("lr_scheduler") is None
-        or context.args["lr_scheduler_type"]
-        or name in (*_KNOWN, "piecewise_constant")
-        or (context.schema.trainer is MUSUBI and name.lower() == "rex")
+        run.given("lr_scheduler") is None
+        or run.args["lr_scheduler_type"]
+        or _is_schedule_free(run)
+        or name in (*ROWS, PIECEWISE)
+        or (run.schema.trainer is MUSUBI and name.lower() in schedulers.OF_MUSUBI)
     ):
         return
-    if name.startswith("adafactor"):
-        if context.optimizer.lower != "adafactor":
+    if name.startswith(ADAFACTOR):
+        if run.optimizer.lower != ADAFACTOR:
             yield error(
                 "lr_scheduler",
                 f"{name} is for Adafactor alone",
-                f"measured ({context.at('get_scheduler_fix')})",
-                'lr_scheduler = "constant"',
+                f"measured ({run.at('get_scheduler_fix')})",
+                put(lr_scheduler="constant"),
             )
         return
-    near = nearest(name, _KNOWN)[:1] or ["cosine"]
+    near = nearest(name, ROWS)[:1] or ["cosine"]
     what = (
-        f"{name} cannot be made from these options" if name in _UNUSABLE else f"there is no schedule {toml_value(name)}"
+        f"{name} cannot be made from these options" if name in UNUSABLE else f"there is no schedule {toml_value(name)}"
     )
     yield error(
         "lr_scheduler",
         what,
-        f"measured ({context.at('get_scheduler_fix')})",
-        toml_line("lr_scheduler", near[0]),
+        f"measured ({run.at('get_scheduler_fix')})",
+        put(lr_scheduler=near[0]),
     )
 
 
 @rule
-def warmup_refused(context: Context) -> Iterator[Finding]:
+def warmup_refused(run: Run) -> Iterator[Finding]:
     """Schedules without a warm-up raise where one is given."""
-    if not context.args["lr_warmup_steps"] or _is_schedule_free(context):
+    if not run.args["lr_warmup_steps"] or _is_schedule_free(run):
         return
-    optimizer = context.optimizer
-    if optimizer.lower == "adafactor" and optimizer.arguments.get("relative_step", True) is not False:
-        who, fix = (
-            "Adafactor with relative_step=True",
-            'optimizer_args = ["relative_step=False", "scale_parameter=False"]',
-        )
-    elif context.args["lr_scheduler_type"] and context.schema.trainer is MUSUBI:
+    optimizer = run.optimizer
+    if optimizer.lower == ADAFACTOR and optimizer.sets_lr:
+        who, edit = "Adafactor with relative_step=True", put(lr_warmup_steps=0)
+    elif run.args["lr_scheduler_type"] and run.schema.trainer is MUSUBI:
         return
-    elif context.args["lr_scheduler_type"]:
-        who, fix = f"lr_scheduler_type {context.args['lr_scheduler_type']}", "lr_warmup_steps = 0"
-    elif context.args["lr_scheduler"] == "constant":
-        who, fix = 'lr_scheduler "constant"', 'lr_scheduler = "constant_with_warmup"'
+    elif run.args["lr_scheduler_type"]:
+        who, edit = f"lr_scheduler_type {run.args['lr_scheduler_type']}", put(lr_warmup_steps=0)
+    elif run.args["lr_scheduler"] in ROWS and not ROWS[run.args["lr_scheduler"]].warms_up:
+        who, edit = 'lr_scheduler "constant"', put(lr_scheduler="constant_with_warmup")
     else:
         return
     yield error(
         "lr_warmup_steps",
         f"{who} takes no warm-up, and the run stops",
-        f"measured: ValueError ({context.at('get_scheduler_fix')})",
-        fix,
+        f"measured: ValueError ({run.at('get_scheduler_fix')})",
+        edit,
     )
 
 
 @rule
-def lowest_lr_missing(context: Context) -> Iterator[Finding]:
-    args = context.args
+def lowest_lr_missing(run: Run) -> Iterator[Finding]:
+    args = run.args
     if (
         args["lr_scheduler"] == "cosine_with_min_lr"
         and args["lr_scheduler_min_lr_ratio"] is None
@@ -87,36 +80,68 @@ def lowest_lr_missing(context: Context) -> Iterator[Finding]:
             "lr_scheduler_min_lr_ratio",
             "cosine_with_min_lr needs it",
             "measured: ValueError from transformers",
-            "lr_scheduler_min_lr_ratio = 0.1",
+            put(lr_scheduler_min_lr_ratio=0.1),
         )
 
 
 @rule
-def warmup_longer_than_run(context: Context) -> Iterator[Finding]:
-    warmup, steps = context.given("lr_warmup_steps"), context.args["max_train_steps"]
-    if isinstance(warmup, int) and warmup >= steps and context.args["max_train_epochs"] is None:
+def warmup_longer_than_run(run: Run) -> Iterator[Finding]:
+    warmup, steps = run.given("lr_warmup_steps"), run.args["max_train_steps"]
+    if isinstance(warmup, int) and warmup >= steps and run.args["max_train_epochs"] is None:
         yield warning(
             "lr_warmup_steps",
             f"{warmup} steps of warm-up in a run of {steps}: the learning rate is never reached",
-            f"both count optimizer steps ({context.at('get_scheduler_fix')})",
-            toml_line("lr_warmup_steps", steps // 10),
+            f"both count optimizer steps ({run.at('get_scheduler_fix')})",
+            put(lr_warmup_steps=steps // 10),
         )
 
 
 @rule
-def schedule_ignored(context: Context) -> Iterator[Finding]:
+def schedule_ignored(run: Run) -> Iterator[Finding]:
     """Trainers give every optimizer whose name ends so a scheduler that does nothing."""
     given = [
-        key for key in ("lr_scheduler", "lr_scheduler_type", "lr_warmup_steps", "lr_decay_steps") if context.given(key)
+        key
+        for key in ("lr_scheduler", "lr_scheduler_type", "lr_warmup_steps", "lr_decay_steps")
+        if run.given(key) and (key != "lr_scheduler" or run.args[key] != "constant")
     ]
-    if _is_schedule_free(context) and given and context.args["lr_scheduler"] != "constant":
+    if _is_schedule_free(run) and given:
         yield warning(
             given[-1],
-            f"{context.optimizer.type} gets no schedule and no warm-up: its name ends in ScheduleFree",
-            f"measured: the learning rate stays as it is ({context.at('get_scheduler_fix')})",
-            'optimizer_args = ["warmup_steps=100"]' if "lr_warmup_steps" in given else 'lr_scheduler = "constant"',
+            f"{run.optimizer.type} gets no schedule and no warm-up: its name ends in ScheduleFree",
+            f"measured: the learning rate stays as it is ({run.at('get_scheduler_fix')})",
+            _constant(run, given),
         )
 
 
-def _is_schedule_free(context: Context) -> bool:
-    return context.optimizer.lower.endswith("schedulefree")
+@rule
+def schedule_option_unread(run: Run) -> Iterator[Finding]:
+    """Most schedules read a warm-up and nothing else."""
+    name, kind = run.args["lr_scheduler"], run.args["lr_scheduler_type"]
+    if _is_schedule_free(run) or (name not in (*ROWS, PIECEWISE) and not kind):
+        return
+    for key in schedulers.OPTIONS:
+        value = run.given(key)
+        default = run.options[key].unset if key in run.options else None
+        if value and value != default and key != schedulers.WARMUP and key not in schedulers.reads(name, kind):
+            what = f"{kind or name} does not read it"
+            yield warning(key, what, f"read ({run.at('get_scheduler_fix')})", drop(key))
+
+
+@rule
+def warmup_negative(run: Run) -> Iterator[Finding]:
+    value = run.given("lr_warmup_steps")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+        yield error("lr_warmup_steps", f"{value} is below 0", "read: steps are counted from 0", put(lr_warmup_steps=0))
+
+
+def _constant(run: Run, given: list[str]) -> Edit:
+    """Without its schedule; a warm-up becomes the optimizer's own."""
+    edit = drop(*given)
+    warmup = run.args["lr_warmup_steps"]
+    if isinstance(warmup, int) and warmup:
+        return edit + argument("optimizer_args", run.words("optimizer_args"), "warmup_steps", str(warmup))
+    return edit
+
+
+def _is_schedule_free(run: Run) -> bool:
+    return run.optimizer.lower.endswith("schedulefree")

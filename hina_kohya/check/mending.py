@@ -1,0 +1,67 @@
+"""The lines that mend findings: tried one by one, and printed only where each removes its finding and adds none."""
+
+import dataclasses as dc
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from hina_kohya.check.edit import Edit
+from hina_kohya.check.finding import Finding, Level
+from hina_kohya.check.reading.source import Source
+from hina_kohya.trainers.errors import UserError
+
+# A trial reads the configuration again: of long ones fewer are made.
+_MOST_TRIALS, _MOST_WORK = 60, 100_000
+Check = Callable[[Source], list[Finding]]
+
+
+@dc.dataclass(frozen=True)
+class Remedy:
+    """One change that takes away all of `findings`. steps: pairs of a verb and a line"""
+
+    findings: tuple[Finding, ...]
+    edit: Edit
+    steps: tuple[tuple[str, str], ...]
+
+
+def remedies(source: Source, findings: Sequence[Finding], check: Check) -> list[Remedy]:
+    """In the order of the findings. Changes of one option become one line."""
+    left = max(4, min(_MOST_TRIALS, _MOST_WORK // (len(source.values) + 1)))
+    trials = _Trials(source, findings, check, left)
+    alone = [Remedy((each,), each.edit, ()) for each in findings if each.edit and trials.mends((each,), each.edit)]
+    together: list[Remedy] = []
+    for remedy in alone:
+        place = next((place for place, other in enumerate(together) if _share(remedy.edit, other.edit)), None)
+        if place is None:
+            together.append(remedy)
+            continue
+        both = Remedy((*together[place].findings, *remedy.findings), together[place].edit + remedy.edit, ())
+        if trials.mends(both.findings, both.edit):
+            together[place] = both  # else one line would undo the other: the first is printed
+    return [dc.replace(each, steps=tuple(each.edit.steps(source))) for each in together]
+
+
+class _Trials:
+    def __init__(self, source: Source, findings: Sequence[Finding], check: Check, left: int):
+        self.source, self.before, self.check, self.left = source, findings, check, left
+
+    def mends(self, findings: Sequence[Finding], edit: Edit) -> bool:
+        """Whether all of these are gone with it, and nothing else has come."""
+        if self.left <= 0:
+            return False
+        self.left -= 1
+        try:
+            after = Counter(each.identity for each in self.check(edit.applied(self.source)) if _is_wrong(each))
+        except UserError:
+            return False
+        gone = {each.identity for each in findings}
+        return not gone & {*after} and not after - Counter(each.identity for each in self.before)
+
+
+def _is_wrong(finding: Finding) -> bool:
+    """What cannot be looked at is no mistake that a line may not bring."""
+    return finding.level is not Level.NOT_LOOKED_AT
+
+
+def _share(edit: Edit, other: Edit) -> bool:
+    """Whether both change one option, which can have one line only."""
+    return bool({*edit.keys} & {*other.keys})

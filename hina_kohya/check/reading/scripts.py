@@ -1,0 +1,148 @@
+"""The commands of a .sh, .bat or .ps1, with their line continuations and simple variables. Nothing is run.
+
+A variable counts where it is set to what is written out, outside any condition, loop or function. What depends on any
+other stays in the words as `arguments.UNKNOWN`, and ends as something that was not looked at.
+"""
+
+import dataclasses as dc
+import re
+from collections.abc import Iterator
+
+from hina_kohya.check.reading.shells import POWERSHELL, SH, Shell
+
+Value = str | tuple[str, ...] | None  # an array is a tuple; None: only running would tell
+
+
+@dc.dataclass(frozen=True)
+class Command:
+    """conditional: in a block that may not be run; broken: why it ends earlier than it was meant to, if it does"""
+
+    line: int
+    words: tuple[str, ...]
+    conditional: bool = False
+    broken: str = ""
+
+
+def commands_of(text: str, shell: Shell) -> list[Command]:
+    return list(_Script(shell).commands(text))
+
+
+@dc.dataclass
+class _Script:
+    shell: Shell
+    variables: dict[str, Value] = dc.field(default_factory=dict)
+    depth: int = 0
+
+    def commands(self, text: str) -> Iterator[Command]:
+        for number, line, broken in self._lines(text):
+            self.depth -= bool(self.depth and self.shell.closes.match(line))
+            if found := self.shell.assignment.fullmatch(line):
+                self._assign(found)
+                continue
+            for part in self._parts(line):
+                yield Command(number, tuple(self._words(part)), self.depth > 0, broken)
+            self.depth += bool(self.shell.opens.match(line))
+
+    def _lines(self, text: str) -> Iterator[tuple[int, str, str]]:
+        """Each line with those that continue it: its number, its text, and why it is broken off."""
+        whole, start = "", 0
+        for number, raw in enumerate(text.split("\n"), 1):
+            line = self._without_comment(raw)
+            start = start or number
+            bare = line.rstrip()
+            goes_on = bare.endswith(self.shell.escape)
+            whole = f"{whole} {bare.removesuffix(self.shell.escape)}".strip()
+            spaced = goes_on and bare != line
+            if spaced or not (goes_on or self._is_open(whole)):
+                what = f"line {number} ends in {self.shell.escape} and a space, so it does not go on in the next line"
+                if whole:
+                    yield start, whole, what * spaced
+                whole, start = "", 0
+        if whole:
+            yield start, whole, ""
+
+    def _without_comment(self, line: str) -> str:
+        found = self.shell.comment.search(line)
+        if found is None or any(line[: found.start()].count(quote) % 2 for quote in self.shell.quotes):
+            return line
+        return line[: found.start()].rstrip()
+
+    def _is_open(self, line: str) -> bool:
+        """Whether a line is the beginning of an array."""
+        found = self.shell.assignment.match(line)
+        return bool(found and re.match(r"[^=]*=\s*@?\([^)]*$", line))
+
+    def _assign(self, found: re.Match[str]) -> None:
+        name, before = self._key(found["name"]), self.variables.get(self._key(found["name"]))
+        value = None if self.depth else self._value(found["value"].strip())
+        if found.groupdict().get("more"):
+            value = (*before, *value) if isinstance(before, tuple) and isinstance(value, tuple) else None
+        self.variables[name] = value
+
+    def _value(self, text: str) -> Value:
+        if array := re.fullmatch(r"@?\((.*)\)", text, flags=re.DOTALL):
+            return tuple(self._words(array[1] if self.shell is SH else array[1].replace(",", " ")))
+        if not {*self.shell.quotes}.intersection("'"):  # a batch file takes the rest of the line as it is
+            return "".join(self._words(f'"{text}"'))
+        if self.shell is POWERSHELL and not re.fullmatch(r"\"[^\"]*\"|'[^']*'|[\w.+-]+|\$\w+", text):
+            return None
+        words = list(self._words(text))
+        return words[0] if len(words) == 1 else None if words else ""
+
+    def _key(self, name: str) -> str:
+        return name.lower() if self.shell.any_case else name
+
+    def _parts(self, line: str) -> list[str]:
+        """The commands of a line: it is cut at `&`, `;` and `|` outside quotes."""
+        parts, quote, begin = [], "", 0
+        for position, char in enumerate(line):
+            if quote:
+                quote = "" if char == quote else quote
+            elif char in self.shell.quotes:
+                quote = char
+            elif char in "&|;":
+                parts.append(line[begin:position])
+                begin = position + 1
+        return [part for part in (*parts, line[begin:]) if part.strip()]
+
+    def _words(self, line: str) -> Iterator[str]:  # noqa: PLR0912 (one automaton)
+        """As the shell hands them to a program."""
+        word, quote, begun, position = "", "", False, 0
+        while position < len(line):
+            char, following = line[position], line[position + 1 : position + 2]
+            found = self.shell.variable.match(line, position) if quote != "'" else None
+            position += 1
+            if found:
+                value = self._of_variable(found)
+                position = found.end()
+                if isinstance(value, tuple):
+                    yield from value
+                    begun = bool(word)  # of "${array[@]}" nothing is left beside its words
+                else:
+                    word, begun = word + value, True
+            elif quote and char == quote:
+                quote = ""
+            elif quote:
+                if char == self.shell.escape and quote == '"' and following and following in '"\\$`':
+                    char, position = following, position + 1
+                word += char
+            elif char in self.shell.quotes:
+                quote, begun = char, True
+            elif char.isspace():
+                if begun:
+                    yield word
+                word, begun = "", False
+            elif char == self.shell.escape and following:
+                word, begun, position = word + following, True, position + 1
+            else:
+                word, begun = word + char, True
+        if begun:
+            yield word
+
+    def _of_variable(self, found: re.Match[str]) -> str | tuple[str, ...]:
+        groups = found.groupdict()
+        name = groups.get("name") or groups.get("plain") or ""
+        if name and self._key(name) not in self.variables and groups.get("default") is not None:
+            return groups["default"]
+        value = self.variables.get(self._key(name)) if name else None
+        return f"\0{name or found[0].strip('$%`')}\0" if value is None else value

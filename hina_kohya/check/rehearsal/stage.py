@@ -1,0 +1,109 @@
+"""Where an optimizer and a schedule are made and stepped. Only classes of torch.optim.Optimizer are made."""
+
+import contextlib
+import inspect
+import io
+import logging
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from hina_kohya.core.hyper import nearest
+from hina_kohya.trainers import optimizer_names
+from hina_kohya.trainers.facts.optimizers import SD_SCRIPTS
+
+# What can go wrong when somebody else's class is imported, made and stepped.
+MISTAKES = (
+    ImportError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, AssertionError, IndexError,
+    ArithmeticError, NotImplementedError, OSError, NameError, SyntaxError,
+)  # fmt: skip
+
+
+def rehearse(
+    path: str, arguments: dict[str, Any], lr: float | None, dtype: str, schedule: Any, short: bool
+) -> dict[str, Any]:
+    said = _Said()
+    logger = logging.getLogger("hina_kohya")
+    logger.addHandler(said)
+    found: dict[str, Any] = {"stage": "import"}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
+            _steps(found, path, arguments, lr, dtype, schedule)
+    except MISTAKES as mistake:
+        found |= {"error": type(mistake).__name__, "message": str(mistake)[:500]}
+        found |= {"near": _near(path, short)} if found["stage"] == "import" else {}
+    finally:
+        logger.removeHandler(said)
+    return found | {"lines": said.lines}
+
+
+def _steps(
+    found: dict[str, Any], path: str, arguments: dict[str, Any], lr: float | None, dtype: str, schedule: Any
+) -> None:
+    """Fills in `found` as far as it comes."""
+    module, _, name = path.rpartition(".")
+    cls: Any = getattr(import_module(module), name)
+    found["stage"] = "class"
+    is_one = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+    if not is_one:
+        found |= {"error": "TypeError", "message": f"a {type(cls).__name__}"}
+        return
+    found["modes"] = callable(getattr(cls, "eval", None)) and callable(getattr(cls, "train", None))
+    found["accepts"] = [
+        each for each in inspect.signature(cls).parameters if each not in ("self", "params", "lr", "kwargs")
+    ]
+    found["stage"] = "make"
+    torch.manual_seed(0)
+    # As of a LoRA: one matrix that begins at zero, and one that does not.
+    params = [
+        torch.nn.Parameter(values.to(getattr(torch, dtype))) for values in (torch.zeros(8, 8), torch.rand(8, 8) / 8)
+    ]
+    before = [param.detach().clone() for param in params]
+    make: Any = cls
+    optimizer: Any = make([{"params": params} | ({} if lr is None else {"lr": lr})], lr=lr, **arguments)
+    found["stage"] = "reload"
+    optimizer.load_state_dict(optimizer.state_dict())  # as accelerate does when it wraps one
+    if found["modes"]:
+        optimizer.train()
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    found["closure"] = closure is not None and closure.default is inspect.Parameter.empty
+    if found["closure"]:
+        return
+    found["stage"] = "step"
+    for scale in (0.0, 1e-3):  # the down matrix of a LoRA has no gradient in the first step
+        for param in params:
+            param.grad = torch.randn(param.shape).to(param.dtype) * scale
+        optimizer.step()
+    found["moved"] = any(not torch.equal(old, param) for old, param in zip(before, params, strict=True))
+    found["finite"] = all(bool(torch.isfinite(param).all()) for param in params)
+    found["stage"] = "schedule"
+    if schedule is not None:
+        module, _, name = schedule[0].rpartition(".")
+        scheduler = getattr(import_module(module), name)(optimizer, **schedule[1])
+        for _ in range(2):
+            scheduler.step()
+    found["stage"] = "done"
+
+
+def _near(path: str, short: bool) -> list[str]:
+    """Names that could have been meant: of the same module, and of everything that has a short name."""
+    module, _, name = path.rpartition(".")
+    names: list[str] = []
+    with contextlib.suppress(*MISTAKES):
+        names = [each for each, thing in vars(import_module(module)).items() if isinstance(thing, type)
+                 and issubclass(thing, torch.optim.Optimizer)]  # fmt: skip
+    if short:
+        names += [*SD_SCRIPTS.names, *(entry.name for entry in optimizer_names.entries())]
+    return nearest(name, names)
+
+
+class _Said(logging.Handler):
+    """The warnings that our optimizers log about arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())

@@ -1,0 +1,35 @@
+"""What every command does alike: near names, one line for an unexpected error, `--traceback`."""
+
+import pytest
+
+from hina_kohya.cli import COMMANDS, UNEXPECTED, main
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unexpected_error_is_one_line_and_an_exit_code(command, monkeypatch, capsys):
+    def trip(_argv):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(f"hina_kohya.cli.{command}.main", trip)
+    assert main([command]) == UNEXPECTED
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"hina-kohya {command}: unexpected ZeroDivisionError: division by zero"
+    assert len(said) == 2
+    for words in (["--traceback", command], [command, "--traceback"]):
+        assert main(words) == UNEXPECTED
+        assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_the_word_of_a_trainer_is_left_to_it(monkeypatch):
+    given = []
+    monkeypatch.setattr("hina_kohya.cli.launch.main", lambda argv: given.append(argv) or 0)
+    main(["launch", "train_network.py", "--traceback"])
+    assert given == [["train_network.py", "--traceback"]]
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("chekc", "check"), ("optimizer", "optimizers"), ("doctr", "doctor")])
+def test_near_commands_are_named(typed, meant, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([typed])
+    assert left.value.code == 2
+    assert f"there is no command {typed}; did you mean {meant}?" in capsys.readouterr().err
