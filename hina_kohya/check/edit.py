@@ -98,10 +98,10 @@ class Edit:
     def steps(self, source: Source) -> list[tuple[str, str]]:
         """What to do, as pairs of a verb and a line, in the form that the source has."""
         values = self.applied(source).values
-        kept = [key for key in self.keys if key not in self.removes]
+        removed = {*self.removes, *(key for key in self.words if not values[key])}
         return [
-            *(("write", _line(source, key, values[key])) for key in kept),
-            *(("remove", _shown(source, key)) for key in self.removes if key in source.values),
+            *(("write", _line(source, key, values[key])) for key in self.keys if key not in removed),
+            *(("remove", _shown(source, key)) for key in self.keys if key in removed and key in source.values),
             *(cell.step for cell in self.tables),
         ]
 

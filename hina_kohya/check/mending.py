@@ -1,6 +1,8 @@
 """The lines that mend findings: tried one by one, and printed only where each removes its finding and adds none."""
 
 import dataclasses as dc
+import functools
+import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -27,7 +29,8 @@ def remedies(source: Source, findings: Sequence[Finding], check: Check) -> list[
     """In the order of the findings. Changes of one option become one line."""
     left = max(4, min(_MOST_TRIALS, _MOST_WORK // (len(source.values) + 1)))
     trials = _Trials(source, findings, check, left)
-    alone = [Remedy((each,), each.edit, ()) for each in findings if each.edit and trials.mends((each,), each.edit)]
+    edits = [(each, trials.mending(each)) for each in findings]
+    alone = [Remedy((each,), edit, ()) for each, edit in edits if edit]
     together: list[Remedy] = []
     for remedy in alone:
         place = next((place for place, other in enumerate(together) if _share(remedy.edit, other.edit)), None)
@@ -44,17 +47,45 @@ class _Trials:
     def __init__(self, source: Source, findings: Sequence[Finding], check: Check, left: int):
         self.source, self.before, self.check, self.left = source, findings, check, left
 
+    def mending(self, finding: Finding) -> Edit | None:
+        """Its change; where that brings findings that have changes too, all of these as one."""
+        if not finding.edit or self.mends((finding,), finding.edit):
+            return finding.edit
+        brought = self._brought(finding.edit)
+        if not brought or not all(each.edit for each in brought):
+            return None
+        whole = functools.reduce(operator.add, (each.edit for each in brought if each.edit), finding.edit)
+        return whole if self.mends((finding,), whole) else None
+
     def mends(self, findings: Sequence[Finding], edit: Edit) -> bool:
         """Whether all of these are gone with it, and nothing else has come."""
-        if self.left <= 0:
-            return False
-        self.left -= 1
-        try:
-            after = Counter(each.identity for each in self.check(edit.applied(self.source)) if _is_wrong(each))
-        except UserError:
+        after = self._after(edit)
+        if after is None:
             return False
         gone = {each.identity for each in findings}
-        return not gone & {*after} and not after - Counter(each.identity for each in self.before)
+        return not any(each.identity in gone for each in after) and not self._new(after)
+
+    def _brought(self, edit: Edit) -> list[Finding]:
+        return self._new(self._after(edit) or [])
+
+    def _new(self, after: Sequence[Finding]) -> list[Finding]:
+        left = Counter(each.identity for each in self.before)
+        new = []
+        for each in after:
+            if left[each.identity] <= 0:
+                new.append(each)
+            left[each.identity] -= 1
+        return new
+
+    def _after(self, edit: Edit) -> list[Finding] | None:
+        """What is wrong then; None for a change that nothing can be read after, or when too many have been tried."""
+        if self.left <= 0:
+            return None
+        self.left -= 1
+        try:
+            return [each for each in self.check(edit.applied(self.source)) if _is_wrong(each)]
+        except UserError:
+            return None
 
 
 def _is_wrong(finding: Finding) -> bool:

@@ -67,7 +67,8 @@ def _meaning(key: str, value: Any, run: Run) -> tuple[str, Edit | None]:  # noqa
     if edit := _type_of_network(key, run):
         return f"{run.schema.trainer.name} does not know it; LyCORIS makes such a network", edit
     if (edit := _foreign(key, plain, value, run)) is not None:
-        return f"{run.schema.trainer.name} calls it {'; '.join(each for each in edit.keys if each != key)}", edit
+        others = "; ".join(each for each in edit.keys if each != key)
+        return f"{run.schema.trainer.name} {'takes it in' if edit.words else 'calls it'} {others}", edit
     if near := _near(plain, tuple(run.options)):
         given = f"; {near[0]} is given, too" if near[0] in run.source.values else f"; did you mean {near[0]}?"
         edit = drop(key) if near[0] in run.source.values else _renamed(key, near[0], value, run)
