@@ -60,8 +60,10 @@ class Edit:
         """Both, one after the other."""
         words = {key: tuple(dict.fromkeys((*self.words.get(key, ()), *other.words.get(key, ()))))
                  for key in (*self.words, *other.words)}  # fmt: skip
-        removes = tuple(dict.fromkeys((*self.removes, *other.removes)))
-        return Edit({**self.sets, **other.sets}, removes, words, tuple(dict.fromkeys((*self.tables, *other.tables))))
+        sets = {key: value for key, value in self.sets.items() if key not in other.removes} | {**other.sets}
+        removes = (*(key for key in self.removes if key not in other.keys), *other.removes)
+        tables = tuple(dict.fromkeys((*self.tables, *other.tables)))
+        return Edit(sets, tuple(dict.fromkeys(removes)), words, tables)
 
     def applied(self, source: Source) -> Source:
         """What the user would have then."""
