@@ -33,10 +33,10 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
-        "slab-wide mean",
+        "slab-wide sum",
         "numerics/reduce.py",
-        "return x.mean(dim=_MATRIX, keepdim=True)",
-        "return x.mean().expand(*x.shape[:-2], 1, 1)",
+        "return x.sum(dim=_MATRIX, keepdim=True)",
+        "return x.sum().expand(*x.shape[:-2], 1, 1)",
         "tests/techniques/test_invariants.py",
     ),
     Mutant(
