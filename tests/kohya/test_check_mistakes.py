@@ -123,7 +123,10 @@ MISTAKES = {
     'optimizer_type = "os.system"': "optimizer_unknown optimizer_type",
     'optimizer_type = "."': "optimizer_unknown optimizer_type",
     'network_args = ["module_dropout=1.0"]': "everything_dropped network_args",
-    'network_module = "networks.lora_flux"\nnetwork_args = ["split_qkv=True", "rank_dropout=0.1"]': (
+    'network_module = "networks.lora_flux"\nnetwork_args = ["split_qkv=True"]': (
+        "network_of_another_model network_module; flux_layers_split network_args"
+    ),
+    'network_module = "networks.lora_sd3"\nnetwork_args = ["split_qkv=True", "rank_dropout=0.1"]': (
         "network_of_another_model network_module; rank_dropout_of_split_layers network_args"
     ),
     'network_module = "networks.lora_sd3"': "network_of_another_model network_module",
