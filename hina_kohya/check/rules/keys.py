@@ -13,6 +13,7 @@ from hina_kohya.check.reading.source import COMMAND_LINE
 from hina_kohya.check.rules import rule
 from hina_kohya.check.run import Run
 from hina_kohya.check.schema import LYCORIS, scripts_with
+from hina_kohya.check.spelling import alike
 from hina_kohya.core.hyper import nearest
 from hina_kohya.trainers.facts import foreign_names
 
@@ -67,7 +68,9 @@ def _meaning(key: str, value: Any, run: Run) -> tuple[str, Edit | None]:  # noqa
     if edit := _type_of_network(key, run):
         return f"{run.schema.trainer.name} does not know it; LyCORIS makes such a network", edit
     if (edit := _foreign(key, plain, value, run)) is not None:
-        return f"{run.schema.trainer.name} calls it {'; '.join(each for each in edit.keys if each != key)}", edit
+        place = ", ".join(each for each in edit.keys if each != key)
+        verb = "it belongs into" if edit.words else f"{run.schema.trainer.name} calls it"
+        return f"{verb} {place}", edit
     if near := _near(plain, tuple(run.options)):
         given = f"; {near[0]} is given, too" if near[0] in run.source.values else f"; did you mean {near[0]}?"
         edit = drop(key) if near[0] in run.source.values else _renamed(key, near[0], value, run)
@@ -78,7 +81,7 @@ def _meaning(key: str, value: Any, run: Run) -> tuple[str, Edit | None]:  # noqa
 @lru_cache(maxsize=1024)
 def _near(name: str, known: tuple[str, ...]) -> list[str]:
     """The one option that is spelt alike; remembered, since every line that is tried asks again."""
-    return nearest(name, known)[:1]
+    return [each for each in nearest(name, known)[:1] if alike(name, each)]
 
 
 def _renamed(key: str, name: str, value: Any, run: Run) -> Edit | None:
@@ -106,8 +109,12 @@ def _type_of_network(key: str, run: Run) -> Edit | None:
     kind = foreign_names.ALGORITHMS.get(str(value).lower()) if key in foreign_names.TYPES_OF_NETWORKS else None
     if kind is None or kind in (run.network.algorithm, run.network.arguments.get("algo")):
         return None
-    module = put(network_module=LYCORIS) if not run.network.is_lycoris else Edit()
-    return drop(key) + module + argument(NETWORK_ARGS, run.words(NETWORK_ARGS), "algo", kind)
+    words = run.words(NETWORK_ARGS)
+    edit = drop(key) + argument(NETWORK_ARGS, words, "algo", kind)
+    if run.network.is_lycoris:
+        return edit
+    # LyCORIS' own default stops on SD 1.x.
+    return edit + put(network_module=LYCORIS) + argument(NETWORK_ARGS, words, "preset", "attn-mlp")
 
 
 def _text(option: str, value: Any) -> str:

@@ -77,7 +77,7 @@ ALGORITHMS = {
     "lokr": "lokr", "loha": "loha", "locon": "locon", "ia3": "ia3", "dylora": "dylora", "glora": "glora",
     "diag-oft": "diag-oft", "boft": "boft", "lycoris/lokr": "lokr", "lycoris/loha": "loha", "lycoris/locon": "locon",
 }  # fmt: skip
-TYPES_OF_NETWORKS = ("lora_type", "LoRA_type", "network_type", "lycoris_algo", "adapter_type")
+TYPES_OF_NETWORKS = ("algo", "lora_type", "LoRA_type", "network_type", "lycoris_algo", "adapter_type")
 # Keys that programs write for themselves beside options: they do no harm. program -> its keys
 OF_PROGRAMS = {
     "the kohya_ss GUI": (
