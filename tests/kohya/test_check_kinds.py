@@ -13,7 +13,7 @@ BASE = {
 }  # fmt: skip
 LYCORIS = 'network_module = "lycoris.kohya"\n'
 LOKR = LYCORIS + 'network_args = ["algo=lokr", "preset=attn-mlp"]'
-PPSF = 'optimizer_type = "prodigyplus.ProdigyPlusScheduleFree"\n'
+OF_LOKR = ('network_module = "lycoris.kohya"', 'network_args = ["algo=lokr", "preset=attn-mlp"]')
 
 
 @pytest.fixture
@@ -59,10 +59,8 @@ def test_what_trains_has_no_error_and_no_warning(check, lines):
         ("betas = [0.9, 0.99]", ['optimizer_args = ["betas=[0.9, 0.99]"]', "betas"]),
         ("conv_dim = 8", ['network_args = ["conv_dim=8"]', "conv_dim"]),
         (f"{LOKR}\nfactor = 8", ['network_args = ["algo=lokr", "preset=attn-mlp", "factor=8"]', "factor"]),
-        ('lora_type = "lokr"', ['network_module = "lycoris.kohya"', 'network_args = ["algo=lokr",
-         "preset=attn-mlp"]', "lora_type"]),
-        ('algo = "lokr"', ['network_module = "lycoris.kohya"', 'network_args = ["algo=lokr", "preset=attn-mlp"]',
-         "algo"]),
+        ('lora_type = "lokr"', [*OF_LOKR, "lora_type"]),
+        ('algo = "lokr"', [*OF_LOKR, "algo"]),
         (
             LYCORIS + 'network_args = ["algo=locon", "preset=attn-mlp", "use_dora=True"]',
             ['network_args = ["algo=locon", "preset=attn-mlp", "dora_wd=True"]'],
@@ -77,8 +75,10 @@ def test_what_trains_has_no_error_and_no_warning(check, lines):
             'optimizer_type = "HinaAdamW"\nuse_alora = true',
             ['optimizer_args = ["use_alora=True"]', "use_alora"],
         ),
-        ('optimizer_args = ["weight_decay=0.1,", "amsgrad=true"]', ['optimizer_args = ["weight_decay=0.1",
-         "amsgrad=True"]']),
+        (
+            'optimizer_args = ["weight_decay=0.1,", "amsgrad=true"]',
+            ['optimizer_args = ["weight_decay=0.1", "amsgrad=True"]'],
+        ),
     ],
 )  # fmt: skip
 def test_the_line_is_the_one_that_is_right(check, lines, steps):
