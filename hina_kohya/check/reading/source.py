@@ -87,6 +87,17 @@ class Source:
             unseen=(*self.unseen, *(Unseen(*pair) for pair in read.unknown)),
         )
 
+    @property
+    def unseen_options(self) -> set[str]:
+        """Options that are given, with a value that is not known."""
+        words = (each.what.split(" ", 1)[0] for each in self.unseen)
+        return {word.removeprefix("--") for word in words if word.startswith("--")}
+
+    @property
+    def has_unseen_words(self) -> bool:
+        """Whether a variable may hold further options."""
+        return any(each.what.startswith(("$", "%")) for each in self.unseen)
+
     def with_tables(self, dataset_config: Any) -> "Source":
         """The same with its dataset file read, if there is one that can be."""
         if self.tables is not None or not isinstance(dataset_config, str) or not dataset_config:

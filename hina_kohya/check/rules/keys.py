@@ -20,6 +20,8 @@ from hina_kohya.trainers.facts import foreign_names
 _OF_A_DATASET = ("general", "datasets", "subsets")
 _LISTS = ("optimizer_args", "network_args", "lr_scheduler_args")
 _OF_THE_FILE = ("config_file", "output_config")
+# What a key that nobody reads may say without harm.
+_NOTHING: tuple[Any, ...] = (False, "", None, [], {})
 # Beyond these, they are counted only: nobody reads a list of thousands, or wants to wait for it.
 _NAMED = 50
 
@@ -27,18 +29,20 @@ _NAMED = 50
 @rule
 def unknown_key(run: Run) -> Iterator[Finding]:
     unknown = [key for key in run.source.values if key not in run.options and key not in _OF_THE_FILE]
-    harmless = [
-        key for key in unknown if key not in run.source.typed and not _type_of_network(key, run) and _program(key)
-    ]
-    rest = [key for key in unknown if key not in {*harmless}]
+    silent = [key for key in unknown if key not in run.source.typed and not _type_of_network(key, run)]
+    of_programs = {key: name for key in silent if (name := _program(key))}
+    idle = [key for key in silent if key not in of_programs and run.source.values[key] in _NOTHING]
+    rest = [key for key in unknown if key not in of_programs and key not in {*idle}]
     for key in rest[:_NAMED]:
         yield _about(key, run.source.values[key], run)
     if len(rest) > _NAMED:
         what = f"and {len(rest) - _NAMED:,} keys more that nobody reads; is this the file that was meant?"
         yield warning(rest[_NAMED], what, f"read: {run.at('read_config_from_file')}")
-    for program in dict.fromkeys(map(_program, harmless)):
-        keys = [key for key in harmless if _program(key) == program]
+    for program in dict.fromkeys(of_programs.values()):
+        keys = [key for key, name in of_programs.items() if name == program]
         yield note(keys[0], f"keys that {program} writes for itself, and no trainer reads: {_some(keys)}")
+    if idle:
+        yield note(idle[0], f"keys that ask for nothing, and no trainer reads: {_some(idle)}")
 
 
 def _about(key: str, value: Any, run: Run) -> Finding:
