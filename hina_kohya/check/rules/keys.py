@@ -20,8 +20,6 @@ from hina_kohya.trainers.facts import foreign_names
 _OF_A_DATASET = ("general", "datasets", "subsets")
 _LISTS = ("optimizer_args", "network_args", "lr_scheduler_args")
 _OF_THE_FILE = ("config_file", "output_config")
-# What a key that nobody reads may say without harm.
-_NOTHING: tuple[Any, ...] = (False, "", None, [], {})
 # Beyond these, they are counted only: nobody reads a list of thousands, or wants to wait for it.
 _NAMED = 50
 
@@ -31,7 +29,7 @@ def unknown_key(run: Run) -> Iterator[Finding]:
     unknown = [key for key in run.source.values if key not in run.options and key not in _OF_THE_FILE]
     silent = [key for key in unknown if key not in run.source.typed and not _type_of_network(key, run)]
     of_programs = {key: name for key in silent if (name := _program(key))}
-    idle = [key for key in silent if key not in of_programs and run.source.values[key] in _NOTHING]
+    idle = [key for key in silent if key not in of_programs and _asks_nothing(run.source.values[key])]
     rest = [key for key in unknown if key not in of_programs and key not in {*idle}]
     for key in rest[:_NAMED]:
         yield _about(key, run.source.values[key], run)
@@ -128,6 +126,10 @@ def _text(option: str, value: Any) -> str:
 
 def _program(key: str) -> str:
     return next((name for name, keys in foreign_names.OF_PROGRAMS.items() if key in keys), "")
+
+
+def _asks_nothing(value: Any) -> bool:
+    return value is False or value in ("", None, [], {})
 
 
 def _some(keys: list[str]) -> str:
