@@ -71,6 +71,10 @@ def test_what_trains_has_no_error_and_no_warning(check, lines):
         ),
         ('max_timestep = ""', ["max_timestep"]),
         (
+            "text_encoder_lr1 = 1e-5\ntext_encoder_lr2 = 2e-5",
+            ["text_encoder_lr = [1e-05, 2e-05]", "text_encoder_lr1", "text_encoder_lr2"],
+        ),
+        (
             'network_module = "hina_kohya.lycoris"\nnetwork_args = ["algo=lokr", "preset=attn-mlp"]\n'
             'optimizer_type = "HinaAdamW"\nuse_alora = true',
             ['optimizer_args = ["use_alora=True"]', "use_alora"],

@@ -95,6 +95,10 @@ def _renamed(key: str, name: str, value: Any, run: Run) -> Edit | None:
 
 
 def _foreign(key: str, plain: str, value: Any, run: Run) -> Edit | None:
+    if plain in foreign_names.TWO_ENCODERS and "text_encoder_lr" not in run.source.values:
+        rates = [run.source.values.get(each) for each in foreign_names.TWO_ENCODERS]
+        rates = [each for each in rates if isinstance(each, float) or (isinstance(each, str) and _is_number(each))]
+        return drop(*foreign_names.TWO_ENCODERS) + put(text_encoder_lr=[float(each) for each in rates])
     name = foreign_names.OPTIONS.get(plain, "")
     if name in run.options:
         return _renamed(key, name, value, run)
@@ -126,6 +130,14 @@ def _text(option: str, value: Any) -> str:
 
 def _program(key: str) -> str:
     return next((name for name, keys in foreign_names.OF_PROGRAMS.items() if key in keys), "")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _asks_nothing(value: Any) -> bool:

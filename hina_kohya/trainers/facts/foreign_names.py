@@ -45,6 +45,8 @@ OPTIONS = {
     **dict.fromkeys(("clip_grad_norm", "gradient_clipping"), "max_grad_norm"),
     **dict.fromkeys(("cache_latent",), "cache_latents"),
 }
+# Of guides that give each text encoder an option; sd-scripts has a list.
+TWO_ENCODERS = ("text_encoder_lr1", "text_encoder_lr2")
 # Names that are arguments of optimizers, and belong into optimizer_args.
 OF_OPTIMIZERS = (
     "weight_decay", "betas", "beta1", "beta2", "beta3", "eps", "d_coef", "d0", "decouple", "use_bias_correction",
