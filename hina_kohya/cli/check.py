@@ -83,8 +83,10 @@ def _forecast(found: report.Report) -> tuple[str, bool]:
 
 
 _STAGES = {
-    "starting": "torch is imported", "optimizer": "the optimizer is made", "network_module": "the network's code is imported",
-    "network": "the network is made", "groups": "its groups are made", "state": "its state is measured", "done": "done",
+    "starting": "torch is imported", "optimizer": "the optimizer is made",
+    "network_module": "the network's code is imported",
+    "network": "the network is made", "groups": "its groups are made", "state": "its state is measured",
+    "done": "done",
 }  # fmt: skip
 
 

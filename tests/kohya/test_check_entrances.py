@@ -230,13 +230,14 @@ def test_the_gui_leaves_zeros_out(folder):
            "pretrained_model_name_or_path": "sd15.safetensors", "train_data_dir": "data", "caption_extension": ".txt",
            "output_dir": "out",
            "network_dim": 8, "network_alpha": 1, "optimizer": "AdamW", "lr_scheduler": "constant", "lr_warmup": 0,
-           "max_train_steps": 100, "additional_parameters": "--noise_offset 0.05 --seeed 1"}  # fmt: skip
+           "max_train_steps": 100, "max_grad_norm": 0,
+           "additional_parameters": "--noise_offset 0.05 --seeed 1"}  # fmt: skip
     (folder / "a.json").write_text(json.dumps(gui))
     found = report.check("a.json")
     assert found.source.form is Form.KOHYA_SS
     assert found.source.values["network_train_unet_only"] is True
     assert found.source.values["noise_offset"] == 0.05
-    assert levels(found) == {"error unknown_key"}
+    assert levels(found) == {"error unknown_key", "warning zero_left_out"}
 
 
 def test_what_only_the_shell_knows_is_no_mistake(folder):

@@ -264,7 +264,7 @@ LESS_GRAVE = {
 ELSEWHERE = {
     "dataset_unreadable", "command_line", "package_missing", "optimizer_clash", "refused_together", "hooks_cannot_act",
     "missing_for_musubi", "trainer_unsure", "model_of_another_trainer", "unseen", "hooks_not_looked_at",
-    "network_not_forecast", "data_not_looked_at", "option_needs_package",
+    "network_not_forecast", "data_not_looked_at", "option_needs_package", "zero_left_out",
 }  # fmt: skip
 
 

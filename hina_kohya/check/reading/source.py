@@ -46,7 +46,6 @@ class Source:
     named   : scripts that the text names, as in a comment that says how to start it
     script  : the script that the command starts, "" if there is none
     launched: the command starts it with the hooks installed
-    asides  : keys that only a GUI reads
     dropped : options whose 0 a GUI leaves out, although the trainer's default is another
     unseen  : what was not looked at
     tables  : what the dataset file holds, None where there is none that can be read; tables_file: that file
@@ -66,7 +65,6 @@ class Source:
     named: tuple[str, ...] = ()
     script: str = ""
     launched: bool = False
-    asides: Mapping[str, Any] = dc.field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     unseen: tuple[Unseen, ...] = ()
     tables: Mapping[str, Any] | None = None

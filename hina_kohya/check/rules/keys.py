@@ -162,6 +162,15 @@ def repeated_key(run: Run) -> Iterator[Finding]:
 
 
 @rule
+def zero_left_out(run: Run) -> Iterator[Finding]:
+    """kohya_ss writes no option that is 0, and the trainer's default may be another number."""
+    for key in (each for each in run.source.dropped if each in run.options):
+        what = f"the GUI leaves a 0 out, and the trainer's default is {run.options[key].unset}"
+        evidence = "read: train_model in kohya_gui/lora_gui.py"
+        yield warning(key, what, evidence, advice=f"write it into additional_parameters: --{key} 0")
+
+
+@rule
 def command_line(run: Run) -> Iterator[Finding]:
     """What argparse refuses: it leaves with exit code 2, before anything is loaded."""
     evidence = "argparse leaves with exit code 2"
