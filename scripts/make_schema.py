@@ -13,7 +13,6 @@ from typing import Any
 from hina_kohya.check import schema, source_networks, source_options, source_reads
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.checkouts import Checkout
-from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 Tables = dict[str, dict[str, dict[str, Any]]]
 
@@ -38,8 +37,6 @@ def main() -> None:
 
 def unread(found: list[Checkout]) -> dict[str, list[str]]:
     """Options that a script has and never reads, in any of the releases."""
-    if found[-1].trainer is not SD_SCRIPTS:
-        return {}
     of_releases = [source_reads.never_read(each) for each in found]
     result = {}
     for script, names in of_releases[-1].items():

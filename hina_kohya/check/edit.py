@@ -84,7 +84,6 @@ class Edit:
             typed=(source.typed | typed) - {*self.removes},
             refused={key: why for key, why in source.refused.items() if key not in touched},
             repeated={key: given for key, given in source.repeated.items() if key not in touched},
-            asides={key: value for key, value in source.asides.items() if key not in touched},
         )
 
     def _reworded(self, key: str, given: Any) -> list[Any]:

@@ -40,7 +40,7 @@ _NAMES = (
     (
         "sdxl",
         r"stable-diffusion-xl|sd[._-]?xl|(?<![a-z])xl(?![a-z])|xl[._-]?base|pony|illustrious|noobai|animagine|"
-        r"juggernaut|wai-?nsfw|[a-z]xl(?:[._-]|v?\d|$)",
+        r"juggernaut[._-]?x|wai-?nsfw|[a-z]xl(?:[._-]|v?\d|$)",
     ),
     ("sd2", r"stable-diffusion-2|\bsd[._-]?2|v2-[01]|768-v-ema|512-base-ema"),
     (

@@ -108,7 +108,7 @@ def _of_tables(content: Mapping[str, Any], trainer: Trainer, tables: Mapping[str
 
 
 def forecast_of(report: Report, listener: Listener | None = None) -> tuple[str, bool]:
-    """Groups, roles, decay and bytes of this run, and whether it can resume from its state.
+    """Groups, roles, decay and bytes of this run, and whether nothing in it stops.
 
     Raises UserError for what the network or the optimizer refuses.
     """
@@ -139,7 +139,7 @@ def forecast_of(report: Report, listener: Listener | None = None) -> tuple[str, 
         process=SHARED,
         listener=listener,
     )
-    return table(made), not any(each.startswith("error: ") for each in made.resume)
+    return table(made), not any(each.startswith("error: ") for each in made.faults)
 
 
 def is_refusal(report: Report, mistake: UserError) -> bool:

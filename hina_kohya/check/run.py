@@ -144,7 +144,10 @@ def _args(source: Source, options: Mapping[str, Option]) -> dict[str, Any]:
     args = {name: option.unset for name, option in (options_of_all() | dict(options)).items()}
     for name, value in source.values.items():
         if option := options.get(name):
-            meant = value if values.fits(option, value) else values.meant(option, value)
+            fits = values.fits(option, value)
+            if not fits and value != "" and not value and not option.unset:
+                continue  # `resume = false` is as good as nothing
+            meant = value if fits else values.meant(option, value)
             args[name] = args[name] if meant is None and value is not None else meant
     return args
 

@@ -34,7 +34,8 @@ def never_read(checkout: Checkout) -> dict[str, list[str]]:
 
 def reads(checkout: Checkout, script: Path) -> set[str]:
     """Options that a path from the trainer's `train` reads."""
-    module = script.stem
+    root = next(root for root in checkout.import_roots if script.is_relative_to(root))
+    module = ".".join(script.relative_to(root).with_suffix("").parts)
     trainer = next(
         (
             node.name
@@ -53,8 +54,12 @@ def _lineage(checkout: Checkout, module: str, path: Path, name: str) -> list[tup
     found = []
     while True:
         node = next((each for each in tree(path).body if isinstance(each, ast.ClassDef) and each.name == name), None)
-        if node is None:
-            return found
+        if node is None:  # it may be imported here
+            home = module_of(imports(path, module).get(name, ""), checkout.import_roots)
+            if home is None or home[1] == path:
+                return found
+            module, path = home
+            continue
         found.append((module, path, node))
         if not node.bases:
             return found

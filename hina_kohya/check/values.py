@@ -5,7 +5,6 @@ from typing import Any
 
 from hina_kohya.check.schema import Option
 
-NUMBERS = ("int", "float", "steps")
 _SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 # Their networks take one number for all text encoders, too (NetworkTrainer.train).
 _LIST_OR_ONE = ("text_encoder_lr",)

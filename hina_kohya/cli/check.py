@@ -69,13 +69,25 @@ def main(argv: list[str], then: bool = True) -> int:
 
 def _forecast(found: report.Report) -> tuple[str, bool]:
     """The groups that will result, and whether the network or the optimizer would refuse."""
+    progress = _Progress() if sys.stderr.isatty() else None
     try:
-        text, resumes = report.forecast_of(found, _Progress() if sys.stderr.isatty() else None)
-        return text, not resumes
+        text, goes_on = report.forecast_of(found, progress)
+        return text, not goes_on
     except UserError as error:
         refused = report.is_refusal(found, error)
         what = f"{Level.ERROR.value}: the network or its optimizer cannot be made" if refused else "no forecast"
         return f"{what}: {error}", refused
+    finally:
+        if progress is not None:
+            progress.clear()
+
+
+_STAGES = {
+    "starting": "torch is imported", "optimizer": "the optimizer is made",
+    "network_module": "the network's code is imported",
+    "network": "the network is made", "groups": "its groups are made", "state": "its state is measured",
+    "done": "done",
+}  # fmt: skip
 
 
 class _Progress:
@@ -87,8 +99,10 @@ class _Progress:
 
     def __call__(self, said: Mapping[str, Any]) -> None:
         seconds = time.perf_counter() - self.start
-        end = "\r" if said["stage"] == "done" else f"forecast: {said['stage']}, {seconds:.0f} s"
-        print(f"\r\x1b[K{end}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[Kforecast: {_STAGES[said['stage']]}, {seconds:.0f} s", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str], list[str]]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hina_kohya.check.schema import Schema
 from hina_kohya.cli import check, checkout
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.checkouts import TRAINERS, Checkout
@@ -81,7 +82,13 @@ def _checked(script: Path, arguments: list[str]) -> int:
     if not any(script.match(trainer.scripts) for trainer in TRAINERS):
         print(f"{script.name} trains no adapter, so its options are not checked")
         return 0
-    own = ["--sd-scripts", str(_checkout_of(script).root), "--script", script.name, "--launched"]
+    home = _checkout_of(script)
+    try:
+        Schema(home.trainer, home).options(script.name)
+    except UserError as error:  # a fork may compute its options; that is no fault of the words
+        print(f"not checked: {error}")
+        return 0
+    own = ["--sd-scripts", str(home.root), "--script", script.name, "--launched"]
     return check.main([*own, str(script), *arguments], then=False)
 
 

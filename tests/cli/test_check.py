@@ -182,3 +182,13 @@ def test_thousands_of_findings_are_counted(capsys, folder):
     assert "and 45 more like it" in out
     assert len(out.splitlines()) < 40
     assert len(printed(capsys, "many.toml", "--no-forecast", "--all")[1].splitlines()) > 50
+
+
+def test_a_terminal_sees_how_far_the_forecast_is(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    code, out, err = printed(capsys, "good.toml", "--arch", "sd15")
+    assert code == 0
+    assert "forecast: torch is imported, 0 s" in err
+    assert "forecast: the network is made" in err
+    assert err.endswith("\r\x1b[K")
+    assert "forecast:" not in out

@@ -147,6 +147,16 @@ def test_the_words_are_checked_without_a_config_file(checkout, tmp_path, started
     assert started
 
 
+def test_a_fork_that_computes_its_options_is_started_unchecked(checkout, started, capsys):
+    script = checkout / "train_network.py"
+    script.write_text(
+        script.read_text().replace("name, type=str", 'f"{name}", type=str').replace('for name in ("', 'for name in {"')
+    )
+    script.write_text(script.read_text().replace('path"):', 'path"}:'))
+    assert main(["launch", "--sd-scripts", str(checkout), "train_network.py", "--seed", "1"]) == 7
+    assert "not checked: an option of" in capsys.readouterr().out
+
+
 def test_ctrl_c_waits_for_the_trainer(checkout, started, monkeypatch):
     answers = iter([KeyboardInterrupt, KeyboardInterrupt, 130])
 

@@ -230,10 +230,28 @@ def test_the_gui_leaves_zeros_out(folder):
            "pretrained_model_name_or_path": "sd15.safetensors", "train_data_dir": "data", "caption_extension": ".txt",
            "output_dir": "out",
            "network_dim": 8, "network_alpha": 1, "optimizer": "AdamW", "lr_scheduler": "constant", "lr_warmup": 0,
-           "max_train_steps": 100, "additional_parameters": "--noise_offset 0.05 --seeed 1"}  # fmt: skip
+           "max_train_steps": 100, "max_grad_norm": 0,
+           "additional_parameters": "--noise_offset 0.05 --seeed 1"}  # fmt: skip
     (folder / "a.json").write_text(json.dumps(gui))
     found = report.check("a.json")
     assert found.source.form is Form.KOHYA_SS
     assert found.source.values["network_train_unet_only"] is True
     assert found.source.values["noise_offset"] == 0.05
-    assert levels(found) == {"error unknown_key"}
+    assert levels(found) == {"error unknown_key", "warning zero_left_out"}
+
+
+def test_what_only_the_shell_knows_is_no_mistake(folder):
+    """Neither an option whose variable is not known, nor one that a variable may hold."""
+    words = " ".join(whole()[2:]).replace("--learning_rate 1e-4", "--learning_rate=$LR").replace("--network_dim 8", "")
+    text = f'accelerate launch train_network.py --pretrained_model_name_or_path="${{MODEL:-}}" {words} $MORE\n'
+    (folder / "a.sh").write_text(text)
+    found = report.check("a.sh")
+    assert levels(found) == set()
+    unseen = {each.key for each in found.findings if each.rule == "unseen"}
+    assert unseen == {"--learning_rate $LR", "--pretrained_model_name_or_path $MODEL", "$MORE"}
+
+
+def test_keys_that_ask_for_nothing_are_one_note(folder):
+    (folder / "a.toml").write_text('ema_enabled = false\nnew_thing = ""\ndora_wd = false\n')
+    notes = [each.what for each in report.check("a.toml").findings if each.level is Level.NOTE]
+    assert notes == ["keys that ask for nothing, and no trainer reads: ema_enabled, new_thing, dora_wd"]

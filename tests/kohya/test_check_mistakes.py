@@ -123,7 +123,10 @@ MISTAKES = {
     'optimizer_type = "os.system"': "optimizer_unknown optimizer_type",
     'optimizer_type = "."': "optimizer_unknown optimizer_type",
     'network_args = ["module_dropout=1.0"]': "everything_dropped network_args",
-    'network_module = "networks.lora_flux"\nnetwork_args = ["split_qkv=True", "rank_dropout=0.1"]': (
+    'network_module = "networks.lora_flux"\nnetwork_args = ["split_qkv=True"]': (
+        "network_of_another_model network_module; flux_layers_split network_args"
+    ),
+    'network_module = "networks.lora_sd3"\nnetwork_args = ["split_qkv=True", "rank_dropout=0.1"]': (
         "network_of_another_model network_module; rank_dropout_of_split_layers network_args"
     ),
     'network_module = "networks.lora_sd3"': "network_of_another_model network_module",
@@ -261,7 +264,7 @@ LESS_GRAVE = {
 ELSEWHERE = {
     "dataset_unreadable", "command_line", "package_missing", "optimizer_clash", "refused_together", "hooks_cannot_act",
     "missing_for_musubi", "trainer_unsure", "model_of_another_trainer", "unseen", "hooks_not_looked_at",
-    "network_not_forecast", "data_not_looked_at", "option_needs_package",
+    "network_not_forecast", "data_not_looked_at", "option_needs_package", "zero_left_out",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hina_kohya.check import schema, sizes, source_options
+from hina_kohya.check import schema, sizes, source_options, source_reads
 from hina_kohya.check.reading.arguments import parse
 from hina_kohya.check.rules.lycoris import PRESETS, READERS
 from hina_kohya.check.schema import Schema
@@ -206,6 +206,57 @@ def test_what_is_shipped_is_what_its_commit_says(family):
     if release == list(releases)[-1]:
         assert told.datasets == shipped.datasets
         assert all(told.network(name) == shipped.network(name) for name in shipped.networks)
+
+
+READS = {
+    "train_network.py": """
+from library import train_util
+class NetworkTrainer:
+    def train(self, args):
+        metadata = {"ss_clip_skip": args.clip_skip, "ss_seed": args.seed}
+        self.loss(args)
+        train_util.noise(args)
+        return getattr(args, "late", None)
+    def loss(self, args):
+        return args.min_snr_gamma
+    def sample_images(self, args):
+        return args.preview
+""",
+    "flux_train_network.py": """
+import train_network
+class FluxNetworkTrainer(train_network.NetworkTrainer):
+    def loss(self, args):
+        return super().other(args) or args.guidance_scale
+""",
+    "library/train_util.py": """
+def noise(args):
+    return args.noise_offset
+""",
+}
+
+
+def test_options_that_a_script_never_reads_are_followed_from_train(tmp_path):
+    for name, text in READS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    checkout = Checkout(SD_SCRIPTS, tmp_path)
+    own = source_reads.reads(checkout, checkout.root / "train_network.py")
+    assert own == {"min_snr_gamma", "noise_offset", "late"}  # neither metadata nor previews
+    assert source_reads.never_read(checkout) == {
+        "flux_train_network.py": ["min_snr_gamma"], "train_network.py": ["guidance_scale"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", TRAINERS, ids=lambda family: family.name)
+def test_what_is_shipped_as_never_read_is_so_in_a_checkout(family):
+    home = os.environ.get(family.home)
+    if not home:
+        pytest.skip(f"needs {family.home}")
+    of_checkout = source_reads.never_read(Checkout(family, Path(home)))
+    for script, names in of_checkout.items():
+        assert {*Schema(family).unread(script)} <= {*names}, script
+    if family is SD_SCRIPTS:
+        assert {"noise_offset", "clip_skip", "min_snr_gamma"} <= {*Schema(family).unread("flux_train_network.py")}
 
 
 def test_lycoris_has_the_algorithms_and_presets_that_the_rules_name():

@@ -49,18 +49,18 @@ def test_another_rank_network_optimizer_and_rate(folder):
         folder,
         Network({name: tuple(2 * size if size == 4 else size for size in shape) for name, shape in MATRICES.items()}),
     )
-    assert rank.startswith("error: the state has other shapes in 2 tensors, as of another rank")
+    assert rank.startswith("error: resume: the state has other shapes in 2 tensors, as of another rank")
     (network,) = said(folder, Network({"lycoris_a.lokr_w1": (2, 2)}))
     assert "of another network: 1 of its 1 tensors are not in it, and 2 others are" in network
     (other,) = said(folder, made=optimizer(torch.optim.SGD, momentum=0.9))
-    assert other == "error: the state is another optimizer's: dampening, momentum, nesterov of SGD is not in it"
+    assert other == "error: resume: the state is another optimizer's: dampening, momentum, nesterov of SGD is not in it"
     (rate,) = said(folder, made=optimizer(lr=5e-4))
-    assert rate == "warning: the state's learning rates count, 0.0001, and not those of this run, 0.0005"
+    assert rate == "warning: resume: the state's learning rates count, 0.0001, and not those of this run, 0.0005"
 
 
 def test_other_groups_and_damage(folder):
     torch.save({"state": {}, "param_groups": [{"params": [0]}, {"params": [1]}]}, folder / "optimizer.bin")
-    assert said(folder)[0] == "error: the state has param groups of 1, 1 tensors, and this run makes 2"
+    assert said(folder)[0] == "error: resume: the state has param groups of 1, 1 tensors, and this run makes 2"
     (folder / "optimizer.bin").write_bytes(b"not a state")
     assert "cannot be read as an optimizer's state" in said(folder)[0]
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)

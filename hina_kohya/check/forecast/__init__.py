@@ -45,7 +45,7 @@ class Forecast:
     state_bytes: what the optimizer keeps between steps; None where it could not be measured (a warning says why)
     techniques : of our optimizers, what acts on how many tensors
     estimated  : the network was not the real one; a warning says what is missing
-    resume     : how the state that is resumed from differs, each beginning with `error: ` or `warning: `
+    faults     : of its layers, and of the state that is resumed from, each beginning with `error: ` or `warning: `
     """
 
     architecture: str
@@ -57,7 +57,7 @@ class Forecast:
     techniques: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     estimated: bool = False
-    resume: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> int:
@@ -154,7 +154,7 @@ def _read(request: Mapping[str, Any], said: Mapping[str, Any]) -> Forecast:
         techniques=tuple(said.get("techniques", ())),
         warnings=tuple(said["warnings"]),
         estimated=said["estimated"],
-        resume=tuple(said.get("resume", ())),
+        faults=tuple(said.get("faults", ())),
     )
 
 
@@ -177,13 +177,8 @@ def table(forecast: Forecast) -> str:
     sizes = f"optimizer state {state}; adapter file {_size(forecast.file_bytes)} in fp16"
     techniques = [f"techniques: {'; '.join(forecast.techniques)}"] if forecast.techniques else []
     return "\n".join(
-        [title, *lines, sizes, *techniques, *(f"note: {each}" for each in forecast.warnings), *_resumed(forecast)]
+        [title, *lines, sizes, *techniques, *(f"note: {each}" for each in forecast.warnings), *forecast.faults]
     )
-
-
-def _resumed(forecast: Forecast) -> list[str]:
-    """Errors and warnings about the state, in the form of findings."""
-    return [each.replace(": ", ": resume: ", 1) for each in forecast.resume]
 
 
 def _row(group: Group) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
 """What `forecast` asks of its process: a network and its groups, told in steps, each saying how far it came."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hina_kohya.check.forecast import layers
 from hina_kohya.check.forecast.network import Made, Request, Tell, make
 from hina_kohya.check.forecast.optimizer import Chosen, Pairs, choose, measured, samples
 from hina_kohya.check.forecast.resume import differences
@@ -34,7 +36,7 @@ def run(request: Request, tell: Tell) -> None:
         file_bytes=2 * made.saved,
         estimated=bool(made.estimated),
         warnings=_warnings(request, made, pairs, chosen),
-        resume=[*differences(Path(request.resume), made.network, made.groups, optimizer)] if request.resume else [],
+        faults=[*_faults(request, made, optimizer)],
     )
     tell(stage="state")
     if optimizer is None:
@@ -44,6 +46,13 @@ def run(request: Request, tell: Tell) -> None:
     else:
         state_bytes, warnings = measured(chosen, made.groups, pairs)
         tell(state_bytes=state_bytes, warnings=warnings)
+
+
+def _faults(request: Request, made: Made, optimizer: Any) -> Iterator[str]:
+    if request.resume:
+        yield from differences(Path(request.resume), made.network, made.groups, optimizer)
+    if not made.estimated:
+        yield from layers.faults(made.network)
 
 
 def _pairs(made: Made) -> list[Pairs]:

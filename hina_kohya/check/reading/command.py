@@ -62,8 +62,7 @@ def _of(form: Form, name: str, file: Path | None, words: tuple[str, ...]) -> Sou
     launched = _MODULE in before or [_name(word) for word in before[:2]] == ["hina-kohya", "launch"]
     base = _config_file(after)
     values, sections, repeated = (base.values, base.sections, base.repeated) if base else ({}, {}, {})
-    asides = base.asides if base else {}
-    return Source(form, name, file, values, sections, repeated, after, script=script, launched=launched, asides=asides)
+    return Source(form, name, file, values, sections, repeated, after, script=script, launched=launched)
 
 
 def _position(words: Sequence[str]) -> int | None:

@@ -37,7 +37,7 @@ _WHOLE = (
 )  # fmt: skip
 _NOT_FOR_DIT = ("clip_skip", "max_token_length")
 _ATTENTION = ("xformers", "sdpa")
-_ZERO_IS_UNSET = ("vae_batch_size", "max_data_loader_n_workers", "learning_rate")
+_ZERO_IS_UNSET = ("vae_batch_size", "max_data_loader_n_workers", "learning_rate", "max_train_steps")
 _UNSEEN_STEPS = "kohya_ss computes it from the images of train_data_dir when it starts the run"
 
 

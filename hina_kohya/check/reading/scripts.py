@@ -142,7 +142,8 @@ class _Script:
     def _of_variable(self, found: re.Match[str]) -> str | tuple[str, ...]:
         groups = found.groupdict()
         name = groups.get("name") or groups.get("plain") or ""
-        if name and self._key(name) not in self.variables and groups.get("default") is not None:
+        # An empty default is one that the environment has to fill.
+        if name and self._key(name) not in self.variables and groups.get("default"):
             return groups["default"]
         value = self.variables.get(self._key(name)) if name else None
         return f"\0{name or found[0].strip('$%`')}\0" if value is None else value

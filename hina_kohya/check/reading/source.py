@@ -46,7 +46,6 @@ class Source:
     named   : scripts that the text names, as in a comment that says how to start it
     script  : the script that the command starts, "" if there is none
     launched: the command starts it with the hooks installed
-    asides  : keys that only a GUI reads
     dropped : options whose 0 a GUI leaves out, although the trainer's default is another
     unseen  : what was not looked at
     tables  : what the dataset file holds, None where there is none that can be read; tables_file: that file
@@ -66,7 +65,6 @@ class Source:
     named: tuple[str, ...] = ()
     script: str = ""
     launched: bool = False
-    asides: Mapping[str, Any] = dc.field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     unseen: tuple[Unseen, ...] = ()
     tables: Mapping[str, Any] | None = None
@@ -86,6 +84,17 @@ class Source:
             repeated={**self.repeated, **read.repeated},
             unseen=(*self.unseen, *(Unseen(*pair) for pair in read.unknown)),
         )
+
+    @property
+    def unseen_options(self) -> set[str]:
+        """Options that are given, with a value that is not known."""
+        words = (each.what.split(" ", 1)[0] for each in self.unseen)
+        return {word.removeprefix("--") for word in words if word.startswith("--")}
+
+    @property
+    def has_unseen_words(self) -> bool:
+        """Whether a variable may hold further options."""
+        return any(each.what.startswith(("$", "%")) for each in self.unseen)
 
     def with_tables(self, dataset_config: Any) -> "Source":
         """The same with its dataset file read, if there is one that can be."""

@@ -6,7 +6,7 @@ from functools import lru_cache
 from importlib import import_module
 from pkgutil import iter_modules
 
-from hina_kohya.check.finding import Finding
+from hina_kohya.check.finding import Finding, Level
 from hina_kohya.check.run import Run
 from hina_kohya.trainers.trainer import Trainer
 
@@ -14,6 +14,7 @@ Rule = Callable[[Run], Iterable[Finding]]
 
 _RULES: dict[str, Rule] = {}
 _ONLY_FOR: dict[str, Trainer] = {}
+_ABOUT_WHAT_IS_MISSING = ("missing", "missing_for_musubi", "model_missing", "rank_missing", "lr_left_out")
 
 
 def rule(function: Rule) -> Rule:
@@ -37,6 +38,15 @@ def rules() -> dict[str, Rule]:
     return _RULES
 
 
+def _is_unseen(finding: Finding, run: Run) -> bool:
+    """Whether it is about an option whose value, or whose absence, only running the shell would tell."""
+    if finding.level is Level.NOT_LOOKED_AT:
+        return False
+    return finding.key in run.source.unseen_options or (
+        finding.rule in _ABOUT_WHAT_IS_MISSING and run.source.has_unseen_words
+    )
+
+
 @lru_cache(maxsize=1)
 def _import_all() -> None:
     for module in iter_modules(__path__, f"{__name__}."):
@@ -51,4 +61,5 @@ def findings(run: Run) -> list[Finding]:
         if _ONLY_FOR.get(name, run.schema.trainer) is run.schema.trainer
     ]
     found = [dc.replace(each, rule=each.rule or name) for name, check in about for each in check(run)]
+    found = [each for each in found if not _is_unseen(each, run)]
     return sorted(found, key=lambda each: each.level.rank)

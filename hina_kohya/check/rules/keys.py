@@ -13,6 +13,7 @@ from hina_kohya.check.reading.source import COMMAND_LINE
 from hina_kohya.check.rules import rule
 from hina_kohya.check.run import Run
 from hina_kohya.check.schema import LYCORIS, scripts_with
+from hina_kohya.check.spelling import alike
 from hina_kohya.core.hyper import nearest
 from hina_kohya.trainers.facts import foreign_names
 
@@ -26,18 +27,20 @@ _NAMED = 50
 @rule
 def unknown_key(run: Run) -> Iterator[Finding]:
     unknown = [key for key in run.source.values if key not in run.options and key not in _OF_THE_FILE]
-    harmless = [
-        key for key in unknown if key not in run.source.typed and not _type_of_network(key, run) and _program(key)
-    ]
-    rest = [key for key in unknown if key not in {*harmless}]
+    silent = [key for key in unknown if key not in run.source.typed and not _type_of_network(key, run)]
+    of_programs = {key: name for key in silent if (name := _program(key))}
+    idle = [key for key in silent if key not in of_programs and _asks_nothing(run.source.values[key])]
+    rest = [key for key in unknown if key not in of_programs and key not in {*idle}]
     for key in rest[:_NAMED]:
         yield _about(key, run.source.values[key], run)
     if len(rest) > _NAMED:
         what = f"and {len(rest) - _NAMED:,} keys more that nobody reads; is this the file that was meant?"
         yield warning(rest[_NAMED], what, f"read: {run.at('read_config_from_file')}")
-    for program in dict.fromkeys(map(_program, harmless)):
-        keys = [key for key in harmless if _program(key) == program]
+    for program in dict.fromkeys(of_programs.values()):
+        keys = [key for key, name in of_programs.items() if name == program]
         yield note(keys[0], f"keys that {program} writes for itself, and no trainer reads: {_some(keys)}")
+    if idle:
+        yield note(idle[0], f"keys that ask for nothing, and no trainer reads: {_some(idle)}")
 
 
 def _about(key: str, value: Any, run: Run) -> Finding:
@@ -67,8 +70,9 @@ def _meaning(key: str, value: Any, run: Run) -> tuple[str, Edit | None]:  # noqa
     if edit := _type_of_network(key, run):
         return f"{run.schema.trainer.name} does not know it; LyCORIS makes such a network", edit
     if (edit := _foreign(key, plain, value, run)) is not None:
-        others = "; ".join(each for each in edit.keys if each != key)
-        return f"{run.schema.trainer.name} {'takes it in' if edit.words else 'calls it'} {others}", edit
+        place = ", ".join(each for each in edit.keys if each != key)
+        verb = "it belongs into" if edit.words else f"{run.schema.trainer.name} calls it"
+        return f"{verb} {place}", edit
     if near := _near(plain, tuple(run.options)):
         given = f"; {near[0]} is given, too" if near[0] in run.source.values else f"; did you mean {near[0]}?"
         edit = drop(key) if near[0] in run.source.values else _renamed(key, near[0], value, run)
@@ -79,7 +83,7 @@ def _meaning(key: str, value: Any, run: Run) -> tuple[str, Edit | None]:  # noqa
 @lru_cache(maxsize=1024)
 def _near(name: str, known: tuple[str, ...]) -> list[str]:
     """The one option that is spelt alike; remembered, since every line that is tried asks again."""
-    return nearest(name, known)[:1]
+    return [each for each in nearest(name, known)[:1] if alike(name, each)]
 
 
 def _renamed(key: str, name: str, value: Any, run: Run) -> Edit | None:
@@ -91,6 +95,10 @@ def _renamed(key: str, name: str, value: Any, run: Run) -> Edit | None:
 
 
 def _foreign(key: str, plain: str, value: Any, run: Run) -> Edit | None:
+    if plain in foreign_names.TWO_ENCODERS and "text_encoder_lr" not in run.source.values:
+        rates = [run.source.values.get(each) for each in foreign_names.TWO_ENCODERS]
+        rates = [each for each in rates if isinstance(each, float) or (isinstance(each, str) and _is_number(each))]
+        return drop(*foreign_names.TWO_ENCODERS) + put(text_encoder_lr=[float(each) for each in rates])
     name = foreign_names.OPTIONS.get(plain, "")
     if name in run.options:
         return _renamed(key, name, value, run)
@@ -107,8 +115,12 @@ def _type_of_network(key: str, run: Run) -> Edit | None:
     kind = foreign_names.ALGORITHMS.get(str(value).lower()) if key in foreign_names.TYPES_OF_NETWORKS else None
     if kind is None or kind in (run.network.algorithm, run.network.arguments.get("algo")):
         return None
-    module = put(network_module=LYCORIS) if not run.network.is_lycoris else Edit()
-    return drop(key) + module + argument(NETWORK_ARGS, run.words(NETWORK_ARGS), "algo", kind)
+    words = run.words(NETWORK_ARGS)
+    edit = drop(key) + argument(NETWORK_ARGS, words, "algo", kind)
+    if run.network.is_lycoris:
+        return edit
+    # LyCORIS' own default stops on SD 1.x.
+    return edit + put(network_module=LYCORIS) + argument(NETWORK_ARGS, words, "preset", "attn-mlp")
 
 
 def _text(option: str, value: Any) -> str:
@@ -118,6 +130,18 @@ def _text(option: str, value: Any) -> str:
 
 def _program(key: str) -> str:
     return next((name for name, keys in foreign_names.OF_PROGRAMS.items() if key in keys), "")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _asks_nothing(value: Any) -> bool:
+    return value is False or value in ("", None, [], {})
 
 
 def _some(keys: list[str]) -> str:
@@ -135,6 +159,15 @@ def repeated_key(run: Run) -> Iterator[Finding]:
                 what = f"several sections give it ({values_given}); the last one counts"
                 evidence = f"sections are flattened into one ({run.at('read_config_from_file')})"
             yield warning(key, what, evidence, put(**{key: given[-1]}))
+
+
+@rule
+def zero_left_out(run: Run) -> Iterator[Finding]:
+    """kohya_ss writes no option that is 0, and the trainer's default may be another number."""
+    for key in (each for each in run.source.dropped if each in run.options):
+        what = f"the GUI leaves a 0 out, and the trainer's default is {run.options[key].unset}"
+        evidence = "read: train_model in kohya_gui/lora_gui.py"
+        yield warning(key, what, evidence, advice=f"write it into additional_parameters: --{key} 0")
 
 
 @rule

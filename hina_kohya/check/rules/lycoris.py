@@ -31,7 +31,7 @@ READERS = {
     "block_size": ("dylora",),
     **dict.fromkeys(("constraint", "rescaled"), ("diag-oft", "boft")),
 }
-_SWITCHES = (
+SWITCHES = (
     "use_scalar", "train_norm", "rescaled", "dora_wd", "wd_on_output", "full_matrix", "bypass_mode", "rs_lora",
     "unbalanced_factorization", "train_t5xxl", "train_llm_adapter", "use_tucker",
 )  # fmt: skip
@@ -116,7 +116,7 @@ def argument_of_another_algorithm(run: Run) -> Iterator[Finding]:
 def switch_stays_on(run: Run) -> Iterator[Finding]:
     """LyCORIS takes every text but `false` for true, and for decompose_both any text at all."""
     for name, text in run.network.arguments.items() if run.network.is_lycoris else ():
-        if name in _SWITCHES and text.lower() in _NO:
+        if name in SWITCHES and text.lower() in _NO:
             what = f"{name}={text} turns it on: only the word false is off"
             yield warning(OPTION, what, "its source: str_bool in lycoris/utils", _changed(run, name, "false"))
         elif name == "decompose_both" and text.lower() in (*_NO, "false"):

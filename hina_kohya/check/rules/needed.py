@@ -86,7 +86,7 @@ def _is_filled_in_later(run: Run, key: str) -> bool:
 
 def _unseen(run: Run, key: str) -> bool:
     """Whether it is given by a shell's variable whose value is not known."""
-    return any(each.what.startswith(f"--{key} ") for each in run.source.unseen)
+    return key in run.source.unseen_options
 
 
 @rule_of(SD_SCRIPTS)

@@ -8,7 +8,9 @@ from hina_kohya.check.finding import Finding, error, missing, not_looked_at, war
 from hina_kohya.check.network import OPTION, adlrns_arguments
 from hina_kohya.check.optimizer import OPTION as OPTIMIZER_ARGS
 from hina_kohya.check.rules import rule
+from hina_kohya.check.rules.lycoris import SWITCHES
 from hina_kohya.check.run import Run
+from hina_kohya.check.spelling import alike
 from hina_kohya.core.hyper import nearest
 from hina_kohya.trainers import network_args
 from hina_kohya.trainers.call_sites import Outcome
@@ -218,8 +220,13 @@ def _meant(run: Run, name: str) -> Edit:
     if (option := foreign_names.OPTIONS.get(name, name)) in run.options and option not in run.source.values:
         meant = values.meant(run.options[option], value)
         return gone if meant is None else gone + put(**{option: meant})
-    near = nearest(name, reads)[:1]
+    near = [each for each in nearest(name, reads)[:1] if alike(name, each) and _takes(each, value)]
     return gone + argument(OPTION, words, near[0], value) if near and near[0] not in network.arguments else gone
+
+
+def _takes(name: str, value: str) -> bool:
+    """Whether a value can be one of an argument: a switch's words are no number's."""
+    return (value.lower() in ("true", "false")) == (name in SWITCHES)
 
 
 def _wrapped(run: Run) -> Edit:

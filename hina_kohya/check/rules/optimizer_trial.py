@@ -45,7 +45,7 @@ def _schedule(run: Run) -> Any:
         run.optimizer.lower.endswith("schedulefree")
         or refused
         or not (kind or words)
-        or run.schema.trainer is not SD_SCRIPTS
+        or (not kind and str(run.args["lr_scheduler"]).lower() in schedulers.OF_MUSUBI)
     ):
         return None
     calling = schedulers.calling(run.args, arguments)

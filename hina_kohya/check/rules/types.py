@@ -1,6 +1,7 @@
 """Values of the wrong type or outside the choices: argparse would refuse them, a TOML lets them through."""
 
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any
 
 from hina_kohya.check import placeholders, values
@@ -128,7 +129,8 @@ def steps_as_fraction(run: Run) -> Iterator[Finding]:
 @rule
 def not_finite(run: Run) -> Iterator[Finding]:
     for key, value in run.source.values.items():
-        if isinstance(value, float) and value - value != 0 and key in run.options:
+        option = run.options.get(key)
+        if option and option.type in ("float", "steps") and isinstance(value, float) and not isfinite(value):
             yield error(key, f"{value} is no number to train with", "OverflowError, or a NaN loss", drop(key))
 
 

@@ -45,6 +45,8 @@ OPTIONS = {
     **dict.fromkeys(("clip_grad_norm", "gradient_clipping"), "max_grad_norm"),
     **dict.fromkeys(("cache_latent",), "cache_latents"),
 }
+# Of guides that give each text encoder an option; sd-scripts has a list.
+TWO_ENCODERS = ("text_encoder_lr1", "text_encoder_lr2")
 # Names that are arguments of optimizers, and belong into optimizer_args.
 OF_OPTIMIZERS = (
     "weight_decay", "betas", "beta1", "beta2", "beta3", "eps", "d_coef", "d0", "decouple", "use_bias_correction",
@@ -77,7 +79,7 @@ ALGORITHMS = {
     "lokr": "lokr", "loha": "loha", "locon": "locon", "ia3": "ia3", "dylora": "dylora", "glora": "glora",
     "diag-oft": "diag-oft", "boft": "boft", "lycoris/lokr": "lokr", "lycoris/loha": "loha", "lycoris/locon": "locon",
 }  # fmt: skip
-TYPES_OF_NETWORKS = ("lora_type", "LoRA_type", "network_type", "lycoris_algo", "adapter_type")
+TYPES_OF_NETWORKS = ("algo", "lora_type", "LoRA_type", "network_type", "lycoris_algo", "adapter_type")
 # Keys that programs write for themselves beside options: they do no harm. program -> its keys
 OF_PROGRAMS = {
     "the kohya_ss GUI": (
