@@ -23,19 +23,14 @@ MISTAKES = (
 def rehearse(
     path: str, arguments: dict[str, Any], lr: float | None, dtype: str, schedule: Any, short: bool
 ) -> dict[str, Any]:
-    said = _Said()
-    logger = logging.getLogger("hina_kohya")
-    logger.addHandler(said)
-    found: dict[str, Any] = {"stage": "import"}
+    found: dict[str, Any] = {"stage": "import", "lines": []}
     try:
         with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
             _steps(found, path, arguments, lr, dtype, schedule)
     except MISTAKES as mistake:
         found |= {"error": type(mistake).__name__, "message": str(mistake)[:500]}
         found |= {"near": _near(path, short)} if found["stage"] == "import" else {}
-    finally:
-        logger.removeHandler(said)
-    return found | {"lines": said.lines}
+    return found
 
 
 def _steps(
@@ -61,7 +56,8 @@ def _steps(
     ]
     before = [param.detach().clone() for param in params]
     make: Any = cls
-    optimizer: Any = make([{"params": params} | ({} if lr is None else {"lr": lr})], lr=lr, **arguments)
+    with _Said(found["lines"]):  # what is said later is about these two matrices
+        optimizer: Any = make([{"params": params} | ({} if lr is None else {"lr": lr})], lr=lr, **arguments)
     found["stage"] = "reload"
     optimizer.load_state_dict(optimizer.state_dict())  # as accelerate does when it wraps one
     if found["modes"]:
@@ -99,11 +95,17 @@ def _near(path: str, short: bool) -> list[str]:
 
 
 class _Said(logging.Handler):
-    """The warnings that our optimizers log about arguments."""
+    """Takes down the warnings that our optimizers log about arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self, lines: list[str]):
         super().__init__(logging.WARNING)
-        self.lines: list[str] = []
+        self.lines = lines
+
+    def __enter__(self) -> None:
+        logging.getLogger("hina_kohya").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("hina_kohya").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
