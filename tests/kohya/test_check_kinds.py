@@ -7,6 +7,7 @@ import pytest
 
 from hina_kohya.check import printing, report
 from hina_kohya.check.finding import Level
+from hina_kohya.cli.check import main
 from tests.kohya import places
 
 BASE = {
@@ -377,6 +378,60 @@ def test_two_broken_things_of_one_list_have_one_line(check):
     found = check(FLUX + 'network_args = ["split_qkv=True", "rank_dropout=0.1"]')
     assert [each.rule for each in grave(found)] == ["flux_layers_split", "rank_dropout_of_split_layers"]
     assert len([line for remedy in found.remedies for _, line in remedy.steps]) == 1
+
+
+# 8: resume. The state that such a run writes, of rank 1
+RESUMED = lycoris("algo=lora", "preset=attn-mlp").replace("'", '"') + '\nresume = "state"\nmax_train_steps = 1000\n'
+WRITTEN = """
+import json, sys
+import torch
+from safetensors.torch import save_file
+from hina_kohya.check.forecast.network import Request, make
+given = dict(architecture="sd15", network_module="lycoris.kohya", network_dim=1, network_alpha=1.0,
+             network_args={"algo": "lora", "preset": "attn-mlp"}, learning_rate=1e-4, unet_lr=None,
+             text_encoder_lr=None, train_unet=True, train_text_encoder=True, optimizer_type="AdamW",
+             optimizer_args=[], sd_scripts=None, hooked=False, dtype="float32", resume=None)
+made = make(Request(**given), lambda **said: None)
+tensors = made.network.state_dict()
+save_file({name: torch.zeros(tensor.shape) for name, tensor in tensors.items()}, "state/model.safetensors")
+torch.save(torch.optim.AdamW(made.groups, 1e-4).state_dict(), "state/optimizer.bin")
+torch.save({"base_lrs": [group["lr"] for group in made.groups], "last_epoch": 500}, "state/scheduler.bin")
+json.dump({"current_epoch": 1, "current_step": 500}, open("state/train_state.json", "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    """Written in a process of its own, since LyCORIS keeps presets in classes."""
+    folder = tmp_path_factory.mktemp("written")
+    (folder / "state").mkdir()
+    subprocess.run([sys.executable, "-c", WRITTEN], cwd=folder, check=True, capture_output=True)
+    return folder / "state"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said", "code"),
+    [
+        ("network_dim = 1", "", 0),
+        ("network_dim = 2", "error: resume: the state has other shapes", 1),
+        (
+            'network_dim = 1\nnetwork_args = ["algo=lokr", "preset=attn-mlp"]',
+            "error: resume: the state is of another network", 1,
+        ),
+        ('network_dim = 1\noptimizer_type = "SGDNesterov"', "error: resume: the state is another optimizer's", 1),
+        ("network_dim = 1\nlearning_rate = 5e-4", "warning: resume: the state's learning rates count", 0),
+        ("network_dim = 1\nnetwork_train_unet_only = true", "error: resume: the state has param groups", 1),
+        ("network_dim = 1\nmax_train_steps = 500", "500 steps are asked for, and the state of state is at 500", 1),
+    ],
+)  # fmt: skip
+def test_the_state_that_a_run_resumes_from_is_compared(check, state, tmp_path, capsys, lines, said, code):
+    (tmp_path / "state").symlink_to(state, target_is_directory=True)
+    keys = {line.partition(" =")[0] for line in lines.splitlines()}
+    check("\n".join([*(line for line in RESUMED.splitlines() if line.partition(" =")[0] not in keys), lines]))
+    assert main(["c.toml"]) == code
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert ("resume: " in printed) is said.startswith(("error: resume", "warning: resume"))
 
 
 # 10: what sd-scripts does with an optimizer's name
