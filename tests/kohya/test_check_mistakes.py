@@ -140,6 +140,7 @@ MISTAKES = {
     LYCORIS + 'network_args = ["algo=full", "preset=attn-mlp"]\nscale_weight_norms = 1.0': (
         "norms_not_scaled scale_weight_norms"
     ),
+    "multires_noise_discount = 0.2": "read_with_another_only multires_noise_discount",
     "zero_terminal_snr = true": "snr_without_v_prediction zero_terminal_snr",
     'optimizer_type = "SGDNesterov8bit"': "no_nesterov_in_8_bits optimizer_type",
     # what is needed
@@ -244,7 +245,8 @@ OF_OTHER_TRAINERS = {
 WARNINGS = {
     "unknown_key", "steps_as_fraction", "switch_stays_on", "loraplus_without_effect", "schedule_option_unread",
     "lr_left_out", "captions_not_found", "rank_dropout_on_cuda", "dora_bypassed", "dropout_without_effect",
-    "norms_not_scaled", "snr_without_v_prediction", "no_nesterov_in_8_bits", "option_never_read",
+    "norms_not_scaled", "read_with_another_only", "snr_without_v_prediction", "no_nesterov_in_8_bits",
+    "option_never_read",
     "repeated_key", "warmup_longer_than_run", "schedule_ignored", "text_encoder_lr_ignored",
     "unet_lr_ignored", "second_lr_ignored", "lr_near_one", "adafactor_ignores_lr", "rank_missing",
     "argument_twice", "argument_idle", "never_in_eval_mode", "came_without_warmup", "eight_bit_on_lokr",

@@ -45,6 +45,7 @@ class Forecast:
     state_bytes: what the optimizer keeps between steps; None where it could not be measured (a warning says why)
     techniques : of our optimizers, what acts on how many tensors
     estimated  : the network was not the real one; a warning says what is missing
+    faster     : what would save time, "" for nothing
     faults     : of its layers, and of the state that is resumed from, each beginning with `error: ` or `warning: `
     """
 
@@ -58,6 +59,7 @@ class Forecast:
     warnings: tuple[str, ...] = ()
     estimated: bool = False
     faults: tuple[str, ...] = ()
+    faster: str = ""
 
     @property
     def tensors(self) -> int:
@@ -155,6 +157,7 @@ def _read(request: Mapping[str, Any], said: Mapping[str, Any]) -> Forecast:
         warnings=tuple(said["warnings"]),
         estimated=said["estimated"],
         faults=tuple(said.get("faults", ())),
+        faster=said.get("faster", ""),
     )
 
 
@@ -177,7 +180,15 @@ def table(forecast: Forecast) -> str:
     sizes = f"optimizer state {state}; adapter file {_size(forecast.file_bytes)} in fp16"
     techniques = [f"techniques: {'; '.join(forecast.techniques)}"] if forecast.techniques else []
     return "\n".join(
-        [title, *lines, sizes, *techniques, *(f"note: {each}" for each in forecast.warnings), *forecast.faults]
+        [
+            title,
+            *lines,
+            sizes,
+            *techniques,
+            *(f"note: {each}" for each in forecast.warnings),
+            *filter(None, [forecast.faster]),
+            *forecast.faults,
+        ]
     )
 
 

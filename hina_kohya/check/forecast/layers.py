@@ -23,6 +23,8 @@ _MISTAKES = (
     ArithmeticError,
 )
 _OF_DEVICES = ("expected device", "same device", "on device")
+# class of LyCORIS's adapter -> milliseconds as it is, and with bypass_mode
+_REBUILT = {"LoConModule": (819, 346), "LokrModule": (849, 370)}
 _STEPS = 2  # a dropout by chance may leave the first one out
 
 
@@ -37,6 +39,31 @@ def faults(network: Any) -> Iterator[str]:
             elif _is_of_the_network(mistake):
                 what = f"{type(mistake).__name__}: {mistake}"
                 yield f"error: network_args: {kind} on {layer} stops in its first step: {what}"
+
+
+def faster(network: Any) -> str:
+    """What saves time: adapters of LyCORIS that rebuild a weight where adding to the output gives the same.
+
+    Silent for DoRA, which has to see the weight, for dropouts, which mean something else then, for convolutions and
+    other algorithms, which were not measured.
+    """
+    modules = _modules(network)
+    kinds = {type(module).__name__ for module in modules}
+    if not modules or len(kinds) > 1 or not kinds <= _REBUILT.keys() or not all(map(_could_be_added, modules)):
+        return ""
+    before, after = _REBUILT[kinds.pop()]
+    return (
+        f"faster: bypass_mode=True in network_args adds to the output of {len(modules):,} layers where each weight is "
+        f"rebuilt now: {before} to {after} ms (measured with LyCORIS 4.1.3: forward and backward of a Linear 1280 on "
+        "one CPU thread; not on a GPU)"
+    )
+
+
+def _could_be_added(module: Any) -> bool:
+    original = _original(module)
+    is_linear = type(original) is nn.Linear or (isinstance(original, nn.Conv2d) and original.kernel_size == (1, 1))
+    drops = module.rank_dropout or not isinstance(module.drop, nn.Identity)
+    return is_linear and not module.bypass_mode and not module.wd and not drops
 
 
 def _smallest(network: Any) -> dict[tuple[str, str], tuple[nn.Module, nn.Linear | nn.Conv2d]]:

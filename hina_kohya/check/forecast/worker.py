@@ -12,6 +12,7 @@ from hina_kohya.check.forecast.resume import differences
 from hina_kohya.core import report, roles
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.technique import Stage
+from hina_kohya.patch import targets
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.groups import named_groups
 from hina_kohya.trainers.network_args import RATIOS
@@ -37,6 +38,7 @@ def run(request: Request, tell: Tell) -> None:
         estimated=bool(made.estimated),
         warnings=_warnings(request, made, pairs, chosen),
         faults=[*_faults(request, made, optimizer)],
+        faster=_faster(request, made),
     )
     tell(stage="state")
     if optimizer is None:
@@ -46,6 +48,13 @@ def run(request: Request, tell: Tell) -> None:
     else:
         state_bytes, warnings = measured(chosen, made.groups, pairs)
         tell(state_bytes=state_bytes, warnings=warnings)
+
+
+def _faster(request: Request, made: Made) -> str:
+    """Before LyCORIS 4, LoKr forgot alpha where outputs are added. Who gives bypass_mode has decided."""
+    target = None if "bypass_mode" in request.network_args else targets.find_lycoris()
+    known = target is not None and int((target.version or "0").partition(".")[0]) >= 4
+    return layers.faster(made.network) if known and not made.estimated else ""
 
 
 def _faults(request: Request, made: Made, optimizer: Any) -> Iterator[str]:

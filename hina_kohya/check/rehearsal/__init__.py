@@ -17,7 +17,7 @@ from hina_kohya.trainers.facts.schedulers import Calling
 class Rehearsal:
     """How far it came.
 
-    stage  : import, class (it is none of an optimizer), make, reload, step, schedule, done
+    stage  : import, class (it is none of an optimizer), make, reload, step, schedule, schedule class (it is none), done
     error  : the name of what was raised there, "" for nothing; message: its text
     near   : names that could have been meant, where there is no such class
     accepts: names of the class's arguments

@@ -1,4 +1,4 @@
-"""Where an optimizer and a schedule are made and stepped. Only classes of torch.optim.Optimizer are made."""
+"""Where an optimizer and a schedule are made and stepped. Only classes of torch's kinds are made."""
 
 import contextlib
 import inspect
@@ -18,6 +18,8 @@ MISTAKES = (
     ImportError, AttributeError, TypeError, ValueError, KeyError, RuntimeError, AssertionError, IndexError,
     ArithmeticError, NotImplementedError, OSError, NameError, SyntaxError,
 )  # fmt: skip
+# Their functions, too, make schedules.
+_FUNCTIONS = ("transformers.optimization", "diffusers.optimization")
 
 
 def rehearse(
@@ -76,7 +78,12 @@ def _steps(
     found["stage"] = "schedule"
     if schedule is not None:
         module, _, name = schedule[0].rpartition(".")
-        scheduler = getattr(import_module(module), name)(optimizer, **schedule[1])
+        make = getattr(import_module(module), name)
+        is_one = isinstance(make, type) and issubclass(make, torch.optim.lr_scheduler.LRScheduler)
+        if not is_one and module not in _FUNCTIONS:
+            found |= {"stage": "schedule class", "message": f"a {type(make).__name__}"}
+            return
+        scheduler = make(optimizer, **schedule[1])
         for _ in range(2):
             scheduler.step()
     found["stage"] = "done"

@@ -1,5 +1,6 @@
 """Keys that the trainer does not read."""
 
+import ast
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -124,8 +125,17 @@ def _type_of_network(key: str, run: Run) -> Edit | None:
 
 
 def _text(option: str, value: Any) -> str:
-    """A value as a word of network_args or optimizer_args."""
-    return repr(value) if option != NETWORK_ARGS or isinstance(value, bool) else str(value)
+    """A value as a word of network_args or optimizer_args, which are read as Python."""
+    plain = isinstance(value, str) and _is_python(value) if option != NETWORK_ARGS else not isinstance(value, bool)
+    return str(value) if plain else repr(value)
+
+
+def _is_python(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return True
 
 
 def _program(key: str) -> str:

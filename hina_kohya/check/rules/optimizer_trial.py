@@ -108,7 +108,7 @@ def optimizer_refuses(run: Run) -> Iterator[Finding]:
 @rule
 def optimizer_stands_still(run: Run) -> Iterator[Finding]:
     trial, optimizer = rehearsed(run), run.optimizer
-    if trial is None or trial.stage not in ("schedule", "done"):
+    if trial is None or trial.stage not in ("schedule", "schedule class", "done"):
         return
     evidence = f"tried: two steps in {run.dtype}, the first with zero gradients"
     if not trial.finite:
@@ -123,9 +123,12 @@ def optimizer_stands_still(run: Run) -> Iterator[Finding]:
 @rule
 def schedule_refuses(run: Run) -> Iterator[Finding]:
     trial = rehearsed(run)
+    kind, words = run.args["lr_scheduler_type"], run.words(_SCHEDULE_ARGS)
+    if trial is not None and trial.stage == "schedule class":
+        what = f"{kind} is {trial.message}, and no class of torch's LRScheduler; it was not called"
+        yield not_looked_at("lr_scheduler_type", what)
     if trial is None or trial.stage != "schedule" or not trial.error:
         return
-    kind, words = run.args["lr_scheduler_type"], run.words(_SCHEDULE_ARGS)
     unknown = re.search(r"unexpected keyword argument '(\w+)'", trial.message)
     evidence = f"tried on the optimizer ({run.at('get_scheduler_fix')})"
     if not kind and trial.error == "ModuleNotFoundError":

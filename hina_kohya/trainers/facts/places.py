@@ -19,6 +19,7 @@ FILES = {
         ("BaseDataset.adjust_min_max_bucket_reso_by_steps", "BaseDataset.is_text_encoder_output_cacheable"),
         ("library/dataset.py", _BEFORE),
     ),
+    "get_noise_noisy_latents_and_timesteps": ("library/loss.py", _BEFORE),
     "load_user_config": ("library/config_util.py", "library/config_util.py"),
     "ConfigSanitizer": ("library/config_util.py", "library/config_util.py"),
     "verify_sdxl_training_args": ("library/sdxl_train_util.py", "library/sdxl_train_util.py"),
