@@ -44,10 +44,9 @@ def heading(results: list[dict]) -> str:
     checkouts = sorted(
         {f"{each['family']} {each['release']} ({each['commit'] or 'no commit known'})" for each in results}
     )
-    minutes = round(sum(each["seconds"] for each in results) / 60)
     count, failed = (sum(each["outcome"] in words for each in results) for words in (("passed", "failed"), ("failed",)))
     words = f"{datetime.date.today()}: {', '.join(checkouts)}; {_versions()}. {count} tests"
-    return f"{words}, {failed} failed; {minutes} minutes if one after the other.\n"
+    return f"{words}, {failed} failed.\n"
 
 
 def _versions() -> str:
