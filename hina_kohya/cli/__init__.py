@@ -20,11 +20,14 @@ COMMANDS = {
     "train": "teach a small text-to-image model new digits through an adapter",
 }
 UNEXPECTED = 70  # of sysexits.h: a fault of the program itself
+INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 _TRACEBACK = "--traceback"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="hina-kohya", description="Optimizers and adapters for sd-scripts.")
+    parser = argparse.ArgumentParser(
+        prog="hina-kohya", description="Optimizers and adapters for sd-scripts and musubi-tuner."
+    )
     parser.add_argument("--version", action="version", version=hina_kohya.__version__)
     parser.add_argument(_TRACEBACK, action="store_true", help="show where in the program an unexpected error came from")
     commands = "\n".join(f"  {name:10s} {doc}" for name, doc in COMMANDS.items())
@@ -41,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `hina-kohya ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
+    except KeyboardInterrupt:
+        print(f"hina-kohya {name}: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:  # the one border for what nobody expected: said in a line, with its exit code
         if shows:
             traceback.print_exc()
         said = " ".join(str(error).split()) or "nothing said"

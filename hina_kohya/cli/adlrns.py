@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from hina_kohya.adlrns import running
+from hina_kohya.cli.parser import Parser
 
 EXAMPLES = """examples:
   hina-kohya adlrns export lora.safetensors --mean-field -o plain.safetensors
@@ -17,7 +18,7 @@ EXAMPLE = """examples:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hina-kohya adlrns",
         description="ADLRNS: low-rank layers whose directions depend on the input's state, within a budget.",
         epilog=EXAMPLES,

@@ -11,6 +11,7 @@ from hina_kohya.check import printing, report
 from hina_kohya.check.finding import Level
 from hina_kohya.check.reading.command import is_command
 from hina_kohya.cli import checkout
+from hina_kohya.cli.parser import Parser
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.errors import UserError
 
@@ -123,7 +124,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hina-kohya check",
         usage="hina-kohya check [options] CONFIG.toml|COMMAND... [-- WORDS]",
         description="Read what a run of sd-scripts or musubi-tuner is started with as the trainer does, and say what "

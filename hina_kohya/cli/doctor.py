@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from hina_kohya.check.environment import Environment, Sites, look
 from hina_kohya.cli import checkout
+from hina_kohya.cli.parser import Parser
 from hina_kohya.patch import State, Status
 from hina_kohya.trainers.call_sites import Outcome
 from hina_kohya.trainers.errors import UserError
@@ -19,7 +20,7 @@ Exit status: 0 in order, 1 something is wrong here, 2 the command was wrong."""
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hina-kohya doctor",
         description="Versions, hashes, what is active, and what is known to break in this environment.",
         epilog=EXAMPLE,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hina_kohya.check.schema import Schema
 from hina_kohya.cli import check, checkout
+from hina_kohya.cli.parser import Parser
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.checkouts import TRAINERS, Checkout
 from hina_kohya.trainers.errors import UserError
@@ -21,7 +22,7 @@ EXAMPLE = """examples:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hina-kohya launch",
         usage="hina-kohya launch [--sd-scripts PATH] [--no-check] [accelerate's options] SCRIPT [the script's options]",
         description=DESCRIPTION,

@@ -7,6 +7,7 @@ import re
 import sys
 from typing import Any
 
+from hina_kohya.cli.parser import Parser
 from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.trainers import optimizer_names
 from hina_kohya.trainers.errors import UserError
@@ -21,7 +22,7 @@ EXAMPLE = """examples:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hina-kohya optimizers",
         description=f"Optimizers of the entry-point group {optimizer_names.GROUP!r}: this package's and anybody's.",
         epilog=EXAMPLE,

@@ -5,6 +5,7 @@ import sys
 
 from hina_kohya import patch
 from hina_kohya.cli import checkout
+from hina_kohya.cli.parser import Parser
 from hina_kohya.patch import Status
 from hina_kohya.patch.targets import TARGETS
 from hina_kohya.trainers.errors import UserError
@@ -22,7 +23,7 @@ EXAMPLE = """examples:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hina-kohya patch",
         description=DESCRIPTION,
         epilog=EXAMPLE,

@@ -33,3 +33,31 @@ def test_near_commands_are_named(typed, meant, capsys):
         main([typed])
     assert left.value.code == 2
     assert f"there is no command {typed}; did you mean {meant}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["check", "run.toml", "--frmat", "json"], "there is no option --frmat; did you mean --format"),
+        (["check", "--scrpt=sdxl_train_network.py", "run.toml"], "there is no option --scrpt; did you mean --script"),
+        (["doctor", "--sdscripts", "here"], "there is no option --sdscripts; did you mean --sd-scripts?"),
+        (["optimizers", "--alll"], "there is no option --alll; did you mean --all?"),
+        (["optimizers", "AdamW", "Lion"], "one word too many: Lion"),
+        (["patch", "status", "--ycoris"], "there is no option --ycoris; "),
+        (["adlrns", "show", "x.safetensors", "--output=y.png", "--bins", "2"], "there is no option --bins; "),
+    ],
+)
+def test_an_option_that_there_is_not(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted(_words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hina_kohya.cli.doctor.main", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "hina-kohya doctor: stopped\n"
