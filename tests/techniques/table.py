@@ -5,11 +5,14 @@ steps, `STRONG` has options with which it acts; where its mathematics is about t
 says so.
 """
 
+import math
+
 import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build, technique
 from hina_kohya.core.technique import REACH, Stage
+from tests import conftest
 
 STRONG = {
     "automagic_mask": {"bump": 0.3},
@@ -66,20 +69,8 @@ def limit(name, steps):
     return float(REACH if reach is None else reach) * MULTIPLIES.get(name, 1)
 
 
-SHAPES = {
-    "lora_unet_a.lora_down.weight": (4, 12),
-    "lora_unet_a.lora_up.weight": (10, 4),
-    "lora_unet_b.lora_down.weight": (4, 12),
-    "lora_unet_b.lora_up.weight": (10, 4),
-    "lora_unet_c.lora_down.weight": (4, 3, 3, 3),
-    "lora_unet_c.lora_up.weight": (6, 4, 1, 1),
-    "lora_unet_k.lokr_w1": (4, 4),
-    "lora_unet_k.lokr_w2_a": (8, 4),
-    "lora_unet_k.lokr_w2_b": (4, 12),
-    "lora_unet_d.dora_scale": (10, 1),
-    "head.weight": (7, 5),
-    "head.bias": (7,),
-}
+# The others have one element, in which nothing can be dead beside something that lives.
+SHAPES = {name: shape for name, shape in conftest.SHAPES.items() if math.prod(shape) > 1}
 # By how much a test makes each of them larger, where nothing that it is multiplied with has to grow along. The longer
 # side stays the longer one: which vectors are NorMuon's neurons goes by shape.
 MARGINS = {

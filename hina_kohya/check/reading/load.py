@@ -19,8 +19,8 @@ _HINTS = {
     "Duplicate keys": "keep one of the two lines",
     "Key name found without value": "write name = value; words of a command line belong into a .sh or .bat file",
 }
+_DEEPEST = 40  # levels of tables; a run has two
 # What the reader of TOML raises where it trips over a mistake, besides its own error.
-_DEEPEST = 40
 _TRIPS = (IndexError, KeyError, TypeError, ValueError, AttributeError, RecursionError, UnicodeError)
 
 
