@@ -231,12 +231,12 @@ def averages(seed: int, steps: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(seed)
     scale = torch.randn(8, 1, generator=generator).exp() * torch.randn(1, 640, generator=generator).exp()
     decays = torch.tensor(DECAYS).view(-1, 1, 1)
-    kept = [Kept(scale.expand(len(DECAYS), -1, -1), Slot.SIGNED, kind) for kind in (Exact(), EightBit(), BFloat16())]
+    moments = [Kept(scale.expand(len(DECAYS), -1, -1), Slot.SIGNED, kind) for kind in (Exact(), EightBit(), BFloat16())]
     for step in range(steps):
         g = scale * torch.randn(scale.shape, generator=generator)
-        for each in kept:
+        for each in moments:
             each.write(each.value * decays + (1 - decays) * g, step)
-    exact, *others = (each.value.flatten(1) for each in kept)
+    exact, *others = (each.value.flatten(1) for each in moments)
     eight, bf16 = (torch.cosine_similarity(other, exact).tolist() for other in others)
     return [{"decay": f"{decay:g}", "eight": a, "bf16": b} for decay, a, b in zip(DECAYS, eight, bf16, strict=True)]
 
@@ -275,8 +275,8 @@ def main(reporter: Callable[[str], None] = print) -> None:
         f"\nAll windows (1 %, median, 99 %) are in the JSON file. {time.perf_counter() - start:.0f} s.",
     ])  # fmt: skip
     reporter(markdown)
-    found = {"bounds": BOUNDS, "rows": rows, "averages": by_decay, "window": WINDOW, "curves": curves}
-    measure.write(options.output, {"env": env, **found}, markdown)
+    content = {"bounds": BOUNDS, "rows": rows, "averages": by_decay, "window": WINDOW, "curves": curves}
+    measure.write(options.output, {"env": env, **content}, markdown)
 
 
 if __name__ == "__main__":

@@ -214,17 +214,17 @@ def agreement(moments: dict[str, Tensor]) -> list[dict[str, Any]]:
         parts = EightBit().encode(x, slot, torch.zeros(1, 1, 1, dtype=torch.int32))
         mine = (parts[""][0].to(torch.int16) - first).to(torch.uint8)
         theirs, scale = Nearest(table).encode(x[0])
-        looked_up = LookUp(table).encode(x[0])[0]
+        lookup = LookUp(table).encode(x[0])[0]
         decoded, ours = LookUp(table).decode(mine, scale), EightBit().decode(parts, *x.shape[1:], slot)[0]
-        apart = (mine.to(torch.int16) - theirs.to(torch.int16)).abs()
+        distance = (mine.to(torch.int16) - theirs.to(torch.int16)).abs()
         size = x.square().mean().sqrt()
         rows.append({
             "code": f"{name}, root",
             "decode_equal": torch.equal(decoded, ours),
-            "different": apart.bool().float().mean().item(),
-            "largest": int(apart.max()),
-            "bnb_different": (looked_up != theirs).float().mean().item(),
-            "bnb_largest": int((looked_up.to(torch.int16) - theirs.to(torch.int16)).abs().max()),
+            "different": distance.bool().float().mean().item(),
+            "largest": int(distance.max()),
+            "bnb_different": (lookup != theirs).float().mean().item(),
+            "bnb_largest": int((lookup.to(torch.int16) - theirs.to(torch.int16)).abs().max()),
             "error_arithmetic": ((ours - x[0]).square().mean().sqrt() / size).item(),
             "error_table": ((Nearest(table).decode(theirs, scale) - x[0]).square().mean().sqrt() / size).item(),
         })  # fmt: skip
@@ -268,7 +268,9 @@ def moments_of(gradients: list[list[Tensor]]) -> dict[str, Tensor]:
     last = Replay([g.shape for g in gradients[0]], Exact(), Exact())
     for step in gradients:
         last.advance(step)
-    flat = {name: torch.cat([each.value.flatten() for each in kept]) for name, kept in (("m", last.m), ("v", last.v))}
+    flat = {
+        name: torch.cat([each.value.flatten() for each in moments]) for name, moments in (("m", last.m), ("v", last.v))
+    }
     return {name: x[: x.numel() // BLOCK * BLOCK].view(-1, BLOCK) for name, x in flat.items()}
 
 

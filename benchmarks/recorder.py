@@ -189,15 +189,15 @@ def _launches(name: str, args: Sequence[Any], ins: Sequence[Tensor]) -> int:
 
 def _of_lists(tensors: Sequence[Tensor], depth: int) -> int:
     """Launches of multi_tensor_apply: one whenever the tensors or the blocks of an argument list are full."""
-    launches = held = blocks = 0
+    launches = count = blocks = 0
     for tensor in tensors:
-        held += 1
+        count += 1
         chunks = math.ceil(tensor.numel() / _CHUNK)
         for chunk in range(chunks):
             blocks += 1
             last = chunk == chunks - 1
-            if (held == _LISTS[depth] and last) or blocks == _BLOCKS:
-                launches, blocks, held = launches + 1, 0, 0 if last else 1
+            if (count == _LISTS[depth] and last) or blocks == _BLOCKS:
+                launches, blocks, count = launches + 1, 0, 0 if last else 1
     return launches + (blocks > 0)
 
 
@@ -206,7 +206,7 @@ def _nbytes(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], o
     if name in _FREE:
         return 0
     total = 0
-    written = set()
+    targets = set()
     for position, argument in enumerate(func._schema.arguments):
         value = args[position] if position < len(args) else kwargs.get(argument.name)
         writes = argument.alias_info is not None and argument.alias_info.is_write
@@ -214,8 +214,8 @@ def _nbytes(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], o
             writes = False
         for x in _tensors(value):
             total += _stored(x) * (2 if writes and name not in _WRITES_ONLY else 1)
-            written |= {id(x)} if writes else set()
-    return total + sum(_stored(x) for x in outs if id(x) not in written)
+            targets |= {id(x)} if writes else set()
+    return total + sum(_stored(x) for x in outs if id(x) not in targets)
 
 
 def _stored(x: Tensor) -> int:

@@ -20,28 +20,28 @@ Tables = dict[str, dict[str, dict[str, Any]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", nargs="+", metavar="RELEASE=CHECKOUT")
-    given = dict(word.split("=", 1) for word in parser.parse_args().checkouts)
-    found = {release: checkouts.at(path) for release, path in given.items()}
-    newest = list(found.values())[-1]
+    paths = dict(word.split("=", 1) for word in parser.parse_args().checkouts)
+    sources = {release: checkouts.at(path) for release, path in paths.items()}
+    newest = list(sources.values())[-1]
     content = {
-        "releases": {release: checkout.commit for release, checkout in found.items()},
-        "trainers": merged({release: source_options.options_of_trainers(each) for release, each in found.items()}),
+        "releases": {release: checkout.commit for release, checkout in sources.items()},
+        "trainers": merged({release: source_options.options_of_trainers(each) for release, each in sources.items()}),
         "networks": source_networks.networks_of(newest),
         "datasets": source_networks.dataset_tables(newest),
-        "unread": unread(list(found.values())),
+        "unread": unread(list(sources.values())),
     }
     file = schema.shipped_file(newest.trainer)
     file.write_text(text(content), encoding="utf-8", newline="\n")
     print(f"{file}: {len(content['trainers']) - 1} scripts, {len(content['networks'])} networks")
 
 
-def unread(found: list[Checkout]) -> dict[str, list[str]]:
+def unread(sources: list[Checkout]) -> dict[str, list[str]]:
     """Options that a script has and never reads, in any of the releases."""
-    of_releases = [source_reads.never_read(each) for each in found]
+    of_releases = [source_reads.never_read(each) for each in sources]
     result = {}
     for script, names in of_releases[-1].items():
-        shared = set(names).intersection(*(each.get(script, names) for each in of_releases))
-        result[script] = sorted(shared & {*source_options.options_of(found[-1], script)})
+        common = set(names).intersection(*(each.get(script, names) for each in of_releases))
+        result[script] = sorted(common & {*source_options.options_of(sources[-1], script)})
     return result
 
 
@@ -51,13 +51,13 @@ def merged(releases: dict[str, Tables]) -> Tables:
     result: Tables = {}
     for script in scripts:
         result[script] = {}
-        having = {release: tables[script] for release, tables in releases.items() if script in tables}
-        for options in having.values():
+        by_release = {release: tables[script] for release, tables in releases.items() if script in tables}
+        for options in by_release.values():
             result[script] |= options
         for name, facts in result[script].items():
-            known = [release for release, options in having.items() if name in options]
-            if len(known) < len(releases):
-                result[script][name] = {**facts, "releases": known}
+            subset = [release for release, options in by_release.items() if name in options]
+            if len(subset) < len(releases):
+                result[script][name] = {**facts, "releases": subset}
     return result
 
 

@@ -32,23 +32,23 @@ COUNTS = (
 
 def cases() -> dict[str, Any]:
     options = json.loads((FACTS / "sd-scripts.json").read_text(encoding="utf-8"))["trainers"]["*"]
-    found = {"base": _case({})}
+    result = {"base": _case({})}
     for name, option in options.items():
         if option.get("list"):
             continue
         if option["type"] != "flag":
-            found[f"{name}=empty"] = _case({name: '""'})
+            result[f"{name}=empty"] = _case({name: '""'})
         if option["type"] in USUAL:
             usual = BASE.get(name, option.get("default", USUAL[option["type"]]))
-            found[f"{name}=text"] = _case({name: f'"{usual}"'})
+            result[f"{name}=text"] = _case({name: f'"{usual}"'})
             if option["type"] == "int":
-                found[f"{name}=float"] = _case({name: f"{float(usual)}"})
+                result[f"{name}=float"] = _case({name: f"{float(usual)}"})
         if "choices" in option:
-            found[f"{name}=outside"] = _case({name: '"nonsense"'})
+            result[f"{name}=outside"] = _case({name: '"nonsense"'})
     for name in COUNTS:
         kind = ".0" if options[name]["type"] == "float" else ""
-        found |= {f"{name}={least}": _case({name: f"{least}{kind}"}) for least in (0, -1)}
-    return found
+        result |= {f"{name}={least}": _case({name: f"{least}{kind}"}) for least in (0, -1)}
+    return result
 
 
 def _case(changes: dict[str, str]) -> dict[str, Any]:
@@ -63,16 +63,16 @@ _NOT_TOLD = ("save_model_as", "tokenizer_cache_dir")
 def table(outcomes: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     """option -> kind of value (empty, text, float, outside, 0, -1) -> how the run stops, or that nothing is trained."""
     assert outcomes["base"]["trainer"] == "trains"
-    found: dict[str, dict[str, str]] = {}
+    result: dict[str, dict[str, str]] = {}
     for case, outcome in outcomes.items():
         name, _, kind = case.partition("=")
-        said = outcome["trainer"]
-        if kind and said != "trains" and name not in _NOT_TOLD:
-            text = said.removeprefix("stops: ").removeprefix("voluptuous.error.").partition(" / ")[0]
-            found.setdefault(name, {})[kind] = re.sub(
+        verdict = outcome["trainer"]
+        if kind and verdict != "trains" and name not in _NOT_TOLD:
+            text = verdict.removeprefix("stops: ").removeprefix("voluptuous.error.").partition(" / ")[0]
+            result.setdefault(name, {})[kind] = re.sub(
                 r" for object value @ .*|Choose between.*|, but expected.*", "", text
             )[:90]
-    return found
+    return result
 
 
 if __name__ == "__main__":
@@ -80,5 +80,5 @@ if __name__ == "__main__":
     if what == "cases":
         Path(file).write_text(json.dumps(cases(), indent=1) + "\n", encoding="utf-8")
     else:
-        made = table(json.loads(Path(file).read_text(encoding="utf-8")))
-        (FACTS / "strictness.json").write_text(json.dumps(made, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        content = table(json.loads(Path(file).read_text(encoding="utf-8")))
+        (FACTS / "strictness.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -267,7 +267,7 @@ MUTANTS = [
     Mutant(
         "a frame for what its partner reads",
         "core/frames.py",
-        "and read.isdisjoint(indices)",
+        "and partners.isdisjoint(indices)",
         "",
         "tests/core/test_frames.py",
     ),

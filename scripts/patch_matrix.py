@@ -104,20 +104,20 @@ def lycoris_table(releases: Path, folder: Path, covered_only: bool) -> list[str]
 
 def try_lycoris(version: str, site: Path) -> str:
     sys.path.insert(0, str(site))
-    told = patch.inspect(LYCORIS)
-    assert told.target == targets.Target(LYCORIS, site, version, sys.executable)
-    assert told.state is State.NOT_PATCHED
-    assert told.file is not None
-    original = told.file.read_bytes()
-    patch.apply(told)
+    status = patch.inspect(LYCORIS)
+    assert status.target == targets.Target(LYCORIS, site, version, sys.executable)
+    assert status.state is State.NOT_PATCHED
+    assert status.file is not None
+    original = status.file.read_bytes()
+    patch.apply(status)
     from lycoris import kohya  # noqa: PLC0415
 
-    assert Path(kohya.__file__) == told.file
+    assert Path(kohya.__file__) == status.file
     decays = {}
     for algo, arguments in ALGOS.items():
         decays |= train(kohya, algo, arguments)
     patch.revert(patch.inspect(LYCORIS))
-    assert told.file.read_bytes() == original
+    assert status.file.read_bytes() == original
     assert patch.inspect(LYCORIS).state is State.NOT_PATCHED
     return ", ".join(f"{name} {decay:g}" for name, decay in sorted(decays.items()))
 
@@ -169,16 +169,16 @@ def sd_scripts_table(checkout: Path, folder: Path) -> list[str]:
 
 
 def try_sd_scripts(clone: Path, commit: str) -> str:
-    told = patch.inspect(SD_SCRIPTS, clone)
-    assert told.target is not None
-    assert told.target.version == commit
-    patch.apply(told)
+    status = patch.inspect(SD_SCRIPTS, clone)
+    assert status.target is not None
+    assert status.target.version == commit
+    patch.apply(status)
     assert git(clone, "status", "--porcelain") == " M library/__init__.py\n"
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(clone))
     import library  # noqa: PLC0415
 
-    assert Path(library.__file__) == told.file
+    assert Path(library.__file__) == status.file
     assert hooks.active()
     patch.revert(patch.inspect(SD_SCRIPTS, clone))
     assert git(clone, "status", "--porcelain") == ""

@@ -56,9 +56,9 @@ def run(script: str, words: list[str], folder: Path) -> dict[str, str]:
 
 
 def outcome(code: int, log: str, folder: Path) -> dict[str, str]:
-    refused = re.findall(r"^\S+\.py: error: (.*)$", log, re.MULTILINE)
-    if code == 2 and refused:
-        return {"parser": refused[-1][:200], "trainer": "stops: argparse"}
+    messages = re.findall(r"^\S+\.py: error: (.*)$", log, re.MULTILINE)
+    if code == 2 and messages:
+        return {"parser": messages[-1][:200], "trainer": "stops: argparse"}
     if code < 0:
         return {"parser": "ok", "trainer": "timeout" if code == -signal.SIGALRM else f"stops: signal {-code}"}
     if code:
@@ -67,8 +67,8 @@ def outcome(code: int, log: str, folder: Path) -> dict[str, str]:
             for line in log.splitlines()
             if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Invalid)\b|SystemExit", line)
         ]
-        said = lines[-1] if lines else log.strip().splitlines()[-1] if log.strip() else f"exit code {code}"
-        return {"parser": "ok", "trainer": f"stops: {said[:200].replace(str(folder), 'OUT')}"}
+        message = lines[-1] if lines else log.strip().splitlines()[-1] if log.strip() else f"exit code {code}"
+        return {"parser": "ok", "trainer": f"stops: {message[:200].replace(str(folder), 'OUT')}"}
     return {"parser": "ok", "trainer": trained(folder)}
 
 
@@ -113,14 +113,14 @@ def main(source: str, target: str) -> None:
         if name in outcomes:
             continue
         folder = Path(tempfile.mkdtemp(prefix="case"))
-        put = {"{ASSETS}": str(ASSETS), "{OUT}": str(folder)}
+        places = {"{ASSETS}": str(ASSETS), "{OUT}": str(folder)}
         words = list(case["words"])
         for file, text in case.get("files", {}).items():
-            placed = text
-            for mark, value in put.items():
-                placed = placed.replace(mark, value)
-            (folder / file).write_text(placed, encoding="utf-8")
-        for mark, value in put.items():
+            content = text
+            for mark, value in places.items():
+                content = content.replace(mark, value)
+            (folder / file).write_text(content, encoding="utf-8")
+        for mark, value in places.items():
             words = [word.replace(mark, value) for word in words]
         start = time.perf_counter()
         outcomes[name] = run(case["script"], words, folder)

@@ -33,8 +33,8 @@ USUAL = ["--tokenizer_cache_dir", "{ASSETS}/tokenizers", "--vae_batch_size", "1"
 
 def main(target: str) -> None:
     cases = json.loads((CORPUS / "cases.json").read_text(encoding="utf-8"))
-    made = {name: _case(name, case) for name, case in cases.items()}
-    Path(target).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    result = {name: _case(name, case) for name, case in cases.items()}
+    Path(target).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _case(name: str, case: dict[str, Any]) -> dict[str, Any]:

@@ -36,22 +36,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     options, start = parse(argv), time.perf_counter()
-    wanted = [case for case in cases.cases() if options.only in str(case)]
-    if not wanted:
+    selection = [case for case in cases.cases() if options.only in str(case)]
+    if not selection:
         print(f"no case holds {options.only!r}", file=sys.stderr)
         return 2
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), quiet) as pool:
-        priced = [] if options.no_costs else [(s.name, name) for name in costs.SETS for s in costs.subjects()]
-        pending = [pool.submit(costs.cost, *each) for each in priced]
+        pairs = [] if options.no_costs else [(s.name, name) for name in costs.SETS for s in costs.subjects()]
+        pending = [pool.submit(costs.cost, *each) for each in pairs]
         verdicts: list[Verdict] = []
-        for verdict in pool.map(live, wanted):
+        for verdict in pool.map(live, selection):
             verdicts.append(verdict)
-            progress = f"{len(verdicts)} of {len(wanted)} cases, {len(failed(verdicts))} with faults"
+            progress = f"{len(verdicts)} of {len(selection)} cases, {len(failed(verdicts))} with faults"
             print(f"\r{progress}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
         rows = [row.result() for row in pending]
     problems = failed(verdicts)
-    stale = [] if options.only else [known.why for known in KNOWN if not _used(known.why, verdicts)]
+    stale = [] if options.only else [entry.why for entry in KNOWN if not _used(entry.why, verdicts)]
     for line in problems:
         print(line)
     for why in stale:
@@ -70,17 +70,17 @@ def failed(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _used(why: str, verdicts: Sequence[Verdict]) -> bool:
-    return any(known.why == why for verdict in verdicts for _, known, _ in verdict.known)
+    return any(entry.why == why for verdict in verdicts for _, entry, _ in verdict.known)
 
 
 def write(verdicts: Sequence[Verdict], rows: list[dict[str, Any]], problems: list[str], argv: Sequence[str]) -> None:
     env = measure.environment(1, torch.device("cpu"))
     env.update(load_average=0.0, device="a pretended CUDA device")  # time is not measured
-    known = [
-        {"why": why, "cases": len({str(v.case) for v, _ in found}), "most": max(most for _, most in found)}
-        for why, found in _known(verdicts).items()
+    reasons = [
+        {"why": why, "cases": len({str(v.case) for v, _ in pairs}), "most": max(most for _, most in pairs)}
+        for why, pairs in _known(verdicts).items()
     ]
-    covered = sorted({t for verdict in verdicts for t in verdict.techniques})
+    techniques = sorted({t for verdict in verdicts for t in verdict.techniques})
     phases = Counter(phase for verdict in verdicts for phase in verdict.phases)
     markdown = "\n".join(
         [
@@ -88,7 +88,7 @@ def write(verdicts: Sequence[Verdict], rows: list[dict[str, Any]], problems: lis
             "torch's `FakeTensorMode`, device `cuda`, no GPU: devices, waits, operations, launches and bytes are those "
             "of a GPU, values and times are not there.\n",
             f"**{len(verdicts)} cases**: every class, codec and dtype, every switch, preset, profile and every option "
-            f"of {len(covered)} of {len(registry.techniques())} techniques, one at a time, on "
+            f"of {len(techniques)} of {len(registry.techniques())} techniques, one at a time, on "
             f"{len(cases.SHAPES)} parameters of every kind. Phases, with the number of cases: "
             + ", ".join(f"{phase} {count}" for phase, count in phases.items())
             + ". "
@@ -96,7 +96,7 @@ def write(verdicts: Sequence[Verdict], rows: list[dict[str, Any]], problems: lis
             "that does not lie where its parameter does).\n",
             *[f"- {line}" for line in problems],
             "Known and listed, not counted as faults:\n",
-            measure.table(known, {"why": "what waits, and why", "cases": "cases", "most": "most in one step"}),
+            measure.table(reasons, {"why": "what waits, and why", "cases": "cases", "most": "most in one step"}),
             "\n## A step\n",
             "Median steps, not first ones. Launches follow torch's own rules for lists of tensors and `cat`; a "
             "decomposition counts as one. Bytes are what every operation reads and writes if nothing stays in a cache. "
@@ -104,16 +104,16 @@ def write(verdicts: Sequence[Verdict], rows: list[dict[str, Any]], problems: lis
             measure.table(rows, costs.COLUMNS),
         ]
     )
-    measure.write("fake_cuda", {"env": env, "known": known, "faults": problems, "rows": rows}, markdown)
+    measure.write("fake_cuda", {"env": env, "known": reasons, "faults": problems, "rows": rows}, markdown)
 
 
 def _known(verdicts: Sequence[Verdict]) -> dict[str, list[tuple[Verdict, int]]]:
-    found: dict[str, list[tuple[Verdict, int]]] = {}
+    result: dict[str, list[tuple[Verdict, int]]] = {}
     for verdict in verdicts:
-        for why in {known.why for _, known, _ in verdict.known}:
-            steps = Counter(phase for phase, known, _ in verdict.known if known.why == why)
-            found.setdefault(why, []).append((verdict, max(steps.values())))
-    return found
+        for why in {entry.why for _, entry, _ in verdict.known}:
+            steps = Counter(phase for phase, entry, _ in verdict.known if entry.why == why)
+            result.setdefault(why, []).append((verdict, max(steps.values())))
+    return result
 
 
 if __name__ == "__main__":

@@ -62,16 +62,16 @@ class Case:
 
 def parameters(dtype: torch.dtype, device: torch.device) -> Named:
     place = {"dtype": dtype, "device": device}
-    trained = [(name, torch.nn.Parameter(torch.empty(shape, **place))) for name, shape in SHAPES.items()]
-    packed = torch.empty(64, dtype=torch.uint8, device=device)  # a frozen weight of 4 bits
-    return [*trained, ("frozen.weight", torch.nn.Parameter(packed, requires_grad=False))]
+    params = [(name, torch.nn.Parameter(torch.empty(shape, **place))) for name, shape in SHAPES.items()]
+    weight = torch.empty(64, dtype=torch.uint8, device=device)  # a frozen weight of 4 bits
+    return [*params, ("frozen.weight", torch.nn.Parameter(weight, requires_grad=False))]
 
 
 def gradients(named: Named, missing: int = 0) -> None:
     """One for each parameter; with ``missing``, none for every ``missing``-th."""
     for number, (_, param) in enumerate(named):
-        left_out = not param.requires_grad or (missing and number % missing == 0)
-        param.grad = None if left_out else torch.empty_like(param, requires_grad=False)
+        is_left_out = not param.requires_grad or (missing and number % missing == 0)
+        param.grad = None if is_left_out else torch.empty_like(param, requires_grad=False)
 
 
 def states(cls: str) -> list[str]:
@@ -119,8 +119,8 @@ def home(technique: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
     tries += [{"use_muon": False}, {"came": False, "use_muon": False}, {"use_tam": True, "tam_paper_form": True}]
     for cls in ("HinaAdamW", "AutomagicCameAMP", "COptim", "AdaptiveHinaAdamW"):
         for arguments in tries:
-            known = {name: value for name, value in arguments.items() if name in _fields(cls)}
-            case = Case(cls, "8bit", technique, tuple(known.items()))
+            own = {name: value for name, value in arguments.items() if name in _fields(cls)}
+            case = Case(cls, "8bit", technique, tuple(own.items()))
             names = {t.name for chain in case.build(_real()).chains() for t in chain}
             if technique in names:
                 return cls, case.arguments

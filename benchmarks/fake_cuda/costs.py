@@ -37,19 +37,19 @@ class Subject:
 
 def subjects() -> list[Subject]:
     """The peers, then every class with every codec; a look for pairs apart, since most steps have none."""
-    found = [Subject(name, candidates.CANDIDATES[name]) for name in PEERS]
+    result = [Subject(name, candidates.CANDIDATES[name]) for name in PEERS]
     for cls in hina_kohya.__all__:
         if cls == "__version__":
             continue
         for state in states(cls):
             build = candidates.ours(cls, state=state)
-            found.append(Subject(f"{cls}, {state}", build, before=4 if cls.startswith("Adaptive") else 1))
-    found.append(Subject("AdaptiveHinaAdamW, 8bit, step with a look", candidates.ours("AdaptiveHinaAdamW"), before=3))
-    found.append(Subject("HinaAdamW, 8bit, use_muon=False", candidates.ours("HinaAdamW", use_muon=False)))
-    found.append(
+            result.append(Subject(f"{cls}, {state}", build, before=4 if cls.startswith("Adaptive") else 1))
+    result.append(Subject("AdaptiveHinaAdamW, 8bit, step with a look", candidates.ours("AdaptiveHinaAdamW"), before=3))
+    result.append(Subject("HinaAdamW, 8bit, use_muon=False", candidates.ours("HinaAdamW", use_muon=False)))
+    result.append(
         Subject("HinaAdamW, fp32, AdamW", candidates.ours("HinaAdamW", state="fp32", **candidates.OFF)),
     )
-    return found
+    return result
 
 
 def cost(name: str, set_name: str) -> dict[str, Any]:

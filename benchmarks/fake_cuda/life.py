@@ -145,15 +145,15 @@ class _Life:
         except Exception as error:  # whatever a step raises on this device is the finding
             place = traceback.extract_tb(error.__traceback__)[-1]
             if not recorder.explained:
-                told = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                recorder.faults.append(Fault("error", told, "ends the step", (f"{place.filename}:{place.lineno}",)))
+                message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                recorder.faults.append(Fault("error", message, "ends the step", (f"{place.filename}:{place.lineno}",)))
         self.verdict.phases.append(name)
-        misplaced = [] if name.startswith(SWAPPED) else self._misplaced()
-        for fault in [*recorder.faults, *misplaced]:
+        strays = [] if name.startswith(SWAPPED) else self._misplaced()
+        for fault in [*recorder.faults, *strays]:
             # What lies on the host is stepped there.
             if name.startswith(MOVED) and "the host" in name and fault.kind == "stray":
                 continue
-            reason = next((known for known in KNOWN if known.covers(name, fault)), None)
+            reason = next((entry for entry in KNOWN if entry.covers(name, fault)), None)
             if reason is None:
                 self.verdict.faults.append((name, fault))
             else:
@@ -177,11 +177,11 @@ class _Life:
     def _resume(self, device: torch.device | None = None) -> None:
         """Into a new optimizer over the same parameters; ``device`` is where the checkpoint was read to."""
         assert self.optimizer is not None
-        saved = self.optimizer.state_dict()
+        state = self.optimizer.state_dict()
         if device is not None:
-            saved = {**saved, "state": {k: _read_to(entry, device) for k, entry in saved["state"].items()}}
+            state = {**state, "state": {k: _read_to(entry, device) for k, entry in state["state"].items()}}
         self.optimizer = self.case.build(self.named)
-        self.optimizer.load_state_dict(saved)
+        self.optimizer.load_state_dict(state)
         self._step()
 
     def _grow(self) -> None:

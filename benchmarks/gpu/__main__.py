@@ -74,12 +74,12 @@ def apart(part: Part, plan: Plan, file: Path) -> list[Row]:
     words = ["--only", part.name, "--rows", str(file), "--device", str(plan.device)] + ["--quick"] * plan.quick
     command = [sys.executable, "-m", "benchmarks.gpu", *words]
     try:
-        done = subprocess.run(command, cwd=ROOT, timeout=part.seconds, stderr=subprocess.PIPE, text=True, check=False)
+        run = subprocess.run(command, cwd=ROOT, timeout=part.seconds, stderr=subprocess.PIPE, text=True, check=False)
     except subprocess.TimeoutExpired:
         return [*read(file), Row(part.name, "the rest", error=f"stopped after {part.seconds} s")]
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        return [*read(file), Row(part.name, "the rest", error=f"exit code {done.returncode}: {' '.join(last)[:200]}")]
+    if run.returncode:
+        last = run.stderr.strip().splitlines()[-1:]
+        return [*read(file), Row(part.name, "the rest", error=f"exit code {run.returncode}: {' '.join(last)[:200]}")]
     return read(file)
 
 
@@ -87,12 +87,12 @@ def write(rows: list[Row], plan: Plan, seconds: float, options: argparse.Namespa
     env = measure.environment(torch.get_num_threads(), plan.device)
     env.update(load_average=0.0, quick=plan.quick, seconds=round(seconds), cuda=torch.version.cuda)
     env["memory"] = attempt("", "", lambda: (f"{torch.cuda.mem_get_info(plan.device)[1] / 2**30:.0f} GiB", {})).text
-    failed = [row for row in rows if row.error]
+    failures = [row for row in rows if row.error]
     lines = [
         measure.heading("On a real GPU", env, shlex.join(["bash", "benchmarks/gpu.sh", *argv])),
         *(["**Quick: tiny sizes, so the figures mean nothing.**\n"] if plan.quick else []),
         f"CUDA {env['cuda']}, {env['memory'] or 'no GPU memory'}; {seconds:.0f} s; {len(rows)} rows, "
-        f"{len(failed)} errors. "
+        f"{len(failures)} errors. "
         + "; ".join(f"{part.name}: {part.about}" for part in PARTS.values() if part.name in options.only)
         + ".\n",
         measure.table(

@@ -38,15 +38,15 @@ def _codes(plan: Plan, slot: Slot, size: int) -> tuple[str, Figures]:
     seed = torch.arange(count, dtype=torch.int32).view(-1, 1, 1)
     here = eight.encode(x, slot, seed)
     there = eight.encode(x.to(plan.device), slot, seed.to(plan.device))
-    apart = (here[""].int() - there[""].cpu().int()).abs()[1:]  # any code of a block of zeros is zero
-    read = eight.decode(there, 1, size, slot).cpu()
+    distance = (here[""].int() - there[""].cpu().int()).abs()[1:]  # any code of a block of zeros is zero
+    values = eight.decode(there, 1, size, slot).cpu()
     by_cpu = eight.decode({name: part.cpu() for name, part in there.items()}, 1, size, slot)
     figures = {
-        "equal": (apart == 0).double().mean().item(),
-        "largest": int(apart.max()),
+        "equal": (distance == 0).double().mean().item(),
+        "largest": int(distance.max()),
         "scales_equal": torch.equal(here["scale"], there["scale"].cpu()),
-        "decoded": ((read - by_cpu).abs() / by_cpu.abs().clamp(min=1e-30)).max().item(),
-        "zeros": not read[0].any().item(),
+        "decoded": ((values - by_cpu).abs() / by_cpu.abs().clamp(min=1e-30)).max().item(),
+        "zeros": not values[0].any().item(),
     }
     text = (
         f"{figures['equal']:.2%} of the codes equal the CPU's, the others by {figures['largest']} at most; scales "
@@ -111,11 +111,11 @@ def _resume(plan: Plan, cls: str, state: str) -> tuple[str, Figures]:
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     copies = [(name, torch.nn.Parameter(param.detach().clone())) for name, param in named]
-    resumed = _build(cls, copies, state=state)
-    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), map_location="cpu", weights_only=False))
+    twin = _build(cls, copies, state=state)
+    twin.load_state_dict(torch.load(io.BytesIO(file.getvalue()), map_location="cpu", weights_only=False))
     for step in (3, 4):
         _step(optimizer, named, step)
-        _step(resumed, copies, step)
+        _step(twin, copies, step)
     off = max((a - b).abs().max().item() for (_, a), (_, b) in zip(named, copies, strict=True))
     return ("equal by the bit" if off == 0 else f"off by {off:.1g}"), {"off": off}
 

@@ -50,11 +50,11 @@ def run(plan: Plan) -> Iterator[Row]:
         gradients = [torch.empty_like(param, requires_grad=False) for _, param in named]
         others = [*OTHERS, *OURS]
         size = max(1, room(named, plan.device) - len(ANCHORS))
-        known: set[str] = set()
+        labels: set[str] = set()
         for start in range(0, len(others), size):
             for row in _batch(plan, set_name, named, gradients, [*ANCHORS, *others[start : start + size]]):
-                if row.what not in known:
-                    known.add(row.what)
+                if row.what not in labels:
+                    labels.add(row.what)
                     yield row
 
 
@@ -142,5 +142,5 @@ def _kernels(subject: Subject, device: torch.device) -> int:
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     if report := getattr(optimizer, "get_memory_efficiency_report", None):
         return report()["state_bytes"]
-    kept = (x for entry in optimizer.state.values() for x in entry.values() if isinstance(x, torch.Tensor))
-    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept}.values())
+    tensors = (x for entry in optimizer.state.values() for x in entry.values() if isinstance(x, torch.Tensor))
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())

@@ -39,26 +39,26 @@ def _run(plan: Plan, words: list[str]) -> tuple[str, Figures]:
         sizes = plan.of([], ["--max_train_steps", "2", "--lr_warmup_steps", "0", "--judge", "0"])
         place = ["--output_dir", folder, "--logging_dir", str(Path(folder) / "logs")]
         command = [sys.executable, "-m", "hina_kohya.cli", "train", "--config_file", str(CONFIG), *place, *sizes]
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, *words], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=RUN_SECONDS
         )
-        if done.returncode:
-            raise RuntimeError((done.stderr.strip() or done.stdout.strip()).splitlines()[-1])
+        if process.returncode:
+            raise RuntimeError((process.stderr.strip() or process.stdout.strip()).splitlines()[-1])
         summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-        on = done.stdout.rpartition("; on ")[2].split()[0]
-    taught = summary.get("judged", {}).get("taught", {}).get("after", {}).get("accuracy")
+        on = process.stdout.rpartition("; on ")[2].split()[0]
+    accuracy = summary.get("judged", {}).get("taught", {}).get("after", {}).get("accuracy")
     figures = {
         "device": on,
         "ms_per_step": summary["ms_per_step"],
         "loss_first": summary["loss"]["first"],
         "loss_last": summary["loss"]["last_average"],
-        "taught": taught,
+        "taught": accuracy,
         "seconds": summary["seconds"],
     }
-    judged = "" if taught is None else f"; {taught:.1%} of what it drew is right"
+    remark = "" if accuracy is None else f"; {accuracy:.1%} of what it drew is right"
     text = (
         f"on {on}, {figures['ms_per_step']} ms a step, loss {figures['loss_first']:.4f} to "
-        f"{figures['loss_last']:.4f}{judged}"
+        f"{figures['loss_last']:.4f}{remark}"
     )
     return text, figures
 

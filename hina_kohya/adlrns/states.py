@@ -51,9 +51,9 @@ class States:
         timesteps = self._timesteps_of(model)
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            given = timesteps.of(args, kwargs) if timesteps else torch.zeros(())
-            self._batch = Batch(self._bins(timesteps.noise(given)) if timesteps and self.count > 1 else (0,))
-            self.samples = given.numel() if timesteps and timesteps.one_a_sample(given) else _rows(args, kwargs)
+            values = timesteps.of(args, kwargs) if timesteps else torch.zeros(())
+            self._batch = Batch(self._bins(timesteps.noise(values)) if timesteps and self.count > 1 else (0,))
+            self.samples = values.numel() if timesteps and timesteps.one_a_sample(values) else _rows(args, kwargs)
 
         def after(_: nn.Module, __: Any, output: Any) -> None:
             if torch.is_grad_enabled() and self._batch is not None:
@@ -104,12 +104,12 @@ class States:
         """gradient: of the whole batch's output, or of that of one sample."""
         if sample is None:
             rows = samples if gradient.shape[0] % samples == 0 else gradient.shape[0]
-            apart, states = gradient.reshape(rows, -1), batch.tensor(rows, gradient.device)
+            matrix, states = gradient.reshape(rows, -1), batch.tensor(rows, gradient.device)
         else:
             rows = samples
-            apart, states = gradient.reshape(1, -1), batch.tensor(rows, gradient.device)[sample : sample + 1]
-        square = (apart.float() * rows).square().sum(1, keepdim=True)
-        sums = torch.cat([torch.ones_like(square), square, square * apart.shape[1]], 1).where(square.isfinite(), 0)
+            matrix, states = gradient.reshape(1, -1), batch.tensor(rows, gradient.device)[sample : sample + 1]
+        square = (matrix.float() * rows).square().sum(1, keepdim=True)
+        sums = torch.cat([torch.ones_like(square), square, square * matrix.shape[1]], 1).where(square.isfinite(), 0)
         if self.output is None:
             self.output = torch.zeros(self.count, 3, device=sums.device)
         self.output.index_add_(0, states, sums)

@@ -28,16 +28,16 @@ class Timesteps:
     def __init__(self, model: nn.Module, largest: float | None = None):
         self.model = type(model).__name__
         parameters = list(inspect.signature(model.forward).parameters)
-        known = next((KNOWN[each.__name__] for each in type(model).__mro__ if each.__name__ in KNOWN), None)
-        self.known = known is not None and known.argument in parameters
-        names = (known.argument,) if known is not None and self.known else _ARGUMENTS
+        entry = next((KNOWN[each.__name__] for each in type(model).__mro__ if each.__name__ in KNOWN), None)
+        self.is_known = entry is not None and entry.argument in parameters
+        names = (entry.argument,) if entry is not None and self.is_known else _ARGUMENTS
         name = next((each for each in names if each in parameters), None)
         if name is None:
-            said = f"{self.model}.forward({', '.join(parameters)}) has no {' or '.join(names)}"
-            raise ValueError(f"{said}; write bins=1")
+            problem = f"{self.model}.forward({', '.join(parameters)}) has no {' or '.join(names)}"
+            raise ValueError(f"{problem}; write bins=1")
         self.place = parameters.index(name)
-        self.timestep = known if known is not None and self.known else Timestep(name)
-        self.largest = largest or (self.timestep.largest if self.known else None)
+        self.timestep = entry if entry is not None and self.is_known else Timestep(name)
+        self.largest = largest or (self.timestep.largest if self.is_known else None)
         self._seen: float | None = None  # the scale that values told, if nothing else does
 
     def of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
@@ -49,7 +49,7 @@ class Timesteps:
 
     def one_a_sample(self, timesteps: Tensor) -> bool:
         """Or one that may stand for a whole batch, as samplers give it; trainers that we know never do."""
-        return timesteps.dim() > 0 and (self.known or timesteps.numel() > 1)
+        return timesteps.dim() > 0 and (self.is_known or timesteps.numel() > 1)
 
     def noise(self, timesteps: Tensor) -> Tensor:
         """The share of noise of each, float64 on the CPU. Raises ValueError for what cannot be a timestep."""
@@ -60,9 +60,9 @@ class Timesteps:
         share = values / largest
         low, high = share.aminmax()
         if low < -_ROUNDING or high > 1 + _ROUNDING:
-            beyond = float(values.max() if high > 1 + _ROUNDING else values.min())
+            extreme = float(values.max() if high > 1 + _ROUNDING else values.min())
             fix = "write timesteps=1000 in network_args" if largest == 1 else "write the largest as timesteps=..."
-            raise ValueError(f"{self.model} was given a timestep of {beyond:g}, outside 0 to {largest:g}; {fix}")
+            raise ValueError(f"{self.model} was given a timestep of {extreme:g}, outside 0 to {largest:g}; {fix}")
         return 1 - share if self.timestep.falls else share
 
     def _scale(self, timesteps: Tensor, values: Tensor) -> float:
@@ -71,12 +71,12 @@ class Timesteps:
         scale = 1000.0 if thousand or self._seen == 1000 else 1.0
         if scale != self._seen:
             first = ", ".join(f"{value:g}" for value in values[:4].tolist())
-            before = "" if self._seen is None else f", not from 0 to {self._seen:g} as was believed so far"
+            correction = "" if self._seen is None else f", not from 0 to {self._seen:g} as was believed so far"
             other = 1000 if scale == 1 else 1
             logger.warning(
                 "adlrns: how %s is given its timesteps is not known here. By their values (%s) they run from 0 to "
                 "%g%s; larger ones are taken for noisier. If they run from 0 to %d, write timesteps=%d in network_args",
-                *(self.model, first, scale, before, other, other),
+                *(self.model, first, scale, correction, other, other),
             )
             self._seen = scale
         return scale

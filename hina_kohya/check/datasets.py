@@ -12,15 +12,15 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 
 @dc.dataclass(frozen=True)
 class Subset:
-    """where: how a message calls it; own: its own keys; below: what stands for those that it lacks, nearest first"""
+    """where: how a message calls it; own: its own keys; fallbacks: tables for the keys that it lacks, nearest first"""
 
     where: str
     own: Mapping[str, Any]
-    below: tuple[Mapping[str, Any], ...]
+    fallbacks: tuple[Mapping[str, Any], ...]
 
     def get(self, key: str) -> Any:
         """The first that is not None counts (BlueprintGenerator.search_value)."""
-        return next((table[key] for table in (self.own, *self.below) if table.get(key) is not None), None)
+        return next((table[key] for table in (self.own, *self.fallbacks) if table.get(key) is not None), None)
 
     @property
     def folder(self) -> Path | None:
@@ -43,11 +43,11 @@ class Subset:
 class Dataset:
     where: str
     own: Mapping[str, Any]
-    below: tuple[Mapping[str, Any], ...]
+    fallbacks: tuple[Mapping[str, Any], ...]
     subsets: tuple[Subset, ...]
 
     def get(self, key: str) -> Any:
-        return next((table[key] for table in (self.own, *self.below) if table.get(key) is not None), None)
+        return next((table[key] for table in (self.own, *self.fallbacks) if table.get(key) is not None), None)
 
 
 def datasets_of(tables: Mapping[str, Any] | None, args: Mapping[str, Any]) -> tuple[Dataset, ...]:
@@ -62,22 +62,22 @@ def datasets_of(tables: Mapping[str, Any] | None, args: Mapping[str, Any]) -> tu
     if args.get("dataset_config"):
         return ()
     folders = [("train_data_dir", args.get("train_data_dir")), ("reg_data_dir", args.get("reg_data_dir"))]
-    found = [
+    subsets = [
         Subset(str(each), {"image_dir": str(each)}, (run,))
         for name, folder in folders if isinstance(folder, str)
         for each in _with_repeats(Path(folder))
     ]  # fmt: skip
-    return (Dataset("the run", {}, (run,), tuple(found)),) if found else ()
+    return (Dataset("the run", {}, (run,), tuple(subsets)),) if subsets else ()
 
 
-def _dataset(where: str, table: Mapping[str, Any], below: tuple[Mapping[str, Any], ...]) -> Dataset:
+def _dataset(where: str, table: Mapping[str, Any], fallbacks: tuple[Mapping[str, Any], ...]) -> Dataset:
     own = {key: value for key, value in table.items() if key != "subsets"}
     subsets = tuple(
-        Subset(f"{where} subset {number}", each, (own, *below))
+        Subset(f"{where} subset {number}", each, (own, *fallbacks))
         for number, each in enumerate(_list(table.get("subsets")), 1)
     )
     # musubi-tuner's datasets have no subsets: each is its own.
-    return Dataset(where, own, below, subsets or (Subset(where, own, below),))
+    return Dataset(where, own, fallbacks, subsets or (Subset(where, own, fallbacks),))
 
 
 def _with_repeats(folder: Path) -> Iterator[Path]:

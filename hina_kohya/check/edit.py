@@ -29,8 +29,8 @@ class Cell:
             return [self.applied(each, path[1:]) if place == path[0] else each for place, each in enumerate(content)]
         if path and isinstance(content, dict):
             return {key: self.applied(each, path[1:]) if key == path[0] else each for key, each in content.items()}
-        kept = {key: value for key, value in content.items() if key not in (self.old, self.new)}
-        return {**kept, self.new: self.value} if self.new else kept
+        rest = {key: value for key, value in content.items() if key not in (self.old, self.new)}
+        return {**rest, self.new: self.value} if self.new else rest
 
     @property
     def step(self) -> tuple[str, str]:
@@ -70,9 +70,9 @@ class Edit:
         values = {key: value for key, value in source.values.items() if key not in self.removes}
         values |= {key: self._reworded(key, source.values.get(key)) for key in self.words}
         values |= self.sets
-        touched = {*self.keys}
+        keys = {*self.keys}
         typed = {*self.sets, *self.words} if source.form in (Form.COMMAND, Form.SCRIPT) else set()
-        content = None if "dataset_config" in touched else source.tables
+        content = None if "dataset_config" in keys else source.tables
         for cell in self.tables if content is not None else ():
             content = cell.applied(content)
         return dc.replace(
@@ -82,12 +82,12 @@ class Edit:
             tables=content,
             tables_file=None if content is None else source.tables_file,
             typed=(source.typed | typed) - {*self.removes},
-            refused={key: why for key, why in source.refused.items() if key not in touched},
-            repeated={key: given for key, given in source.repeated.items() if key not in touched},
+            refused={key: why for key, why in source.refused.items() if key not in keys},
+            repeated={key: repeats for key, repeats in source.repeated.items() if key not in keys},
         )
 
-    def _reworded(self, key: str, given: Any) -> list[Any]:
-        words = list(given) if isinstance(given, (list, tuple)) else []
+    def _reworded(self, key: str, value: Any) -> list[Any]:
+        words = list(value) if isinstance(value, (list, tuple)) else []
         for old, new in self.words[key]:
             if not old:
                 words += [new]
@@ -127,9 +127,9 @@ def reword(key: str, *pairs: tuple[str, str]) -> Edit:
 
 def argument(key: str, words: Iterable[Any], name: str, value: str = "") -> Edit:
     """Sets `name=value` among the words of a list option; without a value, takes it out."""
-    given = [str(word) for word in words if str(word).partition("=")[0].strip() == name]
+    matches = [str(word) for word in words if str(word).partition("=")[0].strip() == name]
     new = f"{name}={value}" if value else ""
-    pairs = [(word, "") for word in given[:-1]] + ([(given[-1], new)] if given else [("", new)])
+    pairs = [(word, "") for word in matches[:-1]] + ([(matches[-1], new)] if matches else [("", new)])
     return Edit(words={key: tuple(pair for pair in pairs if any(pair))})
 
 

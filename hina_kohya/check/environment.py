@@ -56,11 +56,14 @@ class Broken:
     fix: str
     beside: str = ""
 
-    def breaks(self, installed: Mapping[str, str]) -> bool:
-        wanted = [Requirement(f"{self.package}{self.versions}"), *([Requirement(self.beside)] if self.beside else [])]
+    def breaks(self, versions: Mapping[str, str]) -> bool:
+        requirements = [
+            Requirement(f"{self.package}{self.versions}"),
+            *([Requirement(self.beside)] if self.beside else []),
+        ]
         return all(
-            (found := installed.get(each.name)) is not None and each.specifier.contains(found, prereleases=True)
-            for each in wanted
+            (release := versions.get(each.name)) is not None and each.specifier.contains(release, prereleases=True)
+            for each in requirements
         )
 
 
@@ -146,27 +149,27 @@ class Environment:
 
 def look(path: str | Path | None = None) -> Environment:
     """Reads metadata and files only: nothing heavy is imported. Raises UserError where `path` is no checkout."""
-    given = checkouts.at(path, "--sd-scripts") if path else None
-    of_sd_scripts = path if given and given.trainer is sd_scripts.SD_SCRIPTS else None
-    targets = tuple(patch.inspect(name, of_sd_scripts) for name in TARGETS if name != SD_SCRIPTS or _is_meant(given))
-    checkout = next((told.target for told in targets if told.name == SD_SCRIPTS), None)
-    found = [given] if given else [each for trainer in TRAINERS if (each := checkouts.find(trainer)) is not None]
-    sites = tuple(Sites(each, {file.name: each.verdict(file.name) for file in each.scripts}) for each in found)
-    pins = _pins(found[0] if found else None)
+    checkout = checkouts.at(path, "--sd-scripts") if path else None
+    of_sd_scripts = path if checkout and checkout.trainer is sd_scripts.SD_SCRIPTS else None
+    targets = tuple(patch.inspect(name, of_sd_scripts) for name in TARGETS if name != SD_SCRIPTS or _is_meant(checkout))
+    target = next((status.target for status in targets if status.name == SD_SCRIPTS), None)
+    homes = [checkout] if checkout else [each for trainer in TRAINERS if (each := checkouts.find(trainer)) is not None]
+    sites = tuple(Sites(each, {file.name: each.verdict(file.name) for file in each.scripts}) for each in homes)
+    pins = _pins(homes[0] if homes else None)
     packages = tuple(
         Package(name, _version(name), pins.get(name)) for name in dict.fromkeys((*NEEDED, *OPTIONAL, *pins))
     )
-    registered: dict[str, list[str]] = {}
+    optimizers: dict[str, list[str]] = {}
     for entry in optimizer_names.entries():
-        registered.setdefault(optimizer_names.package(entry), []).append(entry.name)
-    shown = tuple(package for package in packages if package.version or package.name in NEEDED)
-    problems = (*_problems(packages, checkout), *_without_hooks(sites))
-    return Environment(sys.version.split()[0], shown, targets, sites, registered, problems, tuple(_known(packages)))
+        optimizers.setdefault(optimizer_names.package(entry), []).append(entry.name)
+    listing = tuple(package for package in packages if package.version or package.name in NEEDED)
+    problems = (*_problems(packages, target), *_without_hooks(sites))
+    return Environment(sys.version.split()[0], listing, targets, sites, optimizers, problems, tuple(_known(packages)))
 
 
-def _is_meant(given: Checkout | None) -> bool:
+def _is_meant(checkout: Checkout | None) -> bool:
     """Whether sd-scripts is what the user asks about."""
-    return given is None or given.trainer is sd_scripts.SD_SCRIPTS
+    return checkout is None or checkout.trainer is sd_scripts.SD_SCRIPTS
 
 
 def _without_hooks(sites: Sequence[Sites]) -> Iterator[str]:
@@ -196,10 +199,10 @@ def _problems(packages: Sequence[Package], checkout: Target | None) -> Iterator[
 
 
 def _known(packages: Sequence[Package]) -> Iterator[str]:
-    installed = {package.name: package.version for package in packages if package.version}
+    versions = {package.name: package.version for package in packages if package.version}
     for broken in KNOWN_BROKEN:
-        if broken.breaks(installed):
-            yield f"{broken.package} {installed[broken.package]}: {broken.what} ({broken.why}); {broken.fix}"
+        if broken.breaks(versions):
+            yield f"{broken.package} {versions[broken.package]}: {broken.what} ({broken.why}); {broken.fix}"
 
 
 def _shadows(checkout: Target | None) -> Iterator[str]:
@@ -223,9 +226,9 @@ def _pins(checkout: Checkout | None) -> dict[str, str]:
 
 
 def _requirements(checkout: Path) -> list[str]:
-    listed, project = checkout / "requirements.txt", checkout / "pyproject.toml"
-    if listed.is_file():
-        return listed.read_text(encoding="utf-8").splitlines()
+    requirements, project = checkout / "requirements.txt", checkout / "pyproject.toml"
+    if requirements.is_file():
+        return requirements.read_text(encoding="utf-8").splitlines()
     if not project.is_file():
         return []
     try:

@@ -30,8 +30,8 @@ class Hooks:
 def hooks_of(module: str, schema: Schema, script: str, launched: bool) -> Hooks:
     checkout = schema.checkout
     if checkout is None:
-        missing = f"no checkout of {schema.trainer.name} is known; add --sd-scripts PATH, or set {schema.trainer.home}"
-        site = Verdict(Outcome.NOT_LOOKED_AT, missing)
+        reason = f"no checkout of {schema.trainer.name} is known; add --sd-scripts PATH, or set {schema.trainer.home}"
+        site = Verdict(Outcome.NOT_LOOKED_AT, reason)
     else:
         site = _verdict(checkout, script)
     if launched:

@@ -27,61 +27,61 @@ class Remedy:
 
 def remedies(source: Source, findings: Sequence[Finding], check: Check) -> list[Remedy]:
     """In the order of the findings. Changes of one option become one line."""
-    left = max(4, min(_MOST_TRIALS, _MOST_WORK // (len(source.values) + 1)))
-    trials = _Trials(source, findings, check, left)
+    budget = max(4, min(_MOST_TRIALS, _MOST_WORK // (len(source.values) + 1)))
+    trials = _Trials(source, findings, check, budget)
     edits = [(each, trials.mending(each)) for each in findings]
-    alone = [Remedy((each,), edit, ()) for each, edit in edits if edit]
-    together: list[Remedy] = []
-    for remedy in alone:
-        place = next((place for place, other in enumerate(together) if _share(remedy.edit, other.edit)), None)
+    candidates = [Remedy((each,), edit, ()) for each, edit in edits if edit]
+    result: list[Remedy] = []
+    for remedy in candidates:
+        place = next((place for place, other in enumerate(result) if _share(remedy.edit, other.edit)), None)
         if place is None:
-            together.append(remedy)
+            result.append(remedy)
             continue
-        both = Remedy((*together[place].findings, *remedy.findings), together[place].edit + remedy.edit, ())
-        if trials.mends(both.findings, both.edit):
-            together[place] = both  # else one line would undo the other: the first is printed
-    return [dc.replace(each, steps=tuple(each.edit.steps(source))) for each in together]
+        union = Remedy((*result[place].findings, *remedy.findings), result[place].edit + remedy.edit, ())
+        if trials.mends(union.findings, union.edit):
+            result[place] = union  # else one line would undo the other: the first is printed
+    return [dc.replace(each, steps=tuple(each.edit.steps(source))) for each in result]
 
 
 class _Trials:
-    def __init__(self, source: Source, findings: Sequence[Finding], check: Check, left: int):
-        self.source, self.before, self.check, self.left = source, findings, check, left
+    def __init__(self, source: Source, findings: Sequence[Finding], check: Check, budget: int):
+        self.source, self.before, self.check, self.budget = source, findings, check, budget
 
     def mending(self, finding: Finding) -> Edit | None:
         """Its change; where that brings findings that have changes too, all of these as one."""
         if not finding.edit or self.mends((finding,), finding.edit):
             return finding.edit
-        brought = self._brought(finding.edit)
-        if not brought or not all(each.edit for each in brought):
+        effects = self._brought(finding.edit)
+        if not effects or not all(each.edit for each in effects):
             return None
-        whole = functools.reduce(operator.add, (each.edit for each in brought if each.edit), finding.edit)
-        return whole if self.mends((finding,), whole) else None
+        union = functools.reduce(operator.add, (each.edit for each in effects if each.edit), finding.edit)
+        return union if self.mends((finding,), union) else None
 
     def mends(self, findings: Sequence[Finding], edit: Edit) -> bool:
         """Whether all of these are gone with it, and nothing else has come."""
         after = self._after(edit)
         if after is None:
             return False
-        gone = {each.identity for each in findings}
-        return not any(each.identity in gone for each in after) and not self._new(after)
+        identities = {each.identity for each in findings}
+        return not any(each.identity in identities for each in after) and not self._new(after)
 
     def _brought(self, edit: Edit) -> list[Finding]:
         return self._new(self._after(edit) or [])
 
     def _new(self, after: Sequence[Finding]) -> list[Finding]:
-        left = Counter(each.identity for each in self.before)
+        counts = Counter(each.identity for each in self.before)
         new = []
         for each in after:
-            if left[each.identity] <= 0:
+            if counts[each.identity] <= 0:
                 new.append(each)
-            left[each.identity] -= 1
+            counts[each.identity] -= 1
         return new
 
     def _after(self, edit: Edit) -> list[Finding] | None:
         """What is wrong then; None for a change that nothing can be read after, or when too many have been tried."""
-        if self.left <= 0:
+        if self.budget <= 0:
             return None
-        self.left -= 1
+        self.budget -= 1
         try:
             return [each for each in self.check(edit.applied(self.source)) if _is_wrong(each)]
         except UserError:

@@ -70,11 +70,11 @@ def kind_of(path: str) -> str:
 
 def tensors_of(file: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a .safetensors. Raises ValueError or OSError."""
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", _exactly(opened.read, 8))
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", _exactly(stream.read, 8))
         if length > _LARGEST_HEADER:
             raise ValueError(f"a header of {length} bytes")
-        header = json.loads(_exactly(opened.read, length))
+        header = json.loads(_exactly(stream.read, length))
     return {name: tuple(each["shape"]) for name, each in header.items() if name != "__metadata__"}
 
 
@@ -88,7 +88,7 @@ def _exactly(read: Callable[[int], bytes], count: int) -> bytes:
 def _of_tensors(names: Collection[str]) -> str:
     # A prefix of one, two or three words is left out: net., model.diffusion_model., model.diffusion_model.model.
     bare = {name.split(".", count)[-1] for name in names for count in range(4)}
-    return next((kind for kind, known in _TENSORS.items() if all(each in bare for each in known)), "")
+    return next((kind for kind, marks in _TENSORS.items() if all(each in bare for each in marks)), "")
 
 
 def _of_folder(folder: Path) -> str:

@@ -17,7 +17,7 @@ OPTION = "network_args"
 class Network:
     """module: as typed; inner: the one that makes the network; arguments: of network_args, the last of each name
 
-    facts: None for a module that is not known; malformed: words without `=`; twice: names given again.
+    facts: None for a module that is not known; malformed: words without `=`; repeats: names given again.
     """
 
     module: str
@@ -25,7 +25,7 @@ class Network:
     arguments: Mapping[str, str]
     facts: NetworkFacts | None
     malformed: tuple[str, ...] = ()
-    twice: tuple[str, ...] = ()
+    repeats: tuple[str, ...] = ()
 
     @property
     def wrapped(self) -> bool:
@@ -67,8 +67,8 @@ class Network:
 def inner_of(module: str, words: Sequence[Any]) -> str:
     """The module behind our wrappers."""
     if module == "hina_kohya.network":
-        given = [str(word).partition("=")[2] for word in words if str(word).startswith("inner=")]
-        return given[-1] if given else ""
+        values = [str(word).partition("=")[2] for word in words if str(word).startswith("inner=")]
+        return values[-1] if values else ""
     return LYCORIS if module in _OF_LYCORIS else module
 
 
@@ -79,8 +79,8 @@ def network_of(module: str, words: Sequence[Any], schema: Schema) -> Network:
     inner = inner_of(module, words)
     arguments = {name: text for name, text in pairs if (module, name) != ("hina_kohya.network", "inner")}
     malformed = tuple(str(word) for word in words if not isinstance(word, str) or "=" not in word)
-    twice = tuple(dict.fromkeys(name for name in names if names.count(name) > 1))
-    network = Network(module, inner, arguments, schema.network(inner) if inner else None, malformed, twice)
+    repeats = tuple(dict.fromkeys(name for name in names if names.count(name) > 1))
+    network = Network(module, inner, arguments, schema.network(inner) if inner else None, malformed, repeats)
     return _with_adlrns(network) if network.is_lycoris and network.facts else network
 
 

@@ -22,7 +22,7 @@ class Optimizer:
     path      : where the class is; for a short name of the entry points, its dotted path
     registered: in the entry points: where the hooks are active they find it, and its arguments are forgiven
     clash     : why a registered name cannot be taken: two packages claim it
-    arguments : those that can be read; refused: (word, why, the word to type) of the others; twice: names given again
+    arguments : those that can be read; refused: (word, why, the word to type) of the others; repeats: names given again
     """
 
     type: str
@@ -34,7 +34,7 @@ class Optimizer:
     words: tuple[Any, ...] = ()
     arguments: Mapping[str, Any] = dc.field(default_factory=dict)
     refused: tuple[tuple[str, str, str], ...] = ()
-    twice: tuple[str, ...] = ()
+    repeats: tuple[str, ...] = ()
 
     @property
     def lower(self) -> str:
@@ -60,25 +60,27 @@ class Optimizer:
         return self.path.startswith("hina_kohya.")
 
 
-def optimizer_of(given: str | None, words: Any, hooked: bool, trainer: Trainer = SD_SCRIPTS) -> Optimizer:
-    name = (given or "").strip() if hooked else given or ""
-    known = _named(name or "AdamW", trainer)
-    known = dc.replace(known, hooked=hooked, words=tuple(words) if isinstance(words, list) else ())
-    if known.registered and hooked:
+def optimizer_of(optimizer_type: str | None, words: Any, hooked: bool, trainer: Trainer = SD_SCRIPTS) -> Optimizer:
+    name = (optimizer_type or "").strip() if hooked else optimizer_type or ""
+    optimizer = _named(name or "AdamW", trainer)
+    optimizer = dc.replace(optimizer, hooked=hooked, words=tuple(words) if isinstance(words, list) else ())
+    if optimizer.registered and hooked:
         try:
-            return dc.replace(known, arguments=optimizer_args.parse(words if isinstance(words, (str, list)) else []))
+            return dc.replace(
+                optimizer, arguments=optimizer_args.parse(words if isinstance(words, (str, list)) else [])
+            )
         except UserError as mistake:
-            return dc.replace(known, refused=(("", str(mistake).removeprefix(f"{OPTION}: "), ""),))
-    read, refused, twice = strictly(words if isinstance(words, list) else [])
-    return dc.replace(known, arguments=read, refused=refused, twice=twice)
+            return dc.replace(optimizer, refused=(("", str(mistake).removeprefix(f"{OPTION}: "), ""),))
+    arguments, refusals, repeats = strictly(words if isinstance(words, list) else [])
+    return dc.replace(optimizer, arguments=arguments, refused=refusals, repeats=repeats)
 
 
 def _named(name: str, trainer: Trainer) -> Optimizer:
     if name.lower() in trainer.optimizers.paths:
         return Optimizer(name, trainer.optimizers.paths[name.lower()], trainer)
     if "." in name:
-        ours = name.startswith("hina_kohya.") or name in map(optimizer_names.path, optimizer_names.entries())
-        return Optimizer(name, name, trainer, registered=ours)
+        is_ours = name.startswith("hina_kohya.") or name in map(optimizer_names.path, optimizer_names.entries())
+        return Optimizer(name, name, trainer, registered=is_ours)
     try:
         entry = optimizer_names.find(name)
     except UserError as clash:
@@ -89,30 +91,30 @@ def _named(name: str, trainer: Trainer) -> Optimizer:
 
 def strictly(words: Sequence[Any]) -> tuple[dict[str, Any], tuple[tuple[str, str, str], ...], tuple[str, ...]]:
     """As sd-scripts' get_optimizer does: one `=`, and a Python literal after it."""
-    read: dict[str, Any] = {}
-    refused, twice = [], []
+    arguments: dict[str, Any] = {}
+    refusals, repeats = [], []
     for word in words:
         try:
             name, text = word.split("=")
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, AttributeError) as mistake:
-            refused.append((str(word), str(mistake), _meant(word)))
+            refusals.append((str(word), str(mistake), _meant(word)))
             continue
         if name != name.strip():
-            refused.append((word, f"the name would be {name!r}, with the space", _meant(word)))
+            refusals.append((word, f"the name would be {name!r}, with the space", _meant(word)))
             continue
-        twice += [name] * (name in read)
-        read[name] = value
-    return read, tuple(refused), tuple(twice)
+        repeats += [name] * (name in arguments)
+        arguments[name] = value
+    return arguments, tuple(refusals), tuple(repeats)
 
 
 def _meant(word: Any) -> str:
     """The word that says the same to sd-scripts' parser; empty where nobody can tell."""
     try:
-        meant = [f"{name}={value!r}" for name, value in optimizer_args.parse([str(word)]).items()]
+        words = [f"{name}={value!r}" for name, value in optimizer_args.parse([str(word)]).items()]
     except UserError:
         return ""
-    return meant[0] if len(meant) == 1 and meant[0].count("=") == 1 else ""
+    return words[0] if len(words) == 1 and words[0].count("=") == 1 else ""
 
 
 def installed(module: str) -> bool:

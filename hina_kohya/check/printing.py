@@ -19,20 +19,20 @@ _PLAIN = (Level.NOTE, Level.NOT_LOOKED_AT)
 
 
 def text(report: Report, everything: bool = False) -> list[str]:
-    grave = [each for each in report.findings if each.level not in _PLAIN]
-    groups = _by_cause(grave)
-    shown = groups if everything else groups[:_CAUSES]
+    problems = [each for each in report.findings if each.level not in _PLAIN]
+    groups = _by_cause(problems)
+    causes = groups if everything else groups[:_CAUSES]
     lines = [*_heading(report), ""]
-    printed: list[Remedy] = []
-    for group in shown:
-        lines += [*_block(report, group, everything, printed), ""]
-    if rest := sum(map(len, groups[len(shown) :])):
+    history: list[Remedy] = []
+    for group in causes:
+        lines += [*_block(report, group, everything, history), ""]
+    if rest := sum(map(len, groups[len(causes) :])):
         lines += [f"... and {rest:,} more; --all prints them", ""]
     for level in _PLAIN:
         plain = [each for each in report.findings if each.level is level]
-        kept = plain if everything else plain[:_OF_ONE_CAUSE]
-        lines += [f"{level.value}: {_said(each)}" for each in kept]
-        lines += [f"{level.value}: {len(plain) - len(kept):,} more"] if len(plain) > len(kept) else []
+        head = plain if everything else plain[:_OF_ONE_CAUSE]
+        lines += [f"{level.value}: {_said(each)}" for each in head]
+        lines += [f"{level.value}: {len(plain) - len(head):,} more"] if len(plain) > len(head) else []
         lines += [""] if plain else []
     return [_short(line) for line in (*lines, _summary(report))]
 
@@ -96,19 +96,19 @@ def _by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:
     return list(groups.values())
 
 
-def _block(report: Report, group: Sequence[Finding], everything: bool, printed: list[Remedy]) -> list[str]:
-    """printed: changes that stand above; it grows"""
-    kept = group if everything else group[:_OF_ONE_CAUSE]
-    lines = [f"{each.level.value}: {each.key}: {each.what}" for each in kept]
-    lines += [f"  and {len(group) - len(kept):,} more like it"] if len(group) > len(kept) else []
+def _block(report: Report, group: Sequence[Finding], everything: bool, history: list[Remedy]) -> list[str]:
+    """history: changes that stand above; it grows"""
+    head = group if everything else group[:_OF_ONE_CAUSE]
+    lines = [f"{each.level.value}: {each.key}: {each.what}" for each in head]
+    lines += [f"  and {len(group) - len(head):,} more like it"] if len(group) > len(head) else []
     lines += [f"  because  {group[0].evidence}"] if group[0].evidence else []
-    remedies = [remedy for each in kept if (remedy := report.remedy(each))]
-    new = [each for place, each in enumerate(remedies) if each not in printed and each not in remedies[:place]]
+    remedies = [remedy for each in head if (remedy := report.remedy(each))]
+    new = [each for place, each in enumerate(remedies) if each not in history and each not in remedies[:place]]
     lines += [f"  {verb:8s} {line}" for each in new for verb, line in each.steps]
     if remedies and not new:
         lines.append("  (a line above mends it, too)")
-    printed += new
-    advice = [each.advice for each in kept if each.advice and report.remedy(each) is None]
+    history += new
+    advice = [each.advice for each in head if each.advice and report.remedy(each) is None]
     return lines + [f"  then     {each}" for each in dict.fromkeys(advice)]
 
 
@@ -149,12 +149,12 @@ def _hooks(hooks: Hooks) -> str:
 def _summary(report: Report) -> str:
     counts = report.counts
     plural = {Level.ERROR, Level.WARNING, Level.NOTE}
-    said = [
+    parts = [
         f"{counts[level]} {level.value}{'s' * (counts[level] > 1 and level in plural)}"
         for level in Level
         if counts[level]
     ]
-    found = [each for each in said if not each.endswith(Level.NOT_LOOKED_AT.value)]
-    if said and not found:
-        return f"no findings in what was looked at; {said[0]}"
-    return ", ".join(said) or "no findings"
+    findings = [each for each in parts if not each.endswith(Level.NOT_LOOKED_AT.value)]
+    if parts and not findings:
+        return f"no findings in what was looked at; {parts[0]}"
+    return ", ".join(parts) or "no findings"

@@ -42,7 +42,7 @@ class Process:
         """Raises UserError where it takes too long."""
         running = self._started()
         assert running.stdin is not None
-        said: dict[str, Any] = {"warnings": []}
+        content: dict[str, Any] = {"warnings": []}
         with contextlib.suppress(BrokenPipeError):
             running.stdin.write(base64.b64encode(pickle.dumps(dict(request))).decode() + "\n")
             running.stdin.flush()
@@ -53,14 +53,14 @@ class Process:
                 self.close()
                 raise UserError(f"the network was not made within {timeout:g} seconds; is the machine busy?") from error
             if line is None:
-                return Answer(said, self._fault(running))
+                return Answer(content, self._fault(running))
             message = json.loads(line)
             if message.pop("done", False):
-                return Answer(said, "")
-            said["warnings"] += message.pop("warnings", [])
-            said.update(message)
+                return Answer(content, "")
+            content["warnings"] += message.pop("warnings", [])
+            content.update(message)
             if listener is not None:
-                listener(said)
+                listener(content)
 
     def close(self) -> None:
         if self._running is not None:
@@ -96,10 +96,10 @@ class Process:
 
 
 class Answer:
-    """said: all its messages together; fault: the error that ended the process, "" where it lives"""
+    """content: all its messages together; fault: the error that ended the process, "" where it lives"""
 
-    def __init__(self, said: dict[str, Any], fault: str):
-        self.said, self.fault = said, fault
+    def __init__(self, content: dict[str, Any], fault: str):
+        self.content, self.fault = content, fault
 
 
 def _read(pipe: Any, lines: "queue.Queue[str | None]") -> None:

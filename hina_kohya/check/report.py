@@ -81,15 +81,15 @@ def of_source(source: Source, how: How) -> Report:
     if source.form is Form.DATASETS:
         return _of_datasets(source, how.checkout)
     run = run_of(source, how)
-    found = tuple(findings(run))
-    mending = tuple(remedies(run.source, found, lambda edited: findings(run_of(edited, how))))
-    return Report(run.source, found, mending, run, tuple(_to_fill_in(run)))
+    result = tuple(findings(run))
+    mending = tuple(remedies(run.source, result, lambda trial: findings(run_of(trial, how))))
+    return Report(run.source, result, mending, run, tuple(_to_fill_in(run)))
 
 
 def _to_fill_in(run: Run) -> list[str]:
     values = run.source.values
-    later = kohya_ss.FILLED_IN if run.source.form is Form.KOHYA_SS and not values.get("dataset_config") else ()
-    return [*placeholders.to_fill_in(values), *(key for key in later if not values.get(key))]
+    blanks = kohya_ss.FILLED_IN if run.source.form is Form.KOHYA_SS and not values.get("dataset_config") else ()
+    return [*placeholders.to_fill_in(values), *(key for key in blanks if not values.get(key))]
 
 
 def _of_datasets(source: Source, checkout: Checkout | None) -> Report:
@@ -98,9 +98,9 @@ def _of_datasets(source: Source, checkout: Checkout | None) -> Report:
     assert file is not None
     trainer = checkout.trainer if checkout else trainer_of_datasets(content)
     tables = Schema(trainer, checkout or checkouts.find(trainer)).datasets
-    found = tuple(_of_tables(content, trainer, tables, file))
-    mending = remedies(source, found, lambda edited: _of_tables(edited.tables or {}, trainer, tables, file))
-    return Report(source, found, tuple(mending))
+    result = tuple(_of_tables(content, trainer, tables, file))
+    mending = remedies(source, result, lambda trial: _of_tables(trial.tables or {}, trainer, tables, file))
+    return Report(source, result, tuple(mending))
 
 
 def _of_tables(content: Mapping[str, Any], trainer: Trainer, tables: Mapping[str, Table], file: Path) -> list[Finding]:
@@ -119,7 +119,7 @@ def forecast_of(report: Report, listener: Listener | None = None) -> tuple[str, 
     assert run.architecture is not None
     network, args = run.network, run.args
     inner = {"inner": network.inner} if network.module == "hina_kohya.network" else {}
-    made = forecast(
+    result = forecast(
         run.architecture,
         network.module,
         network_dim=args["network_dim"],
@@ -139,10 +139,10 @@ def forecast_of(report: Report, listener: Listener | None = None) -> tuple[str, 
         process=SHARED,
         listener=listener,
     )
-    return table(made), not any(each.startswith("error: ") for each in made.faults)
+    return table(result), not any(each.startswith("error: ") for each in result.faults)
 
 
 def is_refusal(report: Report, mistake: UserError) -> bool:
     """Whether a forecast failed because the run would, and not for want of the network's code."""
-    known = report.run is not None and report.run.network.facts is not None
-    return known and "cannot be forecast" not in str(mistake)
+    is_known = report.run is not None and report.run.network.facts is not None
+    return is_known and "cannot be forecast" not in str(mistake)

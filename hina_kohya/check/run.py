@@ -98,8 +98,8 @@ class Run:
     @property
     def lrs(self) -> set[float]:
         """The learning rates of the param groups, before LoRA+."""
-        found = {*self.text_encoder_lrs} if self.trains_text_encoder else set()
-        return (found | {self.unet_lr} if self.trains_unet else found) - {None}
+        rates = {*self.text_encoder_lrs} if self.trains_text_encoder else set()
+        return (rates | {self.unet_lr} if self.trains_unet else rates) - {None}
 
     @property
     def warms_up(self) -> bool:
@@ -118,24 +118,24 @@ class Run:
 
 def run_of(source: Source, how: How) -> Run:
     """Raises UserError for a script or checkout that there is not."""
-    read = source.parsed(options_of_all())
-    module = str(read.values.get("network_module") or "")
-    inner = inner_of(module, _listed(read.values.get(NETWORK_ARGS)))
-    script = how.script or read.script or None
-    trainer = how.checkout.trainer if how.checkout else trainer_of(read.values, inner, read.named, script)
+    reading = source.parsed(options_of_all())
+    module = str(reading.values.get("network_module") or "")
+    inner = inner_of(module, _listed(reading.values.get(NETWORK_ARGS)))
+    script = how.script or reading.script or None
+    trainer = how.checkout.trainer if how.checkout else trainer_of(reading.values, inner, reading.mentions, script)
     schema = Schema(trainer, how.checkout or checkouts.find(trainer))
-    told = script_of(read, inner, schema, how.script, how.arch)
-    options = schema.options(told.script)
-    read = source.parsed(options)
-    module = str(read.values.get("network_module") or "")
-    hooks = hooks_of(module, schema, told.script, how.launched or read.launched)
-    args = _args(read, options)
-    read = read.with_tables(args["dataset_config"])
+    choice = script_of(reading, inner, schema, how.script, how.arch)
+    options = schema.options(choice.script)
+    reading = source.parsed(options)
+    module = str(reading.values.get("network_module") or "")
+    hooks = hooks_of(module, schema, choice.script, how.launched or reading.launched)
+    args = _args(reading, options)
+    reading = reading.with_tables(args["dataset_config"])
     return Run(
-        read, schema, told, hooks, options, args,
+        reading, schema, choice, hooks, options, args,
         network_of(args["network_module"] or "", _listed(args["network_args"]), schema),
-        _optimizer(read, args, hooks.active, schema),
-        datasets_of(read.tables, args), state_of(args), how.arch,
+        _optimizer(reading, args, hooks.active, schema),
+        datasets_of(reading.tables, args), state_of(args), how.arch,
     )  # fmt: skip
 
 
@@ -147,8 +147,8 @@ def _args(source: Source, options: Mapping[str, Option]) -> dict[str, Any]:
             fits = values.fits(option, value)
             if not fits and value != "" and not value and not option.unset:
                 continue  # `resume = false` is as good as nothing
-            meant = value if fits else values.meant(option, value)
-            args[name] = args[name] if meant is None and value is not None else meant
+            setting = value if fits else values.meant(option, value)
+            args[name] = args[name] if setting is None and value is not None else setting
     return args
 
 

@@ -77,12 +77,12 @@ class Schema:
         """None for a module that neither the trainer nor LyCORIS has."""
         if module == LYCORIS:
             target = targets.find_lycoris()
-            found = source_networks.lycoris_of(target.root / "lycoris") if target else None
+            table = source_networks.lycoris_of(target.root / "lycoris") if target else None
         elif self.checkout is None:
-            found = shipped(self.trainer)["networks"].get(module)
+            table = shipped(self.trainer)["networks"].get(module)
         else:
-            found = source_networks.network_facts(self.checkout, module)
-        return NetworkFacts(**{key: tuple(each) for key, each in found.items()}) if found else None
+            table = source_networks.network_facts(self.checkout, module)
+        return NetworkFacts(**{key: tuple(each) for key, each in table.items()}) if table else None
 
     @property
     def networks(self) -> list[str]:
@@ -104,11 +104,11 @@ class Schema:
 @lru_cache(maxsize=64)
 def _options(schema: Schema, script: str) -> dict[str, Option]:
     if schema.checkout is not None:
-        found = source_options.options_of(schema.checkout, script)
+        table = source_options.options_of(schema.checkout, script)
     else:
         trainers = shipped(schema.trainer)["trainers"]
-        found = trainers[source_options.COMMON] | trainers[script]
-    return {name: Option(name, **{key: _frozen(each) for key, each in about.items()}) for name, about in found.items()}
+        table = trainers[source_options.COMMON] | trainers[script]
+    return {name: Option(name, **{key: _frozen(each) for key, each in about.items()}) for name, about in table.items()}
 
 
 @lru_cache(maxsize=len(TRAINERS))

@@ -16,16 +16,16 @@ _SHORT = "networks"  # as `--network_module` names the package
 def networks_of(checkout: Checkout) -> dict[str, dict[str, Any]]:
     """Every network module of a trainer, by the name that is typed."""
     names = [f"{_SHORT}.{path.stem}" for path in sorted(_folder(checkout).glob("*.py"))]
-    found = {name: network_facts(checkout, name) for name in names}
-    return {name: facts for name, facts in found.items() if facts}
+    networks = {name: network_facts(checkout, name) for name in names}
+    return {name: facts for name, facts in networks.items() if facts}
 
 
 def network_facts(checkout: Checkout, module: str) -> dict[str, Any] | None:
     """The facts of one module by the name that is typed, or None."""
     package = checkout.trainer.network_package
-    full = f"{package}.{module.partition('.')[2]}" if module.startswith(f"{_SHORT}.") else module
-    found = module_of(full, checkout.import_roots)
-    return None if found is None or found[0] != full else network_of(found[1], full, checkout.import_roots)
+    dotted = f"{package}.{module.partition('.')[2]}" if module.startswith(f"{_SHORT}.") else module
+    home = module_of(dotted, checkout.import_roots)
+    return None if home is None or home[0] != dotted else network_of(home[1], dotted, checkout.import_roots)
 
 
 def _folder(checkout: Checkout) -> Path:
@@ -35,13 +35,13 @@ def _folder(checkout: Checkout) -> Path:
 
 def network_of(path: Path, module: str, roots: Sequence[Path] = ()) -> dict[str, Any] | None:
     """`reads`: names looked for in **kwargs; `taken`: parameters that the trainer fills in. None: no network module."""
-    known = functions(path)
-    creators = [creator for creator in _CREATORS if creator in known]
+    definitions = functions(path)
+    creators = [creator for creator in _CREATORS if creator in definitions]
     if not creators or creators[0] == _CREATORS[2]:
         return None
-    reads = {name for creator in creators for name in _names_read(known[creator], path, module, roots)}
-    taken = [each.arg for each in known[creators[0]].args.args]
-    return {"reads": sorted(reads), "taken": taken}
+    reads = {name for creator in creators for name in _names_read(definitions[creator], path, module, roots)}
+    parameters = [each.arg for each in definitions[creators[0]].args.args]
+    return {"reads": sorted(reads), "taken": parameters}
 
 
 def lycoris_of(package: Path) -> dict[str, Any]:
@@ -49,9 +49,9 @@ def lycoris_of(package: Path) -> dict[str, Any]:
     facts = network_of(package / "kohya.py", "lycoris.kohya")
     if facts is None:
         raise UserError(f"{package / 'kohya.py'} has no create_network; reinstall lycoris-lora")
-    renamed = keys(constant(package / "wrapper.py", "deprecated_arg_dict"))
+    aliases = keys(constant(package / "wrapper.py", "deprecated_arg_dict"))
     algorithms = keys(constant(package / "wrapper.py", "network_module_dict"))
-    return {**facts, "reads": sorted({*facts["reads"], *renamed}), "algorithms": algorithms}
+    return {**facts, "reads": sorted({*facts["reads"], *aliases}), "algorithms": algorithms}
 
 
 def has_dataset_tables(checkout: Checkout) -> bool:
@@ -65,14 +65,14 @@ def dataset_tables(checkout: Checkout) -> dict[str, dict[str, str]]:
         raise UserError(f"{checkout.root} has no {checkout.trainer.dataset_module}")
     for node in tree(path).body:
         if isinstance(node, ast.ClassDef) and node.name == "ConfigSanitizer":
-            assigned = [each for each in node.body if isinstance(each, ast.Assign) and isinstance(each.value, ast.Dict)]
-            return {ast.unparse(each.targets[0]).lower(): _table(each.value) for each in assigned}  # type: ignore[arg-type]
+            tables = [each for each in node.body if isinstance(each, ast.Assign) and isinstance(each.value, ast.Dict)]
+            return {ast.unparse(each.targets[0]).lower(): _table(each.value) for each in tables}  # type: ignore[arg-type]
     raise UserError(f"{path} has no ConfigSanitizer; is {checkout.root} a checkout of {checkout.trainer.name}?")
 
 
 def _dataset_module(checkout: Checkout) -> Path | None:
-    found = module_of(checkout.trainer.dataset_module, checkout.import_roots)
-    return found[1] if found is not None and found[0] == checkout.trainer.dataset_module else None
+    home = module_of(checkout.trainer.dataset_module, checkout.import_roots)
+    return home[1] if home is not None and home[0] == checkout.trainer.dataset_module else None
 
 
 def _names_read(
@@ -87,21 +87,21 @@ def _names_read(
             continue
         if ast.unparse(node.func) in (f"{variable}.get", f"{variable}.pop"):
             yield from _text(node.args[0])
-        whole = any(word.arg is None and ast.unparse(word.value) == variable for word in node.keywords)
-        handed = [position for position, each in enumerate(node.args) if ast.unparse(each) == variable]
-        called = _called(ast.unparse(node.func), path, module, roots) if whole or handed else None
-        if called is not None and called[0] is not function:
-            yield from _names_read(*called, roots, "" if whole else called[0].args.args[handed[0]].arg)
+        is_unpacked = any(word.arg is None and ast.unparse(word.value) == variable for word in node.keywords)
+        positions = [position for position, each in enumerate(node.args) if ast.unparse(each) == variable]
+        callee = _called(ast.unparse(node.func), path, module, roots) if is_unpacked or positions else None
+        if callee is not None and callee[0] is not function:
+            yield from _names_read(*callee, roots, "" if is_unpacked else callee[0].args.args[positions[0]].arg)
 
 
 def _called(name: str, path: Path, module: str, roots: Sequence[Path]) -> tuple[ast.FunctionDef, Path, str] | None:
     """A function by the name that a module calls it, and where it is defined."""
-    if name in (known := functions(path)):
-        return known[name], path, module
+    if name in (definitions := functions(path)):
+        return definitions[name], path, module
     first, _, rest = name.partition(".")
     dotted = imports(path, module).get(first, "") + f".{rest}" * bool(rest)
-    found = home_of(dotted, roots) if dotted else None
-    return None if found is None else (functions(found[1])[found[2]], found[1], found[0])
+    home = home_of(dotted, roots) if dotted else None
+    return None if home is None else (functions(home[1])[home[2]], home[1], home[0])
 
 
 def _text(node: ast.expr) -> Iterator[str]:
@@ -110,12 +110,12 @@ def _text(node: ast.expr) -> Iterator[str]:
 
 
 def _table(table: ast.Dict) -> dict[str, str]:
-    found = {}
+    types = {}
     for key, each in zip(table.keys, table.values, strict=True):
-        required = isinstance(key, ast.Call)
+        is_required = isinstance(key, ast.Call)
         name = value(key.args[0] if isinstance(key, ast.Call) else key)
-        found[str(name)] = _kind(each) + "!" * required
-    return found
+        types[str(name)] = _kind(each) + "!" * is_required
+    return types
 
 
 def _kind(node: ast.expr) -> str:

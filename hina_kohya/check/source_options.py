@@ -23,12 +23,12 @@ _BEGINNINGS = ("setup_parser", "main")
 
 def options_of_trainers(checkout: Checkout) -> dict[str, dict[str, Any]]:
     """The options of every script that trains adapters, by name; what all of them have stands under "*"."""
-    found = {path.name: options_of(checkout, path.name) for path in checkout.scripts}
-    first, *others = found.values()
+    by_script = {path.name: options_of(checkout, path.name) for path in checkout.scripts}
+    first, *others = by_script.values()
     common = {name: facts for name, facts in first.items() if all(each.get(name) == facts for each in others)}
     own = {
         script: {name: facts for name, facts in options.items() if name not in common}
-        for script, options in found.items()
+        for script, options in by_script.items()
     }
     return {COMMON: common, **own}
 
@@ -51,14 +51,14 @@ class _Parser:
     checkout: Checkout
 
     def calls(self, module: str, function: str, given: Mapping[str, Any]) -> Iterator[ast.Call]:
-        found = home_of(f"{module}.{function}", self.checkout.import_roots)
-        if found is None:
-            there = module_of(module, self.checkout.import_roots)
+        home = home_of(f"{module}.{function}", self.checkout.import_roots)
+        if home is None:
+            place = module_of(module, self.checkout.import_roots)
             raise UserError(
-                f"{there[1] if there else module} has no {function}; is {self.checkout.root} a checkout of "
+                f"{place[1] if place else module} has no {function}; is {self.checkout.root} a checkout of "
                 f"{self.checkout.trainer.name}?"
             )
-        module, path, function = found
+        module, path, function = home
         definition = functions(path)[function]
         yield from self._of(definition.body, module, imports(path, module), _bound(definition.args, given))
 

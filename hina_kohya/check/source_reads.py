@@ -26,10 +26,10 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def never_read(checkout: Checkout) -> dict[str, list[str]]:
     """script -> options that another script of the family reads, and this one does not."""
-    found = {path.name: reads(checkout, path) for path in checkout.scripts}
-    anywhere = set().union(*found.values())
-    sampling = {name for name in anywhere if name.startswith("sample_")}  # read where previews are drawn
-    return {script: sorted(anywhere - own - sampling) for script, own in found.items()}
+    by_script = {path.name: reads(checkout, path) for path in checkout.scripts}
+    union = set().union(*by_script.values())
+    sampling = {name for name in union if name.startswith("sample_")}  # read where previews are drawn
+    return {script: sorted(union - own - sampling) for script, own in by_script.items()}
 
 
 def reads(checkout: Checkout, script: Path) -> set[str]:
@@ -51,24 +51,24 @@ def reads(checkout: Checkout, script: Path) -> set[str]:
 
 def _lineage(checkout: Checkout, module: str, path: Path, name: str) -> list[tuple[str, Path, ast.ClassDef]]:
     """A class and what it derives from, the nearest first."""
-    found = []
+    lineage = []
     while True:
         node = next((each for each in tree(path).body if isinstance(each, ast.ClassDef) and each.name == name), None)
         if node is None:  # it may be imported here
             home = module_of(imports(path, module).get(name, ""), checkout.import_roots)
             if home is None or home[1] == path:
-                return found
+                return lineage
             module, path = home
             continue
-        found.append((module, path, node))
+        lineage.append((module, path, node))
         if not node.bases:
-            return found
+            return lineage
         base = ast.unparse(node.bases[0])
         first, _, rest = base.partition(".")
         dotted = imports(path, module).get(first, f"{module}.{first}") + f".{rest}" * bool(rest)
         home = module_of(dotted, checkout.import_roots)
         if home is None:
-            return found
+            return lineage
         (module, path), name = home, dotted.rpartition(".")[2]
 
 

@@ -5,6 +5,6 @@ from difflib import SequenceMatcher
 _ALIKE = 0.8
 
 
-def alike(typed: str, name: str) -> bool:
+def alike(word: str, name: str) -> bool:
     """A slip of the hand, and no other word: `rank_dropout_scale` is not `rank_dropout`."""
-    return SequenceMatcher(None, typed.lower(), name.lower()).ratio() > _ALIKE
+    return SequenceMatcher(None, word.lower(), name.lower()).ratio() > _ALIKE

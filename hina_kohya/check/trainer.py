@@ -61,20 +61,20 @@ class Script:
         return _ARCHITECTURES.get(self.script)
 
 
-def trainer_of(values: Mapping[str, Any], network: str, named: Sequence[str], script: str | None) -> Trainer:
-    """By the script that is told or `named` in the file, else by the module of the network, else by the keys."""
-    names = [_file_name(script)] if script is not None else named
+def trainer_of(values: Mapping[str, Any], network: str, mentions: Sequence[str], script: str | None) -> Trainer:
+    """By the script that is told or that the file `mentions`, else by the module of the network, else by the keys."""
+    names = [_file_name(script)] if script is not None else mentions
     for trainer in TRAINERS:
         if any(name in Schema(trainer).scripts for name in names):
             return trainer
     of_network = [trainer for trainer in TRAINERS if network in Schema(trainer).networks]
     if len(of_network) == 1:
         return of_network[0]
-    known = {trainer.name: set(every_option(trainer)) for trainer in TRAINERS}
-    only = {name: options.difference(*(other for other in known.values() if other is not options))
-            for name, options in known.items()}  # fmt: skip
+    by_trainer = {trainer.name: set(every_option(trainer)) for trainer in TRAINERS}
+    own = {name: options.difference(*(other for other in by_trainer.values() if other is not options))
+           for name, options in by_trainer.items()}  # fmt: skip
     votes = {name: sum(key in options and value not in ("", None, False) for key, value in values.items())
-             for name, options in only.items()}  # fmt: skip
+             for name, options in own.items()}  # fmt: skip
     return MUSUBI if votes[MUSUBI.name] > votes[SD_SCRIPTS.name] else SD_SCRIPTS
 
 
@@ -95,16 +95,16 @@ def script_of(source: Source, network: str, schema: Schema, script: str | None, 
     for ending, name in trainer.network_scripts.items():
         if network.endswith(ending):
             return Script(trainer, name, f"because of {network}", True)
-    if len(known := [each for each in source.named if each in schema.scripts]) == 1:
-        return Script(trainer, known[0], "named in the file", True)
+    if len(scripts := [each for each in source.mentions if each in schema.scripts]) == 1:
+        return Script(trainer, scripts[0], "named in the file", True)
     return _by_model(source.values, schema) or _by_values(source.values, schema) or _by_habits(source.values, schema)
 
 
 def _of_architecture(arch: str, trainer: Trainer) -> Script:
     if trainer is not SD_SCRIPTS:
         raise UserError(f"--arch is for models of sd-scripts, and this file is for {trainer.name}; leave it out")
-    for name, known in _ARCHITECTURES.items():
-        if known == arch:
+    for name, architecture in _ARCHITECTURES.items():
+        if architecture == arch:
             return Script(trainer, name, f"because of --arch {arch}", True)
     return Script(trainer, SD3 if arch.startswith("sd3") else TRAINER, f"because of --arch {arch}", True)
 
@@ -132,8 +132,8 @@ def _by_values(values: Mapping[str, Any], schema: Schema) -> Script | None:
     votes: dict[str, list[str]] = {}
     for key, value in values.items():
         for script, option in scripts_with(key, schema.trainer).items():
-            unset = option.get("default", False if option["type"] == "flag" else None)
-            if value not in (unset, "", None) and value in option.get("choices", [value]):
+            default = option.get("default", False if option["type"] == "flag" else None)
+            if value not in (default, "", None) and value in option.get("choices", [value]):
                 votes.setdefault(script, []).append(key)
     votes = {script: keys for script, keys in votes.items() if script in schema.scripts}
     if not votes:
@@ -142,11 +142,11 @@ def _by_values(values: Mapping[str, Any], schema: Schema) -> Script | None:
     best = [script for script in _ARCHITECTURES if len(votes.get(script, ())) == most] or [
         max(votes, key=lambda each: len(votes[each]))
     ]
-    alike = [script for script, keys in votes.items() if len(keys) == most and script != best[0]]
-    others = f", which {alike[0]} has, too" if alike and schema.trainer is not SD_SCRIPTS else ""
+    ties = [script for script, keys in votes.items() if len(keys) == most and script != best[0]]
+    others = f", which {ties[0]} has, too" if ties and schema.trainer is not SD_SCRIPTS else ""
     why = f"because of {', '.join(votes[best[0]][:3])}{others}; --script names another"
     # Of sd-scripts, all the others know what SDXL's knows.
-    return Script(schema.trainer, best[0], why, not alike or len(best) == 1 or best[0] == SDXL)
+    return Script(schema.trainer, best[0], why, not ties or len(best) == 1 or best[0] == SDXL)
 
 
 def _by_habits(values: Mapping[str, Any], schema: Schema) -> Script:
@@ -155,14 +155,14 @@ def _by_habits(values: Mapping[str, Any], schema: Schema) -> Script:
     if trainer is not SD_SCRIPTS:
         return Script(trainer, "hv_train_network.py", _NOTHING, False)
     kind = str(values.get("model_train_type", "")).partition("-")[0]
-    beside = SDXL if values.get("sdxl") is True else _MODEL_TYPES.get(kind, "")
-    if beside:
-        return Script(trainer, beside, f"because of {'sdxl' if values.get('sdxl') else 'model_train_type'}", True)
+    script = SDXL if values.get("sdxl") is True else _MODEL_TYPES.get(kind, "")
+    if script:
+        return Script(trainer, script, f"because of {'sdxl' if values.get('sdxl') else 'model_train_type'}", True)
     if values.get("v2") is True:
         return Script(trainer, TRAINER, "because of v2; --script names another", True)
     model = values.get("pretrained_model_name_or_path")
-    named = model_files.kind_by_name(model) if isinstance(model, str) else ""
-    if name := SCRIPTS_OF_KINDS[trainer.name].get(named):
+    model_kind = model_files.kind_by_name(model) if isinstance(model, str) else ""
+    if name := SCRIPTS_OF_KINDS[trainer.name].get(model_kind):
         return Script(trainer, name, f"because of the name {model}; --script names another", True)
     sides = [int(side) for side in str(values.get("resolution", "")).split(",") if side.strip().isdecimal()]
     if (sides and min(sides) >= _LARGE) or values.get("no_half_vae") is True:

@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # the one border for what nobody expected: said in a line, with its exit code
         if shows:
             traceback.print_exc()
-        said = " ".join(str(error).split()) or "nothing said"
-        print(f"hina-kohya {name}: unexpected {type(error).__name__}: {said[:300]}", file=sys.stderr)
+        message = " ".join(str(error).split()) or "nothing said"
+        print(f"hina-kohya {name}: unexpected {type(error).__name__}: {message[:300]}", file=sys.stderr)
         print(f"this is a fault of hina-kohya; hina-kohya {_TRACEBACK} {name} ... shows where", file=sys.stderr)
         return UNEXPECTED
 

@@ -29,12 +29,12 @@ missing here."""
 _WITH_VALUE = ("--script", "--sd-scripts", "--musubi", "--arch", "--format")
 
 
-def main(argv: list[str], then: bool = True) -> int:
-    """then: print what to type next."""
+def main(argv: list[str], with_next: bool = True) -> int:
+    """with_next: print what to type next."""
     own, what, words = _split(argv)
     args = _parser().parse_args([*own, *what[:1]])
     try:
-        found = report.check(
+        result = report.check(
             what,
             words,
             checkout=checkouts.at(args.checkout, "--sd-scripts") if args.checkout else None,
@@ -50,34 +50,34 @@ def main(argv: list[str], then: bool = True) -> int:
         return error.exit_code
     as_json = args.format == "json"
     if not as_json:
-        print("\n".join(printing.text(found, args.all)), flush=True)
-    code, forecast = found.exit_code, None
-    if code != 1 and found.architecture is not None and not args.no_forecast:
-        forecast, refused = _forecast(found)
-        code = 1 if refused else code
+        print("\n".join(printing.text(result, args.all)), flush=True)
+    code, forecast = result.exit_code, None
+    if code != 1 and result.architecture is not None and not args.no_forecast:
+        forecast, is_refusal = _forecast(result)
+        code = 1 if is_refusal else code
         if not as_json:
             print(f"\n{forecast}\n")
     if as_json:
         print(
             json.dumps(
-                {**printing.as_json(found, code != 0, forecast), "exit_code": code}, ensure_ascii=False, indent=1
+                {**printing.as_json(result, code != 0, forecast), "exit_code": code}, ensure_ascii=False, indent=1
             )
         )
-    elif then:
-        print(printing.next_step(found, code != 0))
+    elif with_next:
+        print(printing.next_step(result, code != 0))
     return code
 
 
-def _forecast(found: report.Report) -> tuple[str, bool]:
+def _forecast(result: report.Report) -> tuple[str, bool]:
     """The groups that will result, and whether the network or the optimizer would refuse."""
     progress = _Progress() if sys.stderr.isatty() else None
     try:
-        text, goes_on = report.forecast_of(found, progress)
+        text, goes_on = report.forecast_of(result, progress)
         return text, not goes_on
     except UserError as error:
-        refused = report.is_refusal(found, error)
-        what = f"{Level.ERROR.value}: the network or its optimizer cannot be made" if refused else "no forecast"
-        return f"{what}: {error}", refused
+        is_refusal = report.is_refusal(result, error)
+        what = f"{Level.ERROR.value}: the network or its optimizer cannot be made" if is_refusal else "no forecast"
+        return f"{what}: {error}", is_refusal
     finally:
         if progress is not None:
             progress.clear()
@@ -98,9 +98,9 @@ class _Progress:
         self.start = time.perf_counter()
         self({"stage": "starting"})
 
-    def __call__(self, said: Mapping[str, Any]) -> None:
+    def __call__(self, content: Mapping[str, Any]) -> None:
         seconds = time.perf_counter() - self.start
-        print(f"\r\x1b[Kforecast: {_STAGES[said['stage']]}, {seconds:.0f} s", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[Kforecast: {_STAGES[content['stage']]}, {seconds:.0f} s", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)

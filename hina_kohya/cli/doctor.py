@@ -28,37 +28,40 @@ def main(argv: list[str]) -> int:
     )
     checkout.add_option(parser)
     try:
-        found = look(parser.parse_args(argv).checkout)
+        environment = look(parser.parse_args(argv).checkout)
     except UserError as error:
         print(f"hina-kohya doctor: error: {error}", file=sys.stderr)
         return error.exit_code
-    print("\n".join(_lines(found)))
-    return int(bool(found.problems))
+    print("\n".join(_lines(environment)))
+    return int(bool(environment.problems))
 
 
-def _lines(found: Environment) -> Iterator[str]:
-    yield f"Python {found.python}   {sys.prefix}"
-    width = max(len(package.name) for package in found.packages)
-    for package in found.packages:
-        asked = f"the trainer asks for {package.pinned}" if package.pinned and not package.fits else ""
-        yield f"  {package.name:{width}}  {package.version or 'missing':14}  {asked}".rstrip()
-    for told in found.targets:
-        yield from _target(told)
-    patched = [told.name for told in found.targets if told.state is State.PATCHED]
+def _lines(environment: Environment) -> Iterator[str]:
+    yield f"Python {environment.python}   {sys.prefix}"
+    width = max(len(package.name) for package in environment.packages)
+    for package in environment.packages:
+        remark = f"the trainer asks for {package.pinned}" if package.pinned and not package.fits else ""
+        yield f"  {package.name:{width}}  {package.version or 'missing':14}  {remark}".rstrip()
+    for status in environment.targets:
+        yield from _target(status)
+    patched = [status.name for status in environment.targets if status.state is State.PATCHED]
     if patched:
         yield f"hooks: installed by the patch of {' and '.join(patched)}"
     else:
         yield "hooks: installed where a command asks for them (--network_module hina_kohya.lycoris, hina-kohya launch)"
-    for sites in found.sites:
+    for sites in environment.sites:
         yield from _sites(sites)
-    if not found.sites:
+    if not environment.sites:
         yield "hooks: whether they act was not looked at: no checkout is known; add --sd-scripts PATH"
-    for package, names in found.optimizers.items():
+    for package, names in environment.optimizers.items():
         yield f"optimizers of {package}: {', '.join(names)}"
-    yield from _listed("known to break", found.known)
-    if found.problems:
-        yield from _listed("wrong here", found.problems)
-    elif any(sites.of(Outcome.NOT_LOOKED_AT) or not sites.verdicts for sites in found.sites) or not found.sites:
+    yield from _listed("known to break", environment.known)
+    if environment.problems:
+        yield from _listed("wrong here", environment.problems)
+    elif (
+        any(sites.of(Outcome.NOT_LOOKED_AT) or not sites.verdicts for sites in environment.sites)
+        or not environment.sites
+    ):
         yield "nothing wrong was found here, and not all was looked at (above)"
     else:
         yield "nothing is wrong here"
@@ -78,11 +81,11 @@ def _sites(sites: Sites) -> Iterator[str]:
             yield f"  {scripts}: {why}" if outcome is Outcome.ACTS else f"hooks: {outcome.value}: {scripts}: {why}"
 
 
-def _target(told: Status) -> Iterator[str]:
-    version = (told.target.version or "")[:12] or "unknown version" if told.target else ""
-    yield f"{told.name} {version}".rstrip() + f": {told.state.value}"
-    if told.file and told.file.is_file():
-        yield f"  {told.file}  sha256 {hashlib.sha256(told.file.read_bytes()).hexdigest()[:12]}"
+def _target(status: Status) -> Iterator[str]:
+    version = (status.target.version or "")[:12] or "unknown version" if status.target else ""
+    yield f"{status.name} {version}".rstrip() + f": {status.state.value}"
+    if status.file and status.file.is_file():
+        yield f"  {status.file}  sha256 {hashlib.sha256(status.file.read_bytes()).hexdigest()[:12]}"
 
 
 def _listed(title: str, lines: tuple[str, ...]) -> Iterator[str]:

@@ -60,21 +60,21 @@ def _split(argv: list[str]) -> tuple[list[str], str | None, list[str]]:
     return argv, None, []
 
 
-def _found(script: str, given: str | None) -> Path:
+def _found(script: str, folder: str | None) -> Path:
     """A script here, or of the checkout that was given, or of one that can be found. Raises UserError."""
-    if not given and Path(script).is_file():
+    if not folder and Path(script).is_file():
         return Path(script).resolve()
-    if given:
-        tried = [checkouts.at(given, "--sd-scripts")]
+    if folder:
+        candidates = [checkouts.at(folder, "--sd-scripts")]
     else:
-        tried = [found for trainer in TRAINERS if (found := checkouts.find(trainer)) is not None]
-    if not tried:
+        candidates = [home for trainer in TRAINERS if (home := checkouts.find(trainer)) is not None]
+    if not candidates:
         homes = " or ".join(trainer.home for trainer in TRAINERS)
         raise UserError(f"there is no {script} here; add --sd-scripts PATH, or set {homes}")
-    for found in tried:
-        if path := found.script(script):
+    for home in candidates:
+        if path := home.script(script):
             return path.resolve()
-    places = " or ".join(str(found.root / found.trainer.script_folders[0] / script) for found in tried)
+    places = " or ".join(str(home.root / home.trainer.script_folders[0] / script) for home in candidates)
     raise UserError(f"there is no script {places}; is it spelt right?")
 
 
@@ -90,13 +90,13 @@ def _checked(script: Path, arguments: list[str]) -> int:
         print(f"not checked: {error}")
         return 0
     own = ["--sd-scripts", str(home.root), "--script", script.name, "--launched"]
-    return check.main([*own, str(script), *arguments], then=False)
+    return check.main([*own, str(script), *arguments], with_next=False)
 
 
 def _checkout_of(script: Path) -> Checkout:
     """The checkout that a script lies in. Raises UserError."""
     for folder in script.parents:
         for trainer in TRAINERS:
-            if all((folder / name).is_file() for name in trainer.has):
+            if all((folder / name).is_file() for name in trainer.marks):
                 return Checkout(trainer, folder)
     return checkouts.at(script.parent, "the folder")

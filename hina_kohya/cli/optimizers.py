@@ -52,9 +52,9 @@ def listing(everything: bool) -> list[str]:
             continue
         what = f"another name of {cls.__name__}" if is_alias else _first_sentence(cls)
         lines.append(f"{entry.name:32} {optimizer_names.package(entry):14} {what}")
-    hidden = sum(cls.__name__ != entry.name for entry, cls in entries)
-    more = [f"hina-kohya optimizers --all    shows {hidden} other names, too"] if hidden and not everything else []
-    return [*lines, "", "hina-kohya optimizers NAME     shows what one accepts", *more]
+    aliases = sum(cls.__name__ != entry.name for entry, cls in entries)
+    hint = [f"hina-kohya optimizers --all    shows {aliases} other names, too"] if aliases and not everything else []
+    return [*lines, "", "hina-kohya optimizers NAME     shows what one accepts", *hint]
 
 
 def description(name: str) -> list[str]:
@@ -86,8 +86,8 @@ def _techniques() -> list[str]:
 def _source(technique: type) -> str:
     """The whole paragraph after `Source:`, without the documents that are not in the package."""
     doc = inspect.cleandoc(technique.__doc__ or "")
-    found = re.search(r"^Source:\s*(.*?)(?=^\w+:|^\s*$|\Z)", doc, re.MULTILINE | re.DOTALL)
-    text = " ".join(found[1].split()) if found else ""
+    match = re.search(r"^Source:\s*(.*?)(?=^\w+:|^\s*$|\Z)", doc, re.MULTILINE | re.DOTALL)
+    text = " ".join(match[1].split()) if match else ""
     return re.sub(r"\s*\([A-Z]+\.md[^)]*\)", "", text)
 
 
@@ -103,7 +103,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def _first_sentence(thing: type) -> str:
+def _first_sentence(cls: type) -> str:
     """Whole, over as many lines as it has."""
-    paragraph = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+    paragraph = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
     return re.split(r"(?<=\.)\s", paragraph, maxsplit=1)[0]

@@ -36,41 +36,41 @@ def main(argv: list[str]) -> int:
     code, acted = 0, False
     for name in [args.target] if args.target else TARGETS:
         try:
-            told = patch.inspect(name, args.checkout)
+            status = patch.inspect(name, args.checkout)
             # What is not there is an error where it was asked for, or where nothing else is there.
-            if told.target is None and not args.target and args.action != "status":
-                print(f"{name}: not found; {told.next}")
+            if status.target is None and not args.target and args.action != "status":
+                print(f"{name}: not found; {status.next}")
                 continue
             acted = True
-            print(ACTIONS[args.action](told))
+            print(ACTIONS[args.action](status))
         except UserError as error:
             print(f"hina-kohya patch: error: {error}", file=sys.stderr)
             code = error.exit_code
     return code if acted or code else UserError.exit_code
 
 
-def _status(told: Status) -> str:
-    version = f" {told.target.version or '(unknown version)'}" if told.target else ""
-    lines = [f"{told.name}{version}: {told.state.value}"]
-    lines += [f"  {told.file}"] if told.file else []
-    lines += [f"  {line}" for line in (*patch.explanation(told), *told.remarks, *_warning(told))]
-    return "\n".join([*lines, f"  next: {told.next}"])
+def _status(status: Status) -> str:
+    version = f" {status.target.version or '(unknown version)'}" if status.target else ""
+    lines = [f"{status.name}{version}: {status.state.value}"]
+    lines += [f"  {status.file}"] if status.file else []
+    lines += [f"  {line}" for line in (*patch.explanation(status), *status.remarks, *_warning(status))]
+    return "\n".join([*lines, f"  next: {status.next}"])
 
 
-def _diff(told: Status) -> str:
-    return patch.preview(told).rstrip("\n") or f"{told.name}: already patched, nothing to apply"
+def _diff(status: Status) -> str:
+    return patch.preview(status).rstrip("\n") or f"{status.name}: already patched, nothing to apply"
 
 
-def _apply(told: Status) -> str:
-    return "\n  ".join([f"{told.name}: {patch.apply(told)}", *_warning(told)])
+def _apply(status: Status) -> str:
+    return "\n  ".join([f"{status.name}: {patch.apply(status)}", *_warning(status)])
 
 
-def _revert(told: Status) -> str:
-    return f"{told.name}: {patch.revert(told)}"
+def _revert(status: Status) -> str:
+    return f"{status.name}: {patch.revert(status)}"
 
 
-def _warning(told: Status) -> list[str]:
-    warning = patch.warning(told)
+def _warning(status: Status) -> list[str]:
+    warning = patch.warning(status)
     return [warning] if warning else []
 
 

@@ -77,8 +77,8 @@ class Bucket:
         like = torch.empty(0, dtype=dtype, device=self.key.device)
         slab = Slab(f"{technique.name}.{name}", slot, codec, (len(self), m, n), like)
         if slot is Slot.ANCHOR:
-            for picked, where in self.chunks(range(len(self))):
-                slab.parts[""][where] = self.gather([self.params[row] for row in picked]).to(dtype)
+            for rows, where in self.chunks(range(len(self))):
+                slab.parts[""][where] = self.gather([self.params[row] for row in rows]).to(dtype)
         return slab
 
     def active_rows(self) -> list[int]:

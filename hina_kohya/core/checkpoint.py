@@ -57,9 +57,9 @@ def fit(
     position. Raises ValueError where it does not fit."""
     _refuse_newer(saved)
     _refuse_foreign(saved)
-    written_by = saved.get(KEY, {}).get("format", 0)
+    version = saved.get(KEY, {}).get("format", 0)
     saved_groups = [
-        {**group, "techniques": formats.options(group["techniques"], written_by)} for group in saved["param_groups"]
+        {**group, "techniques": formats.options(group["techniques"], version)} for group in saved["param_groups"]
     ]
     if len(saved_groups) != len(groups):
         raise ValueError(
@@ -82,7 +82,7 @@ def fit(
     for param, member, saved_id, chain in zip(params, members, ids, chains, strict=True):
         if entry := saved["state"].get(saved_id):
             _check(entry, param, member, None if member.partner is None else params[member.partner], chain)
-            state[param] = formats.upgraded(entry, written_by)
+            state[param] = formats.upgraded(entry, version)
     _say_class(saved, name, keep_settings)
     rates = tuple(
         NewRate(base_rate(mine), base_rate(theirs), float(theirs["lr"]))
@@ -196,11 +196,11 @@ def _flat(group: Mapping[str, Any]) -> dict[str, Any]:
     Without betas where a scheduler moves them.
     """
     plain = {k: v for k, v in group.items() if k not in (*_NOT_SETTINGS, *_RATES, *_KEPT_BY_SCHEDULERS, "techniques")}
-    scheduled = ("betas",) if "base_momentum" in group else ()
+    omissions = ("betas",) if "base_momentum" in group else ()
     for name, options in group["techniques"].items():
-        timed = registry.technique(name).betas if scheduled else ()
-        plain |= {f"{name}.{option}": value for option, value in options.items() if option not in timed}
-    plain = {key: value for key, value in plain.items() if key not in scheduled}
+        betas = registry.technique(name).betas if omissions else ()
+        plain |= {f"{name}.{option}": value for option, value in options.items() if option not in betas}
+    plain = {key: value for key, value in plain.items() if key not in omissions}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
 
 

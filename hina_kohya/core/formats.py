@@ -18,24 +18,24 @@ from hina_kohya.numerics import companding
 CURRENT = 1
 
 
-def options(techniques: Mapping[str, Mapping[str, Any]], written_by: int) -> dict[str, dict[str, Any]]:
+def options(techniques: Mapping[str, Mapping[str, Any]], version: int) -> dict[str, dict[str, Any]]:
     """A group's options by technique, with those that came later as they were before there was an option."""
-    changed = {name: dict(own) for name, own in techniques.items()}
-    if written_by < 1 and "muon" in changed:
-        changed["muon"].setdefault("largest", math.inf)
-    return {name: dc.asdict(registry.build(name, **own)) for name, own in changed.items()}
+    result = {name: dict(own) for name, own in techniques.items()}
+    if version < 1 and "muon" in result:
+        result["muon"].setdefault("largest", math.inf)
+    return {name: dc.asdict(registry.build(name, **own)) for name, own in result.items()}
 
 
-def upgraded(entry: Mapping[str, Any], written_by: int) -> dict[str, Any]:
+def upgraded(entry: Mapping[str, Any], version: int) -> dict[str, Any]:
     """A parameter's state as the current format has it; values move by a code at most."""
-    if written_by >= CURRENT:
+    if version >= CURRENT:
         return dict(entry)
-    changed = dict(entry)
+    result = dict(entry)
     for key, code in entry.items():
         scale = entry.get(f"{key}.scale")
         if isinstance(scale, Tensor):
-            changed[key], changed[f"{key}.scale"] = _from_format_0(code, scale)
-    return changed
+            result[key], result[f"{key}.scale"] = _from_format_0(code, scale)
+    return result
 
 
 def _from_format_0(code: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

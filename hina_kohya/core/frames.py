@@ -28,22 +28,22 @@ def buckets(
     by_key: Mapping[Key, Sequence[int]], params: Sequence[Tensor], members: Sequence[Member], codec: Codec
 ) -> list[Bucket]:
     """A bucket for each key, or for each frame where there would be too many."""
-    framed: dict[Key, list[int]] = defaultdict(list)
-    alone: dict[Key, list[int]] = {}
-    read = {
+    frames: dict[Key, list[int]] = defaultdict(list)
+    singles: dict[Key, list[int]] = {}
+    partners = {
         other for key, rows in by_key.items() for t in key.chain for row in rows for other in t.partners(members[row])
     }  # by a partner, which expects its shape
     for key, indices in by_key.items():
-        if (frame := _frame(key)) and read.isdisjoint(indices):
-            framed[frame].extend(indices)
+        if (frame := _frame(key)) and partners.isdisjoint(indices):
+            frames[frame].extend(indices)
         else:
-            alone[key] = list(indices)
-    if len(by_key) - len(alone) <= MANY:
-        framed, alone = {}, {key: list(indices) for key, indices in by_key.items()}
+            singles[key] = list(indices)
+    if len(by_key) - len(singles) <= MANY:
+        frames, singles = {}, {key: list(indices) for key, indices in by_key.items()}
     return [
         kind(key, indices, [params[i] for i in indices], [members[i] for i in indices], each)
-        for kind, each, found in ((Bucket, codec, alone), (Framed, Exact(), framed))
-        for key, indices in found.items()
+        for kind, each, table in ((Bucket, codec, singles), (Framed, Exact(), frames))
+        for key, indices in table.items()
     ]
 
 

@@ -161,8 +161,8 @@ class HinaOptimizer(torch.optim.Optimizer):
             techniques = [registry.build(name, **options) for name, options in group["techniques"].items()]
             wanted = [self._codec.checked(each) for each in techniques if not (split and each.splits_lr)]
             for param, member in zip(group["params"], members, strict=False):
-                idle = is_frozen(param) and not self.state.get(param)
-                chains.append(() if idle else fitted(wanted, member))
+                is_idle = is_frozen(param) and not self.state.get(param)
+                chains.append(() if is_idle else fitted(wanted, member))
         return chains
 
     def _replan(self) -> None:

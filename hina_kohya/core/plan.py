@@ -93,8 +93,8 @@ class Plan:
 
         Blocks that are swapped in and out are stepped where their state is; what has moved for good takes it along.
         """
-        away = any(bucket.elsewhere() for bucket in (*self.buckets, *self.frozen))
-        self._away = self._away + 1 if away else 0
+        is_away = any(bucket.elsewhere() for bucket in (*self.buckets, *self.frozen))
+        self._away = self._away + 1 if is_away else 0
         started = any(bucket.tried.any() for bucket in self.buckets)
         return not self._away or (started and self._away < SWAPPED)
 

@@ -90,9 +90,9 @@ def _read(name: str) -> _Reading:
         parts.pop(0)
     of_peft = parts[:2] == ["base_model", "model"]
     for length in range(min(_LONGEST, len(parts) - 1), 0, -1):
-        above, tail = parts[:-length], parts[-length:]
-        module, numbered = ".".join(above), ".".join("#" if part.isdecimal() else part for part in tail)
-        if role := _by_ending(numbered, above[-1], of_peft):
+        head, tail = parts[:-length], parts[-length:]
+        module, numbered = ".".join(head), ".".join("#" if part.isdecimal() else part for part in tail)
+        if role := _by_ending(numbered, head[-1], of_peft):
             return _Reading(module, role, next((part for part in tail if part.isdecimal()), ""))
         if length > 1 and (role := PEFT.get(".".join((tail[0], *tail[2:])))):
             return _Reading(module, role, adapter=tail[1])

@@ -44,8 +44,8 @@ def hold_rates(optimizer: "HinaOptimizer", scheduler: Any) -> None:
     ``scheduler``.
     """
     rates, optimizer.new_rates = optimizer.new_rates, ()
-    asked = [rate.asked for rate in rates]
-    if asked == [rate.saved for rate in rates] or _starts_from(scheduler, asked):
+    lrs = [rate.asked for rate in rates]
+    if lrs == [rate.saved for rate in rates] or _starts_from(scheduler, lrs):
         return
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         _set(group, "lr", rate.saved_now * rate.factor if rate.saved else rate.asked)
@@ -53,7 +53,7 @@ def hold_rates(optimizer: "HinaOptimizer", scheduler: Any) -> None:
             _set(group, "initial_lr", rate.asked)
     for each in _inner(scheduler):
         if hasattr(each, "base_lrs"):
-            each.base_lrs = _changed(each.base_lrs, asked)
+            each.base_lrs = _changed(each.base_lrs, lrs)
         if getattr(each, "_last_lr", None):
             each._last_lr = [last * rate.factor for last, rate in zip(each._last_lr, rates, strict=True)]
         if hasattr(each, "max_lrs"):  # the other end of CyclicLR's range
@@ -63,7 +63,7 @@ def hold_rates(optimizer: "HinaOptimizer", scheduler: Any) -> None:
         for group, lr in zip(optimizer.param_groups, outer._get_closed_form_lr(), strict=True):
             _set(group, "lr", float(lr))
         outer._last_lr = [group["lr"] for group in optimizer.param_groups]
-    logger.info("resume: the schedule goes on from a learning rate of %s", listed(asked))
+    logger.info("resume: the schedule goes on from a learning rate of %s", listed(lrs))
 
 
 def _starts_from(scheduler: Any, rates: Sequence[float]) -> bool:

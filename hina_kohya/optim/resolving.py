@@ -127,9 +127,9 @@ def resolve(
             flag = next((flag for flag, name in FLAGS.items() if name == technique), None)
             hint = f"add {flag}=True" if flag and flag in known else "this optimizer does not use it"
             raise ValueError(f"{name} was given, but {technique} is off; {hint}")
-    said = {**preset, **given}  # a profile turns much on that need not fit
-    asked = {name: flag for flag, name in FLAGS.items() if said.get(flag) and name in on}
-    return Resolved(settings, [registry.build(name, **options[name]) for name in on], conflicts, asked)
+    choices = {**preset, **given}  # a profile turns much on that need not fit
+    flags = {name: flag for flag, name in FLAGS.items() if choices.get(flag) and name in on}
+    return Resolved(settings, [registry.build(name, **options[name]) for name in on], conflicts, flags)
 
 
 def _profile(name: str | None, profiles: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

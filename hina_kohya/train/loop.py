@@ -162,8 +162,8 @@ class Trainer:
                 f"max_train_steps is {self.settings.max_train_steps}, must exceed the {step} steps "
                 f"of {folder}: it counts the whole run"
             )
-        changed = [k for k in CONTINUED if before[k] != getattr(self.settings, k)]
-        for key in changed:
+        differences = [k for k in CONTINUED if before[k] != getattr(self.settings, k)]
+        for key in differences:
             print(f"note: {key} was {before[key]} before, is {getattr(self.settings, key)} now")
         try:
             self.accelerator.load_state(str(folder))

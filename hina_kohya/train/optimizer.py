@@ -49,5 +49,5 @@ def _classes(source: str) -> list[str]:
 
 def make(name: str, words: list[str], groups: list[dict[str, Any]], lr: float) -> tuple[str, Optimizer]:
     """(what ss_optimizer records, the optimizer)."""
-    path, described, optimizer = optimizers.build(resolve(name), words, groups, lr)
-    return path + (f"({described})" if described else ""), optimizer
+    path, arguments, optimizer = optimizers.build(resolve(name), words, groups, lr)
+    return path + (f"({arguments})" if arguments else ""), optimizer

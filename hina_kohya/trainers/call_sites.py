@@ -100,7 +100,7 @@ def _asked(chain: list[_Module], trainer: Trainer) -> list[Verdict]:
     """What speaks against answering the calls for param groups, where a network is created."""
     if not _creates(chain):
         return []
-    known = [(call.positional, call.keywords) for call in trainer.groups_calls]
+    forms = [(call.positional, call.keywords) for call in trainer.groups_calls]
     asks = [call for module in chain for call in _calls(module) if _name(call.node) in _ASKS]
     if not asks:
         what = f"{chain[-1].file} creates a network, and no call of {_ASKS[0]} was found"
@@ -108,7 +108,7 @@ def _asked(chain: list[_Module], trainer: Trainer) -> list[Verdict]:
     return [
         Verdict(Outcome.CANNOT, f"{call.place} asks for param groups by {ast.unparse(call.node)}, which is not known")
         for call in asks
-        if (len(call.node.args), {word.arg for word in call.node.keywords}) not in known
+        if (len(call.node.args), {word.arg for word in call.node.keywords}) not in forms
     ]
 
 
@@ -122,10 +122,10 @@ def _chain(script: Path, roots: tuple[Path, ...]) -> list[_Module]:
     chain = [_Module(_module_name(script, roots), script)]
     for module in chain:
         for dotted in sorted(set(imports(module.path, module.name).values())):
-            found = _find(dotted, roots)
-            name = "" if found is None else found.name.rpartition(".")[2]
-            if found is not None and found not in chain and "train" in name and name != "train_util":
-                chain.append(found)
+            other = _find(dotted, roots)
+            name = "" if other is None else other.name.rpartition(".")[2]
+            if other is not None and other not in chain and "train" in name and name != "train_util":
+                chain.append(other)
         if len(chain) > _DEEPEST:
             break
     return chain
@@ -139,8 +139,8 @@ def _module_name(path: Path, roots: tuple[Path, ...]) -> str:
 
 
 def _find(dotted: str, roots: tuple[Path, ...]) -> _Module | None:
-    found = module_of(dotted, roots)
-    return None if found is None else _Module(*found)
+    home = module_of(dotted, roots)
+    return None if home is None else _Module(*home)
 
 
 @lru_cache(maxsize=64)
@@ -168,33 +168,33 @@ def _home(call: _Call, roots: tuple[Path, ...]) -> tuple[_Module, str] | None:
     if first == "self":
         return _method(call.module, call.cls, rest, roots)
     dotted = imports(call.module.path, call.module.name).get(first, f"{call.module.name}.{first}")
-    found = home_of(dotted + f".{rest}" * bool(rest), roots)
-    return None if found is None else (_Module(*found[:2]), found[2])
+    home = home_of(dotted + f".{rest}" * bool(rest), roots)
+    return None if home is None else (_Module(*home[:2]), home[2])
 
 
 def _method(module: _Module, cls: str, name: str, roots: tuple[Path, ...]) -> tuple[_Module, str] | None:
     """The class of the line of ancestors that defines a method."""
     for _ in range(_DEEPEST):
         classes = {node.name: node for node in tree(module.path).body if isinstance(node, ast.ClassDef)}
-        found = classes.get(cls)
-        if found is None:
+        definition = classes.get(cls)
+        if definition is None:
             dotted = imports(module.path, module.name).get(cls, "")
-            above = _find(dotted, roots)
-            if above is None:
+            parent = _find(dotted, roots)
+            if parent is None:
                 return None
-            module, cls = above, dotted.rpartition(".")[2]
+            module, cls = parent, dotted.rpartition(".")[2]
             continue
-        if any(isinstance(node, ast.FunctionDef) and node.name == name for node in found.body):
+        if any(isinstance(node, ast.FunctionDef) and node.name == name for node in definition.body):
             return module, f"{cls}.{name}"
-        if not found.bases:
+        if not definition.bases:
             return None
-        base = ast.unparse(found.bases[0])
+        base = ast.unparse(definition.bases[0])
         first, _, rest = base.partition(".")
         if rest:  # train_network.NetworkTrainer
-            above = _find(imports(module.path, module.name).get(first, ""), roots)
-            if above is None:
+            parent = _find(imports(module.path, module.name).get(first, ""), roots)
+            if parent is None:
                 return None
-            module, cls = above, rest
+            module, cls = parent, rest
         else:
             cls = base
     return None

@@ -53,31 +53,31 @@ class Checkout:
         return verdict(script, self.trainer, self.import_roots)
 
 
-def at(path: str | Path, said_by: str = "") -> Checkout:
-    """The checkout in a folder. Raises UserError where it is none; `said_by` is how the user named it."""
+def at(path: str | Path, label: str = "") -> Checkout:
+    """The checkout in a folder. Raises UserError where it is none; `label` is how the user named it."""
     root = Path(path).expanduser().absolute()
     for trainer in TRAINERS:
-        if all((root / name).is_file() for name in trainer.has):
+        if all((root / name).is_file() for name in trainer.marks):
             return Checkout(trainer, root)
-    missing = " or ".join(trainer.has[0] for trainer in TRAINERS)
-    raise UserError(f"{said_by} {path} is no checkout of sd-scripts or musubi-tuner: there is no {missing}".strip())
+    files = " or ".join(trainer.marks[0] for trainer in TRAINERS)
+    raise UserError(f"{label} {path} is no checkout of sd-scripts or musubi-tuner: there is no {files}".strip())
 
 
-def find(trainer: Trainer, given: str | Path | None = None) -> Checkout | None:
-    """The checkout of one trainer: `given`, else the one that its variable names, else this folder or one above.
+def find(trainer: Trainer, path: str | Path | None = None) -> Checkout | None:
+    """The checkout of one trainer: at `path`, else the one that its variable names, else this folder or one above.
 
-    None where there is none, or where `given` is one of another trainer. Raises UserError.
+    None where there is none, or where that at `path` is one of another trainer. Raises UserError.
     """
-    if given:
-        checkout = at(given, "--sd-scripts")
+    if path:
+        checkout = at(path, "--sd-scripts")
         return checkout if checkout.trainer is trainer else None
-    if named := os.environ.get(trainer.home):
-        checkout = at(named, trainer.home)
+    if value := os.environ.get(trainer.home):
+        checkout = at(value, trainer.home)
         if checkout.trainer is not trainer:
-            raise UserError(f"{trainer.home} {named} is a checkout of {checkout.trainer.name}, not of {trainer.name}")
+            raise UserError(f"{trainer.home} {value} is a checkout of {checkout.trainer.name}, not of {trainer.name}")
         return checkout
     here = Path.cwd()
-    folders = [folder for folder in (here, *here.parents) if all((folder / name).is_file() for name in trainer.has)]
+    folders = [folder for folder in (here, *here.parents) if all((folder / name).is_file() for name in trainer.marks)]
     return Checkout(trainer, folders[0]) if folders else None
 
 
@@ -91,14 +91,14 @@ def commit(checkout: Path) -> str | None:
         if not head.startswith("ref: "):
             return head
         ref = head.removeprefix("ref: ")
-        shared = git / "commondir"
-        common = git / shared.read_text(encoding="utf-8").strip() if shared.is_file() else git
+        pointer = git / "commondir"
+        common = git / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else git
         if (common / ref).is_file():
             return (common / ref).read_text(encoding="utf-8").strip()
-        packed = (common / "packed-refs").read_text(encoding="utf-8").splitlines()
+        refs = (common / "packed-refs").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    return next((line.partition(" ")[0] for line in packed if line.endswith(f" {ref}")), None)
+    return next((line.partition(" ")[0] for line in refs if line.endswith(f" {ref}")), None)
 
 
 def python_of(checkout: Path) -> str:
@@ -107,6 +107,6 @@ def python_of(checkout: Path) -> str:
         for program in ("bin/python", "Scripts/python.exe"):
             python = checkout / name / program
             if python.is_file():
-                inside = Path(sys.prefix).resolve() == (checkout / name).resolve()
-                return sys.executable if inside else str(python)
+                is_inside = Path(sys.prefix).resolve() == (checkout / name).resolve()
+                return sys.executable if is_inside else str(python)
     return sys.executable

@@ -51,15 +51,15 @@ def named_alike(params: Any) -> Any:
     """Groups in which what a trainer has added to named parameters has a name, too: torch takes all named or none."""
     if not (isinstance(params, list) and all(isinstance(group, Mapping) for group in params)):
         return params
-    held = {index: group["params"] for index, group in enumerate(params) if isinstance(group["params"], list)}
-    if not any(isinstance(item, tuple) for items in held.values() for item in items):
+    lists = {index: group["params"] for index, group in enumerate(params) if isinstance(group["params"], list)}
+    if not any(isinstance(item, tuple) for items in lists.values() for item in items):
         return params
-    added = itertools.count()
+    counter = itertools.count()
     return [
         {
             **group,
             "params": [
-                item if isinstance(item, tuple) else (f"added.{next(added)}", item)
+                item if isinstance(item, tuple) else (f"added.{next(counter)}", item)
                 for item in ([group["params"]] if isinstance(group["params"], Tensor) else group["params"])
             ],
         }

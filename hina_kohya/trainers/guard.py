@@ -32,7 +32,7 @@ class _Handed:
     """One param group as a trainer got it: its parameters by identity, and whether they have names."""
 
     params: Set[int]
-    named: bool
+    has_names: bool
 
 
 class _Guard:
@@ -104,11 +104,11 @@ def _construct(wrapped: Any, optimizer: Any, args: tuple[Any, ...], kwargs: dict
     wrapped(*args, **kwargs)
     for network in list(_Guard.waiting):
         own = set(map(id, network.parameters()))
-        held = [
+        groups = [
             (own.intersection(map(id, group["params"])), "param_names" in group) for group in optimizer.param_groups
         ]
-        held = [group for group in held if group[0]]
-        if not held or not _in_a_trainer():
+        groups = [group for group in groups if group[0]]
+        if not groups or not _in_a_trainer():
             continue
         name = type(network).__name__
         if not _PASSING.get():
@@ -118,8 +118,11 @@ def _construct(wrapped: Any, optimizer: Any, args: tuple[Any, ...], kwargs: dict
                 "optimizer_args and options of param groups would be ignored. Report this trainer, and train with "
                 "--network_module lycoris.kohya and a dotted optimizer_type, such as hina_kohya.HinaAdamW, until then"
             )
-        known = _Guard.groups.get(network, [])
-        if not all(any(params <= group.params and named >= group.named for group in known) for params, named in held):
+        records = _Guard.groups.get(network, [])
+        if not all(
+            any(params <= group.params and has_names >= group.has_names for group in records)
+            for params, has_names in groups
+        ):
             stand_down()
             raise UserError(
                 f"{caller()} took the parameters of {name} otherwise than by prepare_optimizer_params, so that names "

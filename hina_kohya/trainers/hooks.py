@@ -85,10 +85,10 @@ def _functions() -> dict[str, Wrapper]:
 
 def _create(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     _bind()  # the script has by now defined and imported what it will call
-    created = networks.create(wrapped, instance, args, kwargs)
-    for network in networks.networks_of(created):
+    result = networks.create(wrapped, instance, args, kwargs)
+    for network in networks.networks_of(result):
         guard.expect(network, {name for trainer in TRAINERS for name in trainer.modules})
-    return created
+    return result
 
 
 def _create_lycoris(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -96,19 +96,19 @@ def _create_lycoris(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: 
     if "preset" in kwargs:
         kwargs = {**kwargs, "preset": lycoris_presets.path(kwargs["preset"])}
     adlrns = importlib.import_module("hina_kohya.adlrns.network")
-    created = _create(functools.partial(adlrns.create, wrapped), instance, args, kwargs)
-    for network in networks.networks_of(created):
+    result = _create(functools.partial(adlrns.create, wrapped), instance, args, kwargs)
+    for network in networks.networks_of(result):
         half_precision.admit(network)
-    return created
+    return result
 
 
 def _network_modules() -> Iterator[str]:
     """The modules of the trainers' network packages that can be imported here, read off the folders."""
     for trainer in TRAINERS:
-        top, *below = trainer.network_package.split(".")
+        top, *folders = trainer.network_package.split(".")
         spec = importlib.util.find_spec(top)  # of a top-level name: imports nothing
         for root in spec.submodule_search_locations or () if spec else ():
-            for file in Path(root, *below).glob("*.py"):
+            for file in Path(root, *folders).glob("*.py"):
                 yield f"{trainer.network_package}.{file.stem}"
                 # musubi-tuner puts its own folder on the path, and then imports by the short name
-                yield f"{'.'.join(below) or top}.{file.stem}"
+                yield f"{'.'.join(folders) or top}.{file.stem}"

@@ -34,17 +34,17 @@ def create(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], k
     options, rest = take(kwargs)
     token = _CREATING.set(True)
     try:
-        created = wrapped(*args, **rest)
+        result = wrapped(*args, **rest)
     finally:
         _CREATING.reset(token)
-    for network in networks_of(created):
+    for network in networks_of(result):
         adopt(network, options)
-    return created
+    return result
 
 
-def networks_of(created: Any) -> Iterator[nn.Module]:
+def networks_of(result: Any) -> Iterator[nn.Module]:
     """The network of what a creator returned."""
-    network = created[0] if isinstance(created, tuple) else created
+    network = result[0] if isinstance(result, tuple) else result
     if isinstance(network, nn.Module):
         yield network
 
@@ -63,10 +63,10 @@ def _preparing(prepare: Callable[..., Any], network: Any, options: NetworkOption
     @functools.wraps(prepare)
     def prepare_by_role(*args: Any, **kwargs: Any) -> Any:
         call = _call(args, kwargs, type(network).__name__)
-        prepared = prepare(*args, **kwargs)  # its own TypeError is sd-scripts' signal to try the old signature
+        result = prepare(*args, **kwargs)  # its own TypeError is sd-scripts' signal to try the old signature
         default_lr = None if call.default_lr is None else {**dict(enumerate(args)), **kwargs}[call.default_lr]
         try:
-            groups, descriptions = _by_role(prepared, network, options, default_lr)
+            groups, descriptions = _by_role(result, network, options, default_lr)
         except TypeError as error:
             raise PluginError(
                 f"hina-kohya could not read the param groups of {type(network).__name__}: {error}"
@@ -91,26 +91,26 @@ def _call(args: tuple[Any, ...], kwargs: Mapping[str, Any], network: str) -> Gro
     )
 
 
-def _by_role(prepared: Any, network: Any, options: NetworkOptions, default_lr: Any) -> Any:
-    groups, descriptions = _read(prepared, type(network).__name__)
-    named = list(network.named_parameters())
-    _tag(groups, named)
-    return regroup(groups, descriptions, named, options, default_lr)
+def _by_role(result: Any, network: Any, options: NetworkOptions, default_lr: Any) -> Any:
+    groups, descriptions = _read(result, type(network).__name__)
+    named_params = list(network.named_parameters())
+    _tag(groups, named_params)
+    return regroup(groups, descriptions, named_params, options, default_lr)
 
 
 def _numbered(count: int) -> list[str]:
     return ["unet"] if count == 1 else [f"unet {number}" for number in range(1, count + 1)]
 
 
-def _read(prepared: Any, network: str) -> tuple[list[Mapping[str, Any]], list[str] | None]:
+def _read(result: Any, network: str) -> tuple[list[Mapping[str, Any]], list[str] | None]:
     """(param groups, descriptions or None). Raises UserError for a shape that nobody has seen."""
-    pair = prepared if isinstance(prepared, tuple) else (prepared, None)
+    pair = result if isinstance(result, tuple) else (result, None)
     if len(pair) == 2 and _are_groups(pair[0]) and _are_words(pair[1]):
         groups, descriptions = list(pair[0]), None if pair[1] is None else list(pair[1])
         if descriptions is None or len(descriptions) == len(groups):
             return groups, descriptions
     raise UserError(
-        f"{network} returned {_shape(prepared)} for its param groups, and not a list of param groups, alone or with "
+        f"{network} returned {_shape(result)} for its param groups, and not a list of param groups, alone or with "
         "one description each; hina-kohya cannot name them: train with that network module itself, and report it"
     )
 
@@ -129,7 +129,7 @@ def _shape(value: Any) -> str:
     return type(value).__name__
 
 
-def _tag(groups: Any, named: Any) -> None:
-    pairs = [pair for group in named_groups(groups, named) or [] for pair in group]
+def _tag(groups: Any, named_params: Any) -> None:
+    pairs = [pair for group in named_groups(groups, named_params) or [] for pair in group]
     members = roles.resolve([name for name, _ in pairs], [tuple(param.shape) for _, param in pairs])
     tags.attach(members, [param for _, param in pairs])

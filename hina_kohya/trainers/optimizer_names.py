@@ -15,19 +15,19 @@ GROUP = "sd_scripts.optimizers"
 
 def entries() -> list[EntryPoint]:
     """Every entry of the group, sorted by name; ours also where this package has no metadata, as on PYTHONPATH."""
-    found = list(entry_points(group=GROUP))
-    listed = {entry.name for entry in found if _is_ours(entry)}
-    found += [EntryPoint(name, f"hina_kohya:{name}", GROUP) for name in hina_kohya.OPTIMIZERS if name not in listed]
-    return sorted(found, key=lambda entry: entry.name.lower())
+    result = list(entry_points(group=GROUP))
+    names = {entry.name for entry in result if _is_ours(entry)}
+    result += [EntryPoint(name, f"hina_kohya:{name}", GROUP) for name in hina_kohya.OPTIMIZERS if name not in names]
+    return sorted(result, key=lambda entry: entry.name.lower())
 
 
 def find(name: str) -> EntryPoint | None:
     """The entry of a short name, without regard to case. Raises UserError if two packages claim it."""
-    found = [entry for entry in entries() if entry.name.lower() == name.lower()]
-    if len({entry.value for entry in found}) > 1:
-        claims = " and ".join(f"{package(entry)} ({path(entry)})" for entry in found)
+    claimants = [entry for entry in entries() if entry.name.lower() == name.lower()]
+    if len({entry.value for entry in claimants}) > 1:
+        claims = " and ".join(f"{package(entry)} ({path(entry)})" for entry in claimants)
         raise UserError(f"optimizer_type {name} is claimed by {claims}; use the dotted path of the one you mean")
-    return found[0] if found else None
+    return claimants[0] if claimants else None
 
 
 def package(entry: EntryPoint) -> str:
@@ -60,11 +60,11 @@ def resolve(optimizer_type: str | None, trainer: Trainer) -> Any:
     entry = find(name)
     if entry is not None:
         return _load(path(entry))
-    elsewhere = SD_SCRIPTS.optimizers.paths.get(name.lower())
-    if elsewhere is not None:
-        raise UserError(f"{trainer.name} has no optimizer {name!r}; write {elsewhere}")
-    known = {*trainer.optimizers.names, *_torch_names(), *(entry.name for entry in entries())}
-    raise UserError(f"there is no optimizer {name!r}; {did_you_mean(name, known)} (hina-kohya optimizers lists them)")
+    dotted = SD_SCRIPTS.optimizers.paths.get(name.lower())
+    if dotted is not None:
+        raise UserError(f"{trainer.name} has no optimizer {name!r}; write {dotted}")
+    names = {*trainer.optimizers.names, *_torch_names(), *(entry.name for entry in entries())}
+    raise UserError(f"there is no optimizer {name!r}; {did_you_mean(name, names)} (hina-kohya optimizers lists them)")
 
 
 def _load(dotted: str) -> Any:

@@ -25,14 +25,14 @@ def get_optimizer(trainer: Trainer, wrapped: Any, _instance: Any, args: tuple[An
     cls = None if old_flags else optimizer_names.resolve(settings.optimizer_type, trainer)
     if cls is None:
         with guard.passing():
-            built = wrapped(settings, params)
+            result = wrapped(settings, params)
     else:
         if getattr(settings, "fused_backward_pass", False):
             raise UserError("--fused_backward_pass works with Adafactor only; remove it")
-        built = build(cls, settings.optimizer_args, params, settings.learning_rate)
-        built = (*built, *_modes(built[2])) if trainer.returns_modes else built
-    _require_decay(built[2])
-    return built
+        result = build(cls, settings.optimizer_args, params, settings.learning_rate)
+        result = (*result, *_modes(result[2])) if trainer.returns_modes else result
+    _require_decay(result[2])
+    return result
 
 
 def build(cls: Any, words: Any, params: Any, lr: float) -> Built:

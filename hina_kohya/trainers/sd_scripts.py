@@ -6,7 +6,7 @@ from hina_kohya.trainers.trainer import GroupsCall, Timestep, Trainer
 SD_SCRIPTS = Trainer(
     name="sd-scripts",
     home="SD_SCRIPTS_HOME",
-    has=("train_network.py", "library/train_util.py"),
+    marks=("train_network.py", "library/train_util.py"),
     scripts="*train_network.py",
     script_folders=(".",),
     import_folders=(".",),

@@ -69,11 +69,11 @@ def module_of(dotted: str, roots: Sequence[Path]) -> tuple[str, Path] | None:
 def home_of(dotted: str, roots: Sequence[Path]) -> tuple[str, Path, str] | None:
     """The module that defines a function, its file, and the function's name, through re-exports; None if not found."""
     for _ in range(_DEEPEST):
-        found = module_of(dotted, roots)
-        name = "" if found is None else dotted.removeprefix(f"{found[0]}.")
-        if found is None or "." in name or name == dotted:
+        home = module_of(dotted, roots)
+        name = "" if home is None else dotted.removeprefix(f"{home[0]}.")
+        if home is None or "." in name or name == dotted:
             return None
-        module, path = found
+        module, path = home
         if name in functions(path):
             return module, path, name
         dotted = imports(path, module).get(name, "")

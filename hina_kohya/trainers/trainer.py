@@ -41,7 +41,7 @@ class Trainer:
     """One family of trainers; there is one object a family.
 
     home           : the environment variable that names a checkout
-    has            : files by which a checkout is known
+    marks          : files by which a checkout is known
     scripts        : glob of the scripts that train adapters
     script_folders : where they are in a checkout
     import_folders : what their imports are looked up in
@@ -59,7 +59,7 @@ class Trainer:
 
     name: str
     home: str
-    has: tuple[str, ...]
+    marks: tuple[str, ...]
     scripts: str
     script_folders: tuple[str, ...]
     import_folders: tuple[str, ...]

@@ -25,7 +25,7 @@ def test_every_row_with_every_set_of_arguments(trainer):
     for (name, words), answer in zip(cases, trainer.ask("many", "optimizer", calls), strict=True):
         options = {key: ast.literal_eval(value) for key, value in (word.split("=") for word in words)}
         making = SD_SCRIPTS.making(name, options, 1e-3)
-        if making.refused:
+        if making.refusal:
             assert answer["error"] in ("TypeError", "ValueError")
         elif "error" in answer:  # what the class itself refuses
             assert answer["error"] == "TypeError", (name, words, answer)

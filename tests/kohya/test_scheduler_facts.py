@@ -39,7 +39,7 @@ def ours(given):
     }
     calling = schedulers.calling(args, arguments)
     row = ROWS.get(args["lr_scheduler"])
-    if calling.refused or (args["lr_warmup_steps"] and (args["lr_scheduler_type"] or (row and not row.warms_up))):
+    if calling.refusal or (args["lr_warmup_steps"] and (args["lr_scheduler_type"] or (row and not row.warms_up))):
         return "refused"
     optimizer = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1.0}], lr=1e-3)
     try:

@@ -126,38 +126,38 @@ def forecast(
         answer = process.ask({"what": "forecast", **request}, timeout, listener)
     finally:
         process.close()
-    said, fault = answer.said, answer.fault
-    if error := said.get("error"):
+    content, fault = answer.content, answer.fault
+    if error := content.get("error"):
         raise UserError(error)
-    if "groups" not in said:
-        stage = said.get("stage", "")
+    if "groups" not in content:
+        stage = content.get("stage", "")
         what = (
             f"{network_module} {_STAGES[stage]}" if stage in _STAGES else f"{request['optimizer_type']} cannot be made"
         )
         raise UserError(f"{what}: {fault}")
-    if said["stage"] == "state" and "state_bytes" not in said:
-        said["warnings"].append(f"state unknown: {request['optimizer_type']} cannot step on this machine ({fault})")
-    return _read(request, said)
+    if content["stage"] == "state" and "state_bytes" not in content:
+        content["warnings"].append(f"state unknown: {request['optimizer_type']} cannot step on this machine ({fault})")
+    return _read(request, content)
 
 
 def _list_or_number(value: float | Sequence[float]) -> float | list[float]:
     return float(value) if isinstance(value, (int, float)) else [float(each) for each in value]
 
 
-def _read(request: Mapping[str, Any], said: Mapping[str, Any]) -> Forecast:
-    groups = [Group(**{**group, "still_roles": tuple(group["still_roles"])}) for group in said["groups"]]
+def _read(request: Mapping[str, Any], content: Mapping[str, Any]) -> Forecast:
+    groups = [Group(**{**group, "still_roles": tuple(group["still_roles"])}) for group in content["groups"]]
     return Forecast(
         architecture=request["architecture"],
         network=request["network_module"],
-        optimizer=said["optimizer"],
+        optimizer=content["optimizer"],
         groups=tuple(groups),
-        file_bytes=said["file_bytes"],
-        state_bytes=said.get("state_bytes"),
-        techniques=tuple(said.get("techniques", ())),
-        warnings=tuple(said["warnings"]),
-        estimated=said["estimated"],
-        faults=tuple(said.get("faults", ())),
-        faster=said.get("faster", ""),
+        file_bytes=content["file_bytes"],
+        state_bytes=content.get("state_bytes"),
+        techniques=tuple(content.get("techniques", ())),
+        warnings=tuple(content["warnings"]),
+        estimated=content["estimated"],
+        faults=tuple(content.get("faults", ())),
+        faster=content.get("faster", ""),
     )
 
 

@@ -68,14 +68,14 @@ def _could_be_added(module: Any) -> bool:
 
 def _smallest(network: Any) -> dict[tuple[str, str], tuple[nn.Module, nn.Linear | nn.Conv2d]]:
     """(class of the adapter, class of its layer) -> the two of the fewest parameters."""
-    found: dict[tuple[str, str], tuple[nn.Module, nn.Linear | nn.Conv2d]] = {}
+    pairs: dict[tuple[str, str], tuple[nn.Module, nn.Linear | nn.Conv2d]] = {}
     for module in _modules(network):
         original = _original(module)
         if isinstance(original, (nn.Linear, nn.Conv2d)):
             kind = (type(module).__name__, type(original).__name__)
-            if kind not in found or _size(module) < _size(found[kind][0]):
-                found[kind] = module, original
-    return found
+            if kind not in pairs or _size(module) < _size(pairs[kind][0]):
+                pairs[kind] = module, original
+    return pairs
 
 
 def _modules(network: Any) -> list[nn.Module]:
@@ -86,9 +86,9 @@ def _modules(network: Any) -> list[nn.Module]:
 
 def _original(module: Any) -> Any:
     """The layer under an adapter: kept in a list, or behind its forward."""
-    held = getattr(module, "org_module", None)
-    held = held[0] if isinstance(held, (list, tuple)) and held else held
-    return held if held is not None else getattr(getattr(module, "org_forward", None), "__self__", None)
+    layer = getattr(module, "org_module", None)
+    layer = layer[0] if isinstance(layer, (list, tuple)) and layer else layer
+    return layer if layer is not None else getattr(getattr(module, "org_forward", None), "__self__", None)
 
 
 def _size(module: nn.Module) -> int:
@@ -100,8 +100,8 @@ def _step(module: nn.Module, original: nn.Linear | nn.Conv2d) -> None:
     size = (2, original.in_channels, 8, 8) if isinstance(original, nn.Conv2d) else (2, 3, original.in_features)
     module.train()
     for _ in range(_STEPS):
-        given = torch.empty(size, device="meta", requires_grad=True)
-        module(given).sum().backward()
+        inputs = torch.empty(size, device="meta", requires_grad=True)
+        module(inputs).sum().backward()
         module.zero_grad(set_to_none=True)
 
 

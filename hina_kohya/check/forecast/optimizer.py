@@ -61,8 +61,8 @@ def choose(optimizer_type: str, words: Sequence[str], lr: float | None, hooked: 
     if hooked and (cls := optimizer_names.resolve(optimizer_type, SD_SCRIPTS)) is not None:
         return Chosen(cls, list(words), lr)
     making = SD_SCRIPTS.optimizers.making(optimizer_type, options, lr)
-    if making.refused:
-        raise UserError(f"optimizer_type {optimizer_type}: {making.refused}")
+    if making.refusal:
+        raise UserError(f"optimizer_type {optimizer_type}: {making.refusal}")
     path, options, lr = making.path, making.arguments, making.lr
     module, _, name = path.rpartition(".")
     words = [f"{key}={value!r}" for key, value in options.items()]
@@ -81,8 +81,8 @@ def _unknown(optimizer_type: str, module: str) -> str:
             f"without hina_kohya's hooks sd-scripts does not know {optimizer_type}; write "
             f"{optimizer_names.path(entry)}, or use network_module hina_kohya.lycoris"
         )
-    known = [*SD_SCRIPTS.optimizers.names] if "." not in optimizer_type else vars(importlib.import_module(module))
-    return f"there is no optimizer {optimizer_type!r}; {did_you_mean(optimizer_type.rpartition('.')[2], known)}"
+    names = [*SD_SCRIPTS.optimizers.names] if "." not in optimizer_type else vars(importlib.import_module(module))
+    return f"there is no optimizer {optimizer_type!r}; {did_you_mean(optimizer_type.rpartition('.')[2], names)}"
 
 
 def samples(groups: Sequence[Mapping[str, Any]], pairs: Sequence[Pairs]) -> list[dict[str, Any]]:

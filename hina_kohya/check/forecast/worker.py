@@ -53,8 +53,8 @@ def run(request: Request, tell: Tell) -> None:
 def _faster(request: Request, made: Made) -> str:
     """Before LyCORIS 4, LoKr forgot alpha where outputs are added. Who gives bypass_mode has decided."""
     target = None if "bypass_mode" in request.network_args else targets.find_lycoris()
-    known = target is not None and int((target.version or "0").partition(".")[0]) >= 4
-    return layers.faster(made.network) if known and not made.estimated else ""
+    keeps_alpha = target is not None and int((target.version or "0").partition(".")[0]) >= 4
+    return layers.faster(made.network) if keeps_alpha and not made.estimated else ""
 
 
 def _faults(request: Request, made: Made, optimizer: Any) -> Iterator[str]:

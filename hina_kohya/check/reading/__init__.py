@@ -42,11 +42,11 @@ def is_dataset(content: Mapping[str, Any]) -> bool:
     rest = {key: value for key, value in content.items() if key not in ("general", "datasets")}
     keys = {name for key, each in rest.items() for name in (each if isinstance(each, dict) else (key,))}
     options = {name for trainer in TRAINERS for name in every_option(trainer)}
-    shared = {name for trainer in TRAINERS for table in Schema(trainer).datasets.values() for name in table}
-    return isinstance(content.get("datasets"), list) and not keys & (options - shared)
+    common = {name for trainer in TRAINERS for table in Schema(trainer).datasets.values() for name in table}
+    return isinstance(content.get("datasets"), list) and not keys & (options - common)
 
 
 def _file(path: str) -> Path:
-    given = Path(path)
-    known = (".toml", ".json", ".yaml", ".yml", *OF_ENDING)
-    return given if given.suffix.lower() in known or given.is_file() else command.toml_file(path)
+    file = Path(path)
+    endings = (".toml", ".json", ".yaml", ".yml", *OF_ENDING)
+    return file if file.suffix.lower() in endings or file.is_file() else command.toml_file(path)

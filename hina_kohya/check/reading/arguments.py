@@ -25,13 +25,13 @@ class Arguments:
     stray: tuple[str, ...] = ()
     unknown: tuple[tuple[str, str], ...] = ()
 
-    def give(self, name: str, value: Any, refused: str = "") -> None:
+    def give(self, name: str, value: Any, reason: str = "") -> None:
         if name in self.values and self.values[name] != value:
             self.repeated.setdefault(name, [self.values[name]]).append(value)
         self.values[name] = value
         self.refused.pop(name, None)
-        if refused:
-            self.refused[name] = refused
+        if reason:
+            self.refused[name] = reason
 
     def lose(self, words: Sequence[str]) -> None:
         """Words that belong to no option."""
@@ -41,24 +41,24 @@ class Arguments:
 
 def parse(words: Sequence[str], options: Mapping[str, Option]) -> Arguments:
     flags = {flag: option for option in options.values() for flag in option.flags or (f"--{option.name}",)}
-    read = Arguments()
+    arguments = Arguments()
     for word, following in _runs(words, flags):
         if word is None:
-            read.lose(following)
+            arguments.lose(following)
             continue
         name, equals, text = word.partition("=")
-        found = [name] if name in flags else [flag for flag in flags if flag.startswith(name) and name.startswith("--")]
-        dests = {flags[flag].name for flag in found}
+        names = [name] if name in flags else [flag for flag in flags if flag.startswith(name) and name.startswith("--")]
+        dests = {flags[flag].name for flag in names}
         if UNKNOWN.search(name):
-            read.unknown += (_unknown(word, word),)
+            arguments.unknown += (_unknown(word, word),)
         elif len(dests) != 1:
             values = [text, *following] if equals else following
-            what = f"ambiguous option {name}: {', '.join(found)}" if found else f"there is no option {name}"
+            what = f"ambiguous option {name}: {', '.join(names)}" if names else f"there is no option {name}"
             bare: Any = True if not values else values[0] if len(values) == 1 else values
-            read.give(name.lstrip("-") if not found else name, bare, what)
+            arguments.give(name.lstrip("-") if not names else name, bare, what)
         else:
-            _take(flags[found[0]], [text, *following] if equals else following, bool(equals), read)
-    return read
+            _take(flags[names[0]], [text, *following] if equals else following, bool(equals), arguments)
+    return arguments
 
 
 def _runs(words: Sequence[str], flags: Mapping[str, Option]) -> Iterator[tuple[str | None, list[str]]]:
@@ -85,27 +85,27 @@ def _begins(word: str, flags: Mapping[str, Option]) -> bool:
     return word.partition("=")[0] in flags or " " not in word
 
 
-def _take(option: Option, values: list[str], has_equals: bool, read: Arguments) -> None:
+def _take(option: Option, values: list[str], has_equals: bool, arguments: Arguments) -> None:
     name = option.name
     if option.type == "flag":
-        read.give(name, not option.default, f"ignored explicit argument {values[0]!r}" if has_equals else "")
-        read.lose(values[has_equals:])
+        arguments.give(name, not option.default, f"ignored explicit argument {values[0]!r}" if has_equals else "")
+        arguments.lose(values[has_equals:])
         return
-    taken = values if option.list and not has_equals else values[:1]
-    read.lose(values[len(taken) :])
-    values = taken
+    head = values if option.list and not has_equals else values[:1]
+    arguments.lose(values[len(head) :])
+    values = head
     if any(UNKNOWN.search(value) for value in values):
-        known = [UNKNOWN.sub(r"$\1", value) for value in values]
-        read.unknown += (_unknown(f"--{name} {' '.join(known)}", " ".join(values)),)
+        texts = [UNKNOWN.sub(r"$\1", value) for value in values]
+        arguments.unknown += (_unknown(f"--{name} {' '.join(texts)}", " ".join(values)),)
         return
     if option.list:
-        converted = [_converted(option, value) for value in values]
-        read.give(name, [value for value, _ in converted], next((why for _, why in converted if why), ""))
+        pairs = [_converted(option, value) for value in values]
+        arguments.give(name, [value for value, _ in pairs], next((why for _, why in pairs if why), ""))
         return
     if not values:
-        read.give(name, "", "expected one argument")
+        arguments.give(name, "", "expected one argument")
         return
-    read.give(name, *_converted(option, values[0]))
+    arguments.give(name, *_converted(option, values[0]))
 
 
 def _converted(option: Option, text: str) -> tuple[Any, str]:

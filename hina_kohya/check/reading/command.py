@@ -37,19 +37,19 @@ def of_script(file: Path) -> Source:
     """Of the first command in a shell's script that starts a trainer. Raises UserError."""
     text = text_of(file, forgiving=True)
     commands = commands_of(text.translate(SMART) if file.suffix == ".ps1" else text, OF_ENDING[file.suffix.lower()])
-    starting = [command for command in commands if _position(command.words) is not None]
-    if not starting:
+    runs = [command for command in commands if _position(command.words) is not None]
+    if not runs:
         raise UserError(f"{file} starts no *train_network.py in a line that can be read; pass its words: {EXAMPLE}")
-    command, *others = starting
+    command, *others = runs
     source = _of(Form.SCRIPT, f"{file} line {command.line}", file, command.words)
     unseen = (*source.unseen, *_not_looked_at(command, others))
     return dc.replace(source, broken=command.broken, unseen=unseen)
 
 
 def _not_looked_at(command: Command, others: Sequence[Command]) -> tuple[Unseen, ...]:
-    found = [Unseen(f"line {command.line}", "it stands in a condition or a loop")] if command.conditional else []
-    found += [Unseen(f"line {each.line}", "it starts another run; check it by itself") for each in others[:3]]
-    return tuple(found)
+    notes = [Unseen(f"line {command.line}", "it stands in a condition or a loop")] if command.conditional else []
+    notes += [Unseen(f"line {each.line}", "it starts another run; check it by itself") for each in others[:3]]
+    return tuple(notes)
 
 
 def _of(form: Form, name: str, file: Path | None, words: tuple[str, ...]) -> Source:
@@ -75,11 +75,11 @@ def _position(words: Sequence[str]) -> int | None:
 
 def _config_file(words: Sequence[str]) -> Source | None:
     """The TOML under the words, if they name one that can be had."""
-    given = [following for word, following in pairwise(words) if word == "--config_file"]
-    given += [word.partition("=")[2] for word in words if word.startswith("--config_file=")]
-    if not given or UNKNOWN.search(given[-1]):
+    paths = [following for word, following in pairwise(words) if word == "--config_file"]
+    paths += [word.partition("=")[2] for word in words if word.startswith("--config_file=")]
+    if not paths or UNKNOWN.search(paths[-1]):
         return None
-    file = toml_file(given[-1])
+    file = toml_file(paths[-1])
     text = text_of(file)
     return tables.source_of(loads(text, file), text, file)
 

@@ -64,7 +64,7 @@ _YAML = (("a config of ai-toolkit", r"^job:", r"^config:"),
 
 def name_of(content: Content) -> str:
     """What the file is and what to do, empty for one that a trainer may read."""
-    return next((f"{what}; {then}" for what, is_one, then in _KNOWN if is_one(content)), "")
+    return next((f"{what}; {advice}" for what, is_one, advice in _KNOWN if is_one(content)), "")
 
 
 def name_of_yaml(text: str) -> str:

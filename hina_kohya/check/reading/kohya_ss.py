@@ -54,18 +54,18 @@ def source_of(content: Mapping[str, Any], file: Path) -> Source:
     model = next((box for box in SCRIPTS if content.get(box) is True), "")
     values: dict[str, Any] = {}
     for name, option in every_option().items():
-        given = _given(content, name, model)
-        if given is not None and given != "":
-            values[name] = _typed(name, option, given)
+        value = _given(content, name, model)
+        if value is not None and value != "":
+            values[name] = _typed(name, option, value)
     values |= _derived(content, values, model)
-    kept = {name: value for name, value in values.items() if value not in ("", False, None)}
-    kept["max_data_loader_n_workers"] = _number(content.get("max_data_loader_n_workers") or 0)
+    options = {name: value for name, value in values.items() if value not in ("", False, None)}
+    options["max_data_loader_n_workers"] = _number(content.get("max_data_loader_n_workers") or 0)
     words = str(content.get("additional_parameters") or "").replace('"', "").split()
-    unseen = () if {"max_train_steps", "max_train_epochs", "dataset_config"} & set(kept) else (
+    unseen = () if {"max_train_steps", "max_train_epochs", "dataset_config"} & set(options) else (
         Unseen("max_train_steps", _UNSEEN_STEPS),
     )  # fmt: skip
     return Source(
-        Form.KOHYA_SS, str(file), file, kept, words=tuple(words), unseen=unseen,
+        Form.KOHYA_SS, str(file), file, options, words=tuple(words), unseen=unseen,
         script=SCRIPTS.get(model, "train_network.py"), dropped=tuple(_dropped(content, values, model)),
     )  # fmt: skip
 
@@ -97,25 +97,25 @@ def _number(value: Any, whole: bool = False) -> Any:
 def _derived(content: Mapping[str, Any], values: Mapping[str, Any], model: str) -> dict[str, Any]:
     """What the GUI computes from several of its fields."""
     rate = {name: float(_number(content.get(name) or 0) or 0) for name in ("text_encoder_lr", "unet_lr", "t5xxl_lr")}
-    made: dict[str, Any] = {name: content.get("xformers") == name for name in _ATTENTION}
-    made["learning_rate"] = float(_number(content.get("learning_rate") or 0) or 0)
-    made["unet_lr"] = rate["unet_lr"]
+    options: dict[str, Any] = {name: content.get("xformers") == name for name in _ATTENTION}
+    options["learning_rate"] = float(_number(content.get("learning_rate") or 0) or 0)
+    options["unet_lr"] = rate["unet_lr"]
     encoder = rate["text_encoder_lr"]
-    made["text_encoder_lr"] = [encoder, rate["t5xxl_lr"] or encoder] if encoder > 0 else None
+    options["text_encoder_lr"] = [encoder, rate["t5xxl_lr"] or encoder] if encoder > 0 else None
     hunyuan = model == "hunyuan_image_checkbox"
-    made["network_train_unet_only"] = hunyuan or (encoder == 0 and rate["unet_lr"] != 0)
-    made["network_train_text_encoder_only"] = not hunyuan and encoder != 0 and rate["unet_lr"] == 0
-    made["lr_warmup_steps"] = _warmup(content)
+    options["network_train_unet_only"] = hunyuan or (encoder == 0 and rate["unet_lr"] != 0)
+    options["network_train_text_encoder_only"] = not hunyuan and encoder != 0 and rate["unet_lr"] == 0
+    options["lr_warmup_steps"] = _warmup(content)
     module, words = kohya_ss_networks.network_of(content, sd3=model == "sd3_checkbox")
-    made |= {"network_module": module, "network_args": words or None}
+    options |= {"network_module": module, "network_args": words or None}
     for name in ("optimizer_args", "lr_scheduler_args"):
-        made[name] = str(content.get(name) or "").replace('"', "").split() or None
+        options[name] = str(content.get(name) or "").replace('"', "").split() or None
     kind = content.get("noise_offset_type") or "Original"
-    made |= {name: None for group, names in _NOISE.items() if group != kind for name in names}
+    options |= {name: None for group, names in _NOISE.items() if group != kind for name in names}
     if model not in ("", "sdxl"):
-        made |= dict.fromkeys(_NOT_FOR_DIT)
-    made["sample_prompts"] = None  # it writes a file of them
-    return made
+        options |= dict.fromkeys(_NOT_FOR_DIT)
+    options["sample_prompts"] = None  # it writes a file of them
+    return options
 
 
 def _warmup(content: Mapping[str, Any]) -> int | float:

@@ -66,16 +66,16 @@ def network_of(content: Mapping[str, Any], sd3: bool) -> tuple[str, list[str]]:
     if kind in _LYCORIS:
         algorithm, fields = _LYCORIS[kind]
         preset = content.get("LyCORIS_preset") or "full"
-        given = [
+        arguments = [
             f"{name}={content[field]}" for name in fields for field in [_FIELDS.get(name, name)] if field in content
         ]
-        return "lycoris.kohya", f"preset={preset} algo={algorithm} {' '.join(given)}".split() + plus
+        return "lycoris.kohya", f"preset={preset} algo={algorithm} {' '.join(arguments)}".split() + plus
     module, fields = _NATIVE.get(kind, ("", ()))
     if kind == "Standard" and sd3:
         module = "networks.lora_sd3"
     if kind == "Flux1" and content.get("train_lora_ggpo"):
         fields = (*fields, "ggpo_beta", "ggpo_sigma")
-    given = [f"{name}={content[name]}" for name in fields if content.get(name)]
+    arguments = [f"{name}={content[name]}" for name in fields if content.get(name)]
     if kind == "Flux1" and content.get("split_mode"):
-        given.append("train_blocks=single")
-    return module, " ".join(given).split() + plus
+        arguments.append("train_blocks=single")
+    return module, " ".join(arguments).split() + plus

@@ -58,8 +58,8 @@ def _is_deeper_than(content: Any, levels: int) -> bool:
 
 
 def _why(text: str, error: Exception) -> str:
-    if quoted := smart_quotes(text):
-        return f"{quoted}: these quotes are a word processor's; write plain ones, \" or '"
+    if place := smart_quotes(text):
+        return f"{place}: these quotes are a word processor's; write plain ones, \" or '"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     hint = next((f"; {hint}" for words, hint in _HINTS.items() if words.lower() in str(error).lower()), "")

@@ -36,8 +36,8 @@ class _Script:
     def commands(self, text: str) -> Iterator[Command]:
         for number, line, broken in self._lines(text):
             self.depth -= bool(self.depth and self.shell.closes.match(line))
-            if found := self.shell.assignment.fullmatch(line):
-                self._assign(found)
+            if match := self.shell.assignment.fullmatch(line):
+                self._assign(match)
                 continue
             for part in self._parts(line):
                 yield Command(number, tuple(self._words(part)), self.depth > 0, broken)
@@ -45,37 +45,37 @@ class _Script:
 
     def _lines(self, text: str) -> Iterator[tuple[int, str, str]]:
         """Each line with those that continue it: its number, its text, and why it is broken off."""
-        whole, start = "", 0
+        statement, start = "", 0
         for number, raw in enumerate(text.split("\n"), 1):
             line = self._without_comment(raw)
             start = start or number
             bare = line.rstrip()
             goes_on = bare.endswith(self.shell.escape)
-            whole = f"{whole} {bare.removesuffix(self.shell.escape)}".strip()
-            spaced = goes_on and bare != line
-            if spaced or not (goes_on or self._is_open(whole)):
+            statement = f"{statement} {bare.removesuffix(self.shell.escape)}".strip()
+            is_broken = goes_on and bare != line
+            if is_broken or not (goes_on or self._is_open(statement)):
                 what = f"line {number} ends in {self.shell.escape} and a space, so it does not go on in the next line"
-                if whole:
-                    yield start, whole, what * spaced
-                whole, start = "", 0
-        if whole:
-            yield start, whole, ""
+                if statement:
+                    yield start, statement, what * is_broken
+                statement, start = "", 0
+        if statement:
+            yield start, statement, ""
 
     def _without_comment(self, line: str) -> str:
-        found = self.shell.comment.search(line)
-        if found is None or any(line[: found.start()].count(quote) % 2 for quote in self.shell.quotes):
+        match = self.shell.comment.search(line)
+        if match is None or any(line[: match.start()].count(quote) % 2 for quote in self.shell.quotes):
             return line
-        return line[: found.start()].rstrip()
+        return line[: match.start()].rstrip()
 
     def _is_open(self, line: str) -> bool:
         """Whether a line is the beginning of an array."""
-        found = self.shell.assignment.match(line)
-        return bool(found and re.match(r"[^=]*=\s*@?\([^)]*$", line))
+        match = self.shell.assignment.match(line)
+        return bool(match and re.match(r"[^=]*=\s*@?\([^)]*$", line))
 
-    def _assign(self, found: re.Match[str]) -> None:
-        name, before = self._key(found["name"]), self.variables.get(self._key(found["name"]))
-        value = None if self.depth else self._value(found["value"].strip())
-        if found.groupdict().get("more"):
+    def _assign(self, match: re.Match[str]) -> None:
+        name, before = self._key(match["name"]), self.variables.get(self._key(match["name"]))
+        value = None if self.depth else self._value(match["value"].strip())
+        if match.groupdict().get("more"):
             value = (*before, *value) if isinstance(before, tuple) and isinstance(value, tuple) else None
         self.variables[name] = value
 
@@ -94,32 +94,32 @@ class _Script:
 
     def _parts(self, line: str) -> list[str]:
         """The commands of a line: it is cut at `&`, `;` and `|` outside quotes."""
-        parts, quote, begin = [], "", 0
+        parts, quote, start = [], "", 0
         for position, char in enumerate(line):
             if quote:
                 quote = "" if char == quote else quote
             elif char in self.shell.quotes:
                 quote = char
             elif char in "&|;":
-                parts.append(line[begin:position])
-                begin = position + 1
-        return [part for part in (*parts, line[begin:]) if part.strip()]
+                parts.append(line[start:position])
+                start = position + 1
+        return [part for part in (*parts, line[start:]) if part.strip()]
 
     def _words(self, line: str) -> Iterator[str]:  # noqa: PLR0912 (one automaton)
         """As the shell hands them to a program."""
-        word, quote, begun, position = "", "", False, 0
+        word, quote, in_word, position = "", "", False, 0
         while position < len(line):
             char, following = line[position], line[position + 1 : position + 2]
-            found = self.shell.variable.match(line, position) if quote != "'" else None
+            match = self.shell.variable.match(line, position) if quote != "'" else None
             position += 1
-            if found:
-                value = self._of_variable(found)
-                position = found.end()
+            if match:
+                value = self._of_variable(match)
+                position = match.end()
                 if isinstance(value, tuple):
                     yield from value
-                    begun = bool(word)  # of "${array[@]}" nothing is left beside its words
+                    in_word = bool(word)  # of "${array[@]}" nothing is left beside its words
                 else:
-                    word, begun = word + value, True
+                    word, in_word = word + value, True
             elif quote and char == quote:
                 quote = ""
             elif quote:
@@ -127,23 +127,23 @@ class _Script:
                     char, position = following, position + 1
                 word += char
             elif char in self.shell.quotes:
-                quote, begun = char, True
+                quote, in_word = char, True
             elif char.isspace():
-                if begun:
+                if in_word:
                     yield word
-                word, begun = "", False
+                word, in_word = "", False
             elif char == self.shell.escape and following:
-                word, begun, position = word + following, True, position + 1
+                word, in_word, position = word + following, True, position + 1
             else:
-                word, begun = word + char, True
-        if begun:
+                word, in_word = word + char, True
+        if in_word:
             yield word
 
-    def _of_variable(self, found: re.Match[str]) -> str | tuple[str, ...]:
-        groups = found.groupdict()
+    def _of_variable(self, match: re.Match[str]) -> str | tuple[str, ...]:
+        groups = match.groupdict()
         name = groups.get("name") or groups.get("plain") or ""
         # An empty default is one that the environment has to fill.
         if name and self._key(name) not in self.variables and groups.get("default"):
             return groups["default"]
         value = self.variables.get(self._key(name)) if name else None
-        return f"\0{name or found[0].strip('$%`')}\0" if value is None else value
+        return f"\0{name or match[0].strip('$%`')}\0" if value is None else value

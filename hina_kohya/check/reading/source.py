@@ -43,7 +43,7 @@ class Source:
     refused : of those, why argparse would refuse a value (which is then the text, as typed)
     stray   : words that belong to no option
     broken  : why the command ends earlier than it was meant to
-    named   : scripts that the text names, as in a comment that says how to start it
+    mentions: scripts that the text names, as in a comment that says how to start it
     script  : the script that the command starts, "" if there is none
     launched: the command starts it with the hooks installed
     dropped : options whose 0 a GUI leaves out, although the trainer's default is another
@@ -62,7 +62,7 @@ class Source:
     refused: Mapping[str, str] = dc.field(default_factory=dict)
     stray: tuple[str, ...] = ()
     broken: str = ""
-    named: tuple[str, ...] = ()
+    mentions: tuple[str, ...] = ()
     script: str = ""
     launched: bool = False
     dropped: tuple[str, ...] = ()
@@ -74,15 +74,15 @@ class Source:
         """The same with its words read as argparse does with these options."""
         if not self.words:
             return self
-        read = arguments.parse(self.words, options)
+        command = arguments.parse(self.words, options)
         return dc.replace(
             self,
-            values={**self.values, **read.values},
-            typed=frozenset(read.values),
-            refused=read.refused,
-            stray=read.stray,
-            repeated={**self.repeated, **read.repeated},
-            unseen=(*self.unseen, *(Unseen(*pair) for pair in read.unknown)),
+            values={**self.values, **command.values},
+            typed=frozenset(command.values),
+            refused=command.refused,
+            stray=command.stray,
+            repeated={**self.repeated, **command.repeated},
+            unseen=(*self.unseen, *(Unseen(*pair) for pair in command.unknown)),
         )
 
     @property

@@ -15,11 +15,11 @@ def source_of(content: Mapping[str, Any], text: str, file: Path) -> Source:
     values: dict[str, Any] = {}
     sections: dict[str, str] = {}
     repeated: dict[str, list[Any]] = {}
-    for name, held in content.items():
-        table, section = (held, name) if isinstance(held, dict) else ({name: held}, "")
+    for name, entry in content.items():
+        table, section = (entry, name) if isinstance(entry, dict) else ({name: entry}, "")
         for key, value in table.items():
             if key in values:
                 repeated.setdefault(key, [values[key]]).append(value)
             values[key], sections[key] = value, section
-    named = tuple(dict.fromkeys(_SCRIPT.findall(text)))
-    return Source(Form.TOML, str(file), file, values, sections, repeated, named=named)
+    mentions = tuple(dict.fromkeys(_SCRIPT.findall(text)))
+    return Source(Form.TOML, str(file), file, values, sections, repeated, mentions=mentions)

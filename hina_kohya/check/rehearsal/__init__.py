@@ -44,15 +44,15 @@ def rehearse(optimizer: Optimizer, lr: float | None, dtype: str, schedule: Calli
     making = optimizer.trainer.optimizers.making(optimizer.type, optimizer.arguments, lr)
     if optimizer.registered and optimizer.hooked:
         path, arguments, rate = optimizer.path, optimizer.arguments, lr
-    elif making.refused:
-        return Rehearsal("make", "TypeError", making.refused)
+    elif making.refusal:
+        return Rehearsal("make", "TypeError", making.refusal)
     else:
         path, arguments, rate = making.path, making.arguments, making.lr
     if rate is None:
         schedule = None  # Adafactor's own
-    called = None if schedule is None else (schedule.path, dict(schedule.keywords))
+    call = None if schedule is None else (schedule.path, dict(schedule.keywords))
     request = {
-        "path": path, "arguments": dict(arguments), "lr": rate, "dtype": dtype, "schedule": called,
+        "path": path, "arguments": dict(arguments), "lr": rate, "dtype": dtype, "schedule": call,
         "short": "." not in optimizer.type,
     }  # fmt: skip
     return _asked(pickle.dumps(request))
@@ -61,10 +61,10 @@ def rehearse(optimizer: Optimizer, lr: float | None, dtype: str, schedule: Calli
 @lru_cache(maxsize=256)
 def _asked(request: bytes) -> Rehearsal:
     answer = SHARED.ask({"what": "rehearsal", **pickle.loads(request)}, timeout=120)
-    if answer.fault or "stage" not in answer.said:
-        return Rehearsal("died", died=answer.fault or str(answer.said.get("error", "")))
-    said: dict[str, Any] = answer.said
+    if answer.fault or "stage" not in answer.content:
+        return Rehearsal("died", died=answer.fault or str(answer.content.get("error", "")))
+    content: dict[str, Any] = answer.content
     names = {field.name for field in dc.fields(Rehearsal)}
-    given: dict[str, Any] = {key: each for key, each in said.items() if key in names}
-    given |= {key: tuple(each) for key, each in given.items() if isinstance(each, list)}
-    return Rehearsal(**given)
+    fields: dict[str, Any] = {key: each for key, each in content.items() if key in names}
+    fields |= {key: tuple(each) for key, each in fields.items() if isinstance(each, list)}
+    return Rehearsal(**fields)

@@ -25,32 +25,32 @@ _FUNCTIONS = ("transformers.optimization", "diffusers.optimization")
 def rehearse(
     path: str, arguments: dict[str, Any], lr: float | None, dtype: str, schedule: Any, short: bool
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"stage": "import", "lines": []}
+    outcome: dict[str, Any] = {"stage": "import", "lines": []}
     try:
         with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
-            _steps(found, path, arguments, lr, dtype, schedule)
+            _steps(outcome, path, arguments, lr, dtype, schedule)
     except MISTAKES as mistake:
-        found |= {"error": type(mistake).__name__, "message": str(mistake)[:500]}
-        found |= {"near": _near(path, short)} if found["stage"] == "import" else {}
-    return found
+        outcome |= {"error": type(mistake).__name__, "message": str(mistake)[:500]}
+        outcome |= {"near": _near(path, short)} if outcome["stage"] == "import" else {}
+    return outcome
 
 
 def _steps(
-    found: dict[str, Any], path: str, arguments: dict[str, Any], lr: float | None, dtype: str, schedule: Any
+    outcome: dict[str, Any], path: str, arguments: dict[str, Any], lr: float | None, dtype: str, schedule: Any
 ) -> None:
-    """Fills in `found` as far as it comes."""
+    """Fills in `outcome` as far as it comes."""
     module, _, name = path.rpartition(".")
     cls: Any = getattr(import_module(module), name)
-    found["stage"] = "class"
+    outcome["stage"] = "class"
     is_one = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
     if not is_one:
-        found |= {"error": "TypeError", "message": f"a {type(cls).__name__}"}
+        outcome |= {"error": "TypeError", "message": f"a {type(cls).__name__}"}
         return
-    found["modes"] = callable(getattr(cls, "eval", None)) and callable(getattr(cls, "train", None))
-    found["accepts"] = [
+    outcome["modes"] = callable(getattr(cls, "eval", None)) and callable(getattr(cls, "train", None))
+    outcome["accepts"] = [
         each for each in inspect.signature(cls).parameters if each not in ("self", "params", "lr", "kwargs")
     ]
-    found["stage"] = "make"
+    outcome["stage"] = "make"
     torch.manual_seed(0)
     # As of a LoRA: one matrix that begins at zero, and one that does not.
     params = [
@@ -58,35 +58,35 @@ def _steps(
     ]
     before = [param.detach().clone() for param in params]
     make: Any = cls
-    with _Said(found["lines"]):  # what is said later is about these two matrices
+    with _Said(outcome["lines"]):  # what is said later is about these two matrices
         optimizer: Any = make([{"params": params} | ({} if lr is None else {"lr": lr})], lr=lr, **arguments)
-    found["stage"] = "reload"
+    outcome["stage"] = "reload"
     optimizer.load_state_dict(optimizer.state_dict())  # as accelerate does when it wraps one
-    if found["modes"]:
+    if outcome["modes"]:
         optimizer.train()
     closure = inspect.signature(optimizer.step).parameters.get("closure")
-    found["closure"] = closure is not None and closure.default is inspect.Parameter.empty
-    if found["closure"]:
+    outcome["closure"] = closure is not None and closure.default is inspect.Parameter.empty
+    if outcome["closure"]:
         return
-    found["stage"] = "step"
+    outcome["stage"] = "step"
     for scale in (0.0, 1e-3):  # the down matrix of a LoRA has no gradient in the first step
         for param in params:
             param.grad = torch.randn(param.shape).to(param.dtype) * scale
         optimizer.step()
-    found["moved"] = any(not torch.equal(old, param) for old, param in zip(before, params, strict=True))
-    found["finite"] = all(bool(torch.isfinite(param).all()) for param in params)
-    found["stage"] = "schedule"
+    outcome["moved"] = any(not torch.equal(old, param) for old, param in zip(before, params, strict=True))
+    outcome["finite"] = all(bool(torch.isfinite(param).all()) for param in params)
+    outcome["stage"] = "schedule"
     if schedule is not None:
         module, _, name = schedule[0].rpartition(".")
         make = getattr(import_module(module), name)
         is_one = isinstance(make, type) and issubclass(make, torch.optim.lr_scheduler.LRScheduler)
         if not is_one and module not in _FUNCTIONS:
-            found |= {"stage": "schedule class", "message": f"a {type(make).__name__}"}
+            outcome |= {"stage": "schedule class", "message": f"a {type(make).__name__}"}
             return
         scheduler = make(optimizer, **schedule[1])
         for _ in range(2):
             scheduler.step()
-    found["stage"] = "done"
+    outcome["stage"] = "done"
 
 
 def _near(path: str, short: bool) -> list[str]:
@@ -94,8 +94,8 @@ def _near(path: str, short: bool) -> list[str]:
     module, _, name = path.rpartition(".")
     names: list[str] = []
     with contextlib.suppress(*MISTAKES):
-        names = [each for each, thing in vars(import_module(module)).items() if isinstance(thing, type)
-                 and issubclass(thing, torch.optim.Optimizer)]  # fmt: skip
+        names = [each for each, member in vars(import_module(module)).items() if isinstance(member, type)
+                 and issubclass(member, torch.optim.Optimizer)]  # fmt: skip
     if short:
         names += [*SD_SCRIPTS.names, *(entry.name for entry in optimizer_names.entries())]
     return nearest(name, names)

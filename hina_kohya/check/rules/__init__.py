@@ -60,6 +60,6 @@ def findings(run: Run) -> list[Finding]:
         for name, check in rules().items()
         if _ONLY_FOR.get(name, run.schema.trainer) is run.schema.trainer
     ]
-    found = [dc.replace(each, rule=each.rule or name) for name, check in about for each in check(run)]
-    found = [each for each in found if not _is_unseen(each, run)]
-    return sorted(found, key=lambda each: each.level.rank)
+    result = [dc.replace(each, rule=each.rule or name) for name, check in about for each in check(run)]
+    result = [each for each in result if not _is_unseen(each, run)]
+    return sorted(result, key=lambda each: each.level.rank)

@@ -197,5 +197,5 @@ NAMES = tuple(refusal.name for refusal in _REFUSALS)
 def refused_together(run: Run) -> Iterator[Finding]:
     for refusal in _REFUSALS:
         if refusal.when(run):
-            found = error(refusal.key, refusal.what, refusal.evidence, refusal.edit)
-            yield dc.replace(found, rule=refusal.name)
+            finding = error(refusal.key, refusal.what, refusal.evidence, refusal.edit)
+            yield dc.replace(finding, rule=refusal.name)

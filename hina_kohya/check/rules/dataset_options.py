@@ -25,21 +25,21 @@ def subsets(run: Run) -> Iterator[Subset]:
 
 def any_subset(run: Run, *names: str) -> bool:
     """Whether an option is on in a subset, or in the run where no subset is known."""
-    known = list(subsets(run))
-    return any(each.get(name) for each in known for name in names) if known else any(map(run.on, names))
+    all_subsets = list(subsets(run))
+    return any(each.get(name) for each in all_subsets for name in names) if all_subsets else any(map(run.on, names))
 
 
 @rule_of(SD_SCRIPTS)
 def bucket_steps(run: Run) -> Iterator[Finding]:
-    wanted = _RESO_STEPS.get(run.trainer.script)
-    given = {each.get("bucket_reso_steps") for each in run.datasets if each.get("enable_bucket")}
-    given |= {run.args["bucket_reso_steps"]} if not run.datasets and run.on("enable_bucket") else set()
-    for steps in given:
-        if run.trainer.certain and wanted and isinstance(steps, int) and (steps <= 0 or steps % wanted):
-            what = f"{steps} is no multiple of {wanted}, which {run.trainer.script} wants"
+    multiple = _RESO_STEPS.get(run.trainer.script)
+    values = {each.get("bucket_reso_steps") for each in run.datasets if each.get("enable_bucket")}
+    values |= {run.args["bucket_reso_steps"]} if not run.datasets and run.on("enable_bucket") else set()
+    for steps in values:
+        if run.trainer.certain and multiple and isinstance(steps, int) and (steps <= 0 or steps % multiple):
+            what = f"{steps} is no multiple of {multiple}, which {run.trainer.script} wants"
             evidence = "measured: assertion (verify_bucket_reso_steps), before the images are read"
-            edit = put(bucket_reso_steps=wanted) if run.given("bucket_reso_steps") == steps else None
-            yield error("bucket_reso_steps", what, evidence, edit, f"write bucket_reso_steps = {wanted}")
+            edit = put(bucket_reso_steps=multiple) if run.given("bucket_reso_steps") == steps else None
+            yield error("bucket_reso_steps", what, evidence, edit, f"write bucket_reso_steps = {multiple}")
 
 
 @rule_of(SD_SCRIPTS)
@@ -55,7 +55,7 @@ def captions_not_found(run: Run) -> Iterator[Finding]:
     for each in subsets(run):
         ending = str(each.get("caption_extension") or ".caption")
         endings = each.endings()
-        others = [known for known in _CAPTIONS if known in endings]
+        others = [caption for caption in _CAPTIONS if caption in endings]
         if each.has_images and ending not in endings and others and not each.get("metadata_file"):
             what = f"{each.folder} has {others[0]} files, and those that are read end in {ending}: no caption is found"
             edit = put(caption_extension=others[0]) if run.source.tables is None else None
@@ -68,9 +68,9 @@ def captions_not_found(run: Run) -> Iterator[Finding]:
 
 @rule_of(SD_SCRIPTS)
 def no_images(run: Run) -> Iterator[Finding]:
-    known = [each for each in subsets(run) if each.folder is not None and not each.get("metadata_file")]
-    empty = [each for each in known if not each.has_images]
-    if empty and len(empty) == len(known):
+    folders = [each for each in subsets(run) if each.folder is not None and not each.get("metadata_file")]
+    empty = [each for each in folders if not each.has_images]
+    if empty and len(empty) == len(folders):
         what = f"there is no image in {empty[0].folder}"
         yield error("train_data_dir", what, "measured: the run ends with exit code 0 and trains nothing")
 

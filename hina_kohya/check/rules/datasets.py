@@ -29,13 +29,13 @@ _PLACES = (
 
 @rule_of(SD_SCRIPTS)
 def dataset_ignores(run: Run) -> Iterator[Finding]:
-    given = [key for key in ("train_data_dir", "reg_data_dir", "in_json") if run.given(key)]
-    if run.args["dataset_config"] and given:
+    keys = [key for key in ("train_data_dir", "reg_data_dir", "in_json") if run.given(key)]
+    if run.args["dataset_config"] and keys:
         yield warning(
-            given[0],
+            keys[0],
             "dataset_config is given, so it is ignored",
             f"said by sd-scripts ({at('NetworkTrainer.train')})",
-            drop(*given),
+            drop(*keys),
         )
 
 
@@ -127,8 +127,8 @@ def _general(trainer: Trainer, tables: Mapping[str, Table]) -> Table:
 
 
 def _of_musubi(dataset: Any, tables: Mapping[str, Table]) -> Table:
-    given = dataset if isinstance(dataset, dict) else {}
-    video = "video_directory" in given or "video_jsonl_file" in given
+    table = dataset if isinstance(dataset, dict) else {}
+    video = "video_directory" in table or "video_jsonl_file" in table
     return _merged(tables, "video_dataset_distinct" if video else "image_dataset_distinct")
 
 
@@ -155,22 +155,22 @@ def _renamed_table(content: Mapping[str, Any], file: Path, key: str) -> Edit | N
     return Edit(tables=(Cell(file.name, (), key),))
 
 
-def _table(given: Any, known: Table, where: str, path: Place) -> Iterator[Finding]:
-    if not isinstance(given, dict):
-        yield error(where, f"{given!r} is no table of keys and values", _EVIDENCE)
+def _table(table: Any, schema: Table, where: str, path: Place) -> Iterator[Finding]:
+    if not isinstance(table, dict):
+        yield error(where, f"{table!r} is no table of keys and values", _EVIDENCE)
         return
-    for key, value in given.items():
-        if key not in known:
-            near = next((name for name in nearest(key, known) if name not in given), "")
+    for key, value in table.items():
+        if key not in schema:
+            near = next((name for name in nearest(key, schema) if name not in table), "")
             fix = Edit(tables=(Cell(where, path, key, near, value),))
             yield error(f"{where}: {key}", "it is not known there, and the run stops", _EVIDENCE, fix)
-        elif not any(_fits(kind, value) for kind in known[key].rstrip("!").split("|")):
-            wanted = known[key].rstrip("!").replace("|", " or ")
-            fix = _as(wanted, value)
+        elif not any(_fits(kind, value) for kind in schema[key].rstrip("!").split("|")):
+            types = schema[key].rstrip("!").replace("|", " or ")
+            fix = _as(types, value)
             edit = None if fix is None else Edit(tables=(Cell(where, path, key, key, fix),))
-            yield error(f"{where}: {key}", f"{value!r} is not of type {wanted}", _EVIDENCE, edit)
-    for key, kind in known.items():
-        if kind.endswith("!") and key not in given:
+            yield error(f"{where}: {key}", f"{value!r} is not of type {types}", _EVIDENCE, edit)
+    for key, kind in schema.items():
+        if kind.endswith("!") and key not in table:
             yield error(f"{where}: {key}", "it is required", _EVIDENCE, advice=f"name it: {key}")
 
 
@@ -182,11 +182,11 @@ def _fits(kind: str, value: Any) -> bool:
     return isinstance(value, _TYPES[kind]) and not (isinstance(value, bool) and kind != "bool")
 
 
-def _as(wanted: str, value: Any) -> Any:
+def _as(types: str, value: Any) -> Any:
     """The value converted, where that is plain."""
     try:
         number = float(value)
-        return number if wanted.startswith("float") else int(number) if wanted[:3] == "int" else None
+        return number if types.startswith("float") else int(number) if types[:3] == "int" else None
     except (TypeError, ValueError, OverflowError):
         return None
 

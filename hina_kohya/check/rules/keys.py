@@ -75,24 +75,24 @@ def _meaning(key: str, value: Any, run: Run) -> tuple[str, Edit | None]:  # noqa
         verb = "it belongs into" if edit.words else f"{run.schema.trainer.name} calls it"
         return f"{verb} {place}", edit
     if near := _near(plain, tuple(run.options)):
-        given = f"; {near[0]} is given, too" if near[0] in run.source.values else f"; did you mean {near[0]}?"
+        hint = f"; {near[0]} is given, too" if near[0] in run.source.values else f"; did you mean {near[0]}?"
         edit = drop(key) if near[0] in run.source.values else _renamed(key, near[0], value, run)
-        return f"{run.schema.trainer.name} does not know it, and ignores it{given}", edit
+        return f"{run.schema.trainer.name} does not know it, and ignores it{hint}", edit
     return f"{run.schema.trainer.name} does not know it, and ignores it", None
 
 
 @lru_cache(maxsize=1024)
-def _near(name: str, known: tuple[str, ...]) -> list[str]:
+def _near(name: str, names: tuple[str, ...]) -> list[str]:
     """The one option that is spelt alike; remembered, since every line that is tried asks again."""
-    return [each for each in nearest(name, known)[:1] if alike(name, each)]
+    return [each for each in nearest(name, names)[:1] if alike(name, each)]
 
 
 def _renamed(key: str, name: str, value: Any, run: Run) -> Edit | None:
     """Only where the value fits, and nothing else gives the option."""
     option = run.options[name]
     value = value if values.fits(option, value) else values.meant(option, value)
-    outside = option.choices and value not in option.choices
-    return None if name in run.source.values or value is None or outside else rename(key, name, value)
+    is_outside = option.choices and value not in option.choices
+    return None if name in run.source.values or value is None or is_outside else rename(key, name, value)
 
 
 def _foreign(key: str, plain: str, value: Any, run: Run) -> Edit | None:
@@ -160,15 +160,15 @@ def _some(keys: list[str]) -> str:
 
 @rule
 def repeated_key(run: Run) -> Iterator[Finding]:
-    for key, given in run.source.repeated.items():
-        if any(each != given[-1] for each in given):
-            values_given = ", ".join(map(str, given))
+    for key, entries in run.source.repeated.items():
+        if any(each != entries[-1] for each in entries):
+            listing = ", ".join(map(str, entries))
             if key in run.source.typed:
-                what, evidence = f"it is given twice ({values_given}); the last one counts", "so argparse does"
+                what, evidence = f"it is given twice ({listing}); the last one counts", "so argparse does"
             else:
-                what = f"several sections give it ({values_given}); the last one counts"
+                what = f"several sections give it ({listing}); the last one counts"
                 evidence = f"sections are flattened into one ({run.at('read_config_from_file')})"
-            yield warning(key, what, evidence, put(**{key: given[-1]}))
+            yield warning(key, what, evidence, put(**{key: entries[-1]}))
 
 
 @rule
@@ -186,8 +186,8 @@ def command_line(run: Run) -> Iterator[Finding]:
     evidence = "argparse leaves with exit code 2"
     for key, why in run.source.refused.items():
         if key in run.options:
-            meant = values.meant(run.options[key], run.source.values.get(key))
-            edit = None if meant is None or "choice" in why else put(**{key: meant})
+            value = values.meant(run.options[key], run.source.values.get(key))
+            edit = None if value is None or "choice" in why else put(**{key: value})
             yield error(key, f"--{key}: {why}", evidence, edit)
         elif key.startswith("-"):
             yield error(COMMAND_LINE, why, evidence)

@@ -47,8 +47,8 @@ def lr_left_out(run: Run) -> Iterator[Finding]:
 
 @rule_of(SD_SCRIPTS)
 def text_encoder_lr_ignored(run: Run) -> Iterator[Finding]:
-    given = run.given("text_encoder_lr")
-    if not run.trains_text_encoder and given and any(run.text_encoder_lrs):
+    lrs = run.given("text_encoder_lr")
+    if not run.trains_text_encoder and lrs and any(run.text_encoder_lrs):
         yield warning(
             "text_encoder_lr",
             "network_train_unet_only is on, so no text encoder is trained",
@@ -87,9 +87,7 @@ def one_lr_only(run: Run) -> Iterator[Finding]:
     if name not in (*_ONE_LR, *_FIRST_LR):
         return
     lrs = {lr for lr in run.lrs if lr}
-    parts = [
-        part for part, trained in (("text_encoder", run.trains_text_encoder), ("unet", run.trains_unet)) if trained
-    ]
+    parts = [part for part, trains in (("text_encoder", run.trains_text_encoder), ("unet", run.trains_unet)) if trains]
     ratios = [part for part in parts if run.network.ratio(part) not in (None, 1.0)]
     if len(lrs) < 2 and not ratios:
         return
@@ -133,10 +131,10 @@ def lr_near_one(run: Run) -> Iterator[Finding]:
 @rule_of(SD_SCRIPTS)
 def adafactor_ignores_lr(run: Run) -> Iterator[Finding]:
     optimizer = run.optimizer
-    given = [key for key in ("unet_lr", "text_encoder_lr") if run.given(key)]
-    if optimizer.lower == "adafactor" and optimizer.sets_lr and given:
+    keys = [key for key in ("unet_lr", "text_encoder_lr") if run.given(key)]
+    if optimizer.lower == "adafactor" and optimizer.sets_lr and keys:
         yield warning(
-            given[0],
+            keys[0],
             "Adafactor with relative_step=True (the default) ignores it",
             f"said by sd-scripts ({at('get_optimizer')})",
             argument("optimizer_args", optimizer.words, "relative_step", "False")

@@ -72,8 +72,8 @@ def missing(run: Run) -> Iterator[Finding]:
     for key, (what, evidence, value, advice) in _NEEDED.items():
         if not run.source.values.get(key) and not _unseen(run, key) and not _is_filled_in_later(run, key):
             yield error(key, what, evidence, put(**{key: value}) if value else None, advice)
-    given = any(run.source.values.get(key) or _unseen(run, key) for key in _DATA)
-    if not given and not _is_filled_in_later(run, "train_data_dir"):
+    has_data = any(run.source.values.get(key) or _unseen(run, key) for key in _DATA)
+    if not has_data and not _is_filled_in_later(run, "train_data_dir"):
         what = "nothing says where the images are"
         advice = "name them with train_data_dir or dataset_config"
         yield error("train_data_dir", what, "measured: the run ends at once, with exit code 0", advice=advice)

@@ -31,7 +31,7 @@ def network_word(run: Run) -> Iterator[Finding]:
 
 @rule
 def network_argument_twice(run: Run) -> Iterator[Finding]:
-    for name in run.network.twice:
+    for name in run.network.repeats:
         first = next(word for word in run.words(OPTION) if word.startswith(f"{name}="))
         fix = reword(OPTION, (first, ""))
         yield warning(OPTION, f"{name} is given twice; the last one counts", run.at("NetworkTrainer.train"), fix)
@@ -49,11 +49,11 @@ def network_argument_unread(run: Run) -> Iterator[Finding]:
         if network.is_off(name) and not network.is_adlrns:
             continue
         what = f"{network.inner} does not read {name}, and ignores it"
-        how = f"its source: create_network gets it in **kwargs; {_how_known(run)}"
+        evidence = f"its source: create_network gets it in **kwargs; {_how_known(run)}"
         if network.is_adlrns:
             yield error(OPTION, f"adlrns does not know {name}, and stops", "measured: ValueError", _meant(run, name))
         else:
-            yield warning(OPTION, what, how, _meant(run, name))
+            yield warning(OPTION, what, evidence, _meant(run, name))
 
 
 @rule
@@ -106,13 +106,13 @@ def hooks_needed_by_network(run: Run) -> Iterator[Finding]:
 def loraplus_without_effect(run: Run) -> Iterator[Finding]:
     """Without the hooks, LoRA+ of LyCORIS looks for `lora_up` and finds none in most algorithms."""
     network = run.network
-    given = [name for name in network.arguments if name in network_args.RATIOS]
-    if not network.is_lycoris or run.hooks.active or not given or network.facts is None:
+    ratios = [name for name in network.arguments if name in network_args.RATIOS]
+    if not network.is_lycoris or run.hooks.active or not ratios or network.facts is None:
         return
-    if given[0] in network.facts.reads and network.algorithm not in ("lora", "locon", "adlrns"):
+    if ratios[0] in network.facts.reads and network.algorithm not in ("lora", "locon", "adlrns"):
         yield warning(
             OPTION,
-            f"{given[0]} does nothing for {network.algorithm}: LyCORIS looks for lora_up in the names",
+            f"{ratios[0]} does nothing for {network.algorithm}: LyCORIS looks for lora_up in the names",
             "measured with LyCORIS 3.2 and 4.1.3",
             _wrapped(run),
         )
@@ -144,12 +144,12 @@ def adlrns_refused(run: Run) -> Iterator[Finding]:
                 "measured: ValueError",
                 argument(OPTION, run.words(OPTION), name),
             )
-    given, _ = arguments.take(network.arguments)
+    options, _ = arguments.take(network.arguments)
     try:
         if run.on("dim_from_weights"):
-            arguments.Settings(**given)  # the rest follows from the file
+            arguments.Settings(**options)  # the rest follows from the file
         else:
-            arguments.settle(given, arguments.rank(run.args["network_dim"], network.arguments.get("conv_dim")))
+            arguments.settle(options, arguments.rank(run.args["network_dim"], network.arguments.get("conv_dim")))
     except ValueError as mistake:
         yield error(OPTION, str(mistake), "hina_kohya reads it")
 
@@ -164,9 +164,9 @@ def adlrns_warmup_too_long(run: Run) -> Iterator[Finding]:
         settings = arguments.Settings(**arguments.take(run.network.arguments)[0])
     except ValueError:
         return  # said elsewhere
-    steps, warmup, every = run.args["max_train_steps"], settings.warmup, settings.refresh_every
-    name = "warmup" if warmup >= every else "refresh_every"
-    if warmup and -(-warmup // every) * every > 2 * steps / 3:
+    steps, warmup, interval = run.args["max_train_steps"], settings.warmup, settings.refresh_every
+    name = "warmup" if warmup >= interval else "refresh_every"
+    if warmup and -(-warmup // interval) * interval > 2 * steps / 3:
         values = f"{name} = {getattr(settings, name)} of max_train_steps = {steps}"
         yield warning(
             OPTION,
@@ -179,8 +179,8 @@ def adlrns_warmup_too_long(run: Run) -> Iterator[Finding]:
 @rule
 def rank_missing(run: Run) -> Iterator[Finding]:
     network = run.network
-    given = "network_dim" in run.source.values
-    if not given and run.args["network_dim"] is None and network.inner and not run.on("dim_from_weights"):
+    has_rank = "network_dim" in run.source.values
+    if not has_rank and run.args["network_dim"] is None and network.inner and not run.on("dim_from_weights"):
         if network.algorithm in ("full", "ia3"):
             return
         what, evidence = "without it the rank is 4", "the source of every network module"
@@ -211,17 +211,17 @@ def _meant(run: Run, name: str) -> Edit:
     """The argument under the name that the network reads, else without it."""
     network, words = run.network, run.words(OPTION)
     reads = [*(network.facts.reads if network.facts else ()), *OURS]
-    value, gone = network.arguments[name], argument(OPTION, words, name)
-    foreign = foreign_names.NETWORK_ARGUMENTS.get(name, "")
-    if foreign in reads:
-        return gone if foreign in network.arguments else gone + argument(OPTION, words, foreign, value)
+    value, removal = network.arguments[name], argument(OPTION, words, name)
+    synonym = foreign_names.NETWORK_ARGUMENTS.get(name, "")
+    if synonym in reads:
+        return removal if synonym in network.arguments else removal + argument(OPTION, words, synonym, value)
     if name in foreign_names.OF_OPTIMIZERS or (run.optimizer.is_hina and name.startswith("use_")):
-        return gone + argument(OPTIMIZER_ARGS, run.words(OPTIMIZER_ARGS), name, value)
+        return removal + argument(OPTIMIZER_ARGS, run.words(OPTIMIZER_ARGS), name, value)
     if (option := foreign_names.OPTIONS.get(name, name)) in run.options and option not in run.source.values:
-        meant = values.meant(run.options[option], value)
-        return gone if meant is None else gone + put(**{option: meant})
+        setting = values.meant(run.options[option], value)
+        return removal if setting is None else removal + put(**{option: setting})
     near = [each for each in nearest(name, reads)[:1] if alike(name, each) and _takes(each, value)]
-    return gone + argument(OPTION, words, near[0], value) if near and near[0] not in network.arguments else gone
+    return removal + argument(OPTION, words, near[0], value) if near and near[0] not in network.arguments else removal
 
 
 def _takes(name: str, value: str) -> bool:

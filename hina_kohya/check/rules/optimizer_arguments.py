@@ -11,7 +11,7 @@ from hina_kohya.check.run import Run
 
 @rule
 def argument_refused(run: Run) -> Iterator[Finding]:
-    for word, why, meant in run.optimizer.refused:
+    for word, why, correction in run.optimizer.refused:
         if not word:  # by the forgiving parser, whose message says it all
             yield error(OPTION, why, "the optimizer's own arguments, read by hina_kohya")
         else:
@@ -20,7 +20,7 @@ def argument_refused(run: Run) -> Iterator[Finding]:
                 OPTION,
                 what,
                 f"measured; {run.at('get_optimizer')}: split at one =, then a Python literal",
-                reword(OPTION, (word, meant)),
+                reword(OPTION, (word, correction)),
             )
 
 
@@ -28,8 +28,8 @@ def argument_refused(run: Run) -> Iterator[Finding]:
 def schedule_argument_refused(run: Run) -> Iterator[Finding]:
     """The schedule's arguments go through the same parser."""
     words = run.words("lr_scheduler_args")
-    for word, why, meant in strictly(words)[1]:
-        fix = reword("lr_scheduler_args", (word, meant))
+    for word, why, correction in strictly(words)[1]:
+        fix = reword("lr_scheduler_args", (word, correction))
         what = f"{word!r} cannot be read ({why.partition(' on line')[0]})"
         evidence = f"{run.at('get_scheduler_fix')}: split at one =, then a Python literal"
         yield error("lr_scheduler_args", what, evidence, fix)
@@ -37,7 +37,7 @@ def schedule_argument_refused(run: Run) -> Iterator[Finding]:
 
 @rule
 def argument_twice(run: Run) -> Iterator[Finding]:
-    for name in run.optimizer.twice:
+    for name in run.optimizer.repeats:
         first = next(word for word in run.optimizer.words if word.startswith(f"{name}="))
         what = f"{name} is given twice; the last one counts"
         yield warning(OPTION, what, f"measured ({run.at('get_optimizer')})", reword(OPTION, (first, "")))

@@ -91,9 +91,9 @@ def shapes_behind_deepspeed(run: Run) -> Iterator[Finding]:
 
 def _decay(run: Run) -> float:
     """The weight decay that somebody asked for; a default is nobody's wish."""
-    for given in (run.network.arguments.get("weight_decay"), run.optimizer.arguments.get("weight_decay")):
+    for value in (run.network.arguments.get("weight_decay"), run.optimizer.arguments.get("weight_decay")):
         try:
-            return float(given)  # type: ignore[arg-type]
+            return float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             continue
     return 0.0

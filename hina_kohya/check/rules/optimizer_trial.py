@@ -40,16 +40,16 @@ def rehearsed(run: Run) -> Rehearsal | None:
 def _schedule(run: Run) -> Any:
     """What makes the schedule, where that is not one that is known to work."""
     kind, words = run.args["lr_scheduler_type"], run.words(_SCHEDULE_ARGS)
-    arguments, refused, _ = strictly(words)
+    arguments, refusals, _ = strictly(words)
     if (
         run.optimizer.lower.endswith("schedulefree")
-        or refused
+        or refusals
         or not (kind or words)
         or (not kind and str(run.args["lr_scheduler"]).lower() in schedulers.OF_MUSUBI)
     ):
         return None
     calling = schedulers.calling(run.args, arguments)
-    return calling if "." in calling.path and not calling.refused else None
+    return calling if "." in calling.path and not calling.refusal else None
 
 
 def _is_inspected(run: Run) -> bool:
@@ -114,10 +114,10 @@ def optimizer_stands_still(run: Run) -> Iterator[Finding]:
     if not trial.finite:
         yield error("optimizer_type", f"{optimizer.type} makes parameters that are no numbers", evidence)
     elif not trial.moved and run.args["learning_rate"]:
-        fused = [name for name in ("fused_back_pass", "fused_backward_pass") if optimizer.arguments.get(name) is True]
-        edit = argument(OPTION, optimizer.words, fused[0]) if fused else None
-        why = f" with {fused[0]}=True" if fused else ""
-        yield error(OPTION if fused else "optimizer_type", f"{optimizer.type}{why} moves no parameter", evidence, edit)
+        flags = [name for name in ("fused_back_pass", "fused_backward_pass") if optimizer.arguments.get(name) is True]
+        edit = argument(OPTION, optimizer.words, flags[0]) if flags else None
+        why = f" with {flags[0]}=True" if flags else ""
+        yield error(OPTION if flags else "optimizer_type", f"{optimizer.type}{why} moves no parameter", evidence, edit)
 
 
 @rule
@@ -129,13 +129,13 @@ def schedule_refuses(run: Run) -> Iterator[Finding]:
         yield not_looked_at("lr_scheduler_type", what)
     if trial is None or trial.stage != "schedule" or not trial.error:
         return
-    unknown = re.search(r"unexpected keyword argument '(\w+)'", trial.message)
+    keyword = re.search(r"unexpected keyword argument '(\w+)'", trial.message)
     evidence = f"tried on the optimizer ({run.at('get_scheduler_fix')})"
     if not kind and trial.error == "ModuleNotFoundError":
         yield not_looked_at(_SCHEDULE_ARGS, f"the schedule: {trial.message}")
-    elif unknown:
-        what = f"{kind or run.args['lr_scheduler']} takes no {unknown[1]}"
-        yield error(_SCHEDULE_ARGS, what, evidence, argument(_SCHEDULE_ARGS, words, unknown[1]))
+    elif keyword:
+        what = f"{kind or run.args['lr_scheduler']} takes no {keyword[1]}"
+        yield error(_SCHEDULE_ARGS, what, evidence, argument(_SCHEDULE_ARGS, words, keyword[1]))
     elif trial.error in ("AttributeError", "ModuleNotFoundError", "ImportError") and kind:
         edit = drop("lr_scheduler_type")
         yield error("lr_scheduler_type", f"there is no scheduler {kind}", evidence, edit)
@@ -160,9 +160,9 @@ def never_in_eval_mode(run: Run) -> Iterator[Finding]:
 
 def _refusal(run: Run, trial: Rehearsal) -> Finding:
     optimizer = run.optimizer
-    unknown = re.search(r"unexpected keyword argument '(\w+)'", trial.message)
-    if unknown and unknown[1] in optimizer.arguments:
-        name = unknown[1]
+    keyword = re.search(r"unexpected keyword argument '(\w+)'", trial.message)
+    if keyword and keyword[1] in optimizer.arguments:
+        name = keyword[1]
         near = [each for each in nearest(name, trial.accepts) if each not in optimizer.arguments]
         edit = argument(OPTION, optimizer.words, name)
         if near:
@@ -172,10 +172,10 @@ def _refusal(run: Run, trial: Rehearsal) -> Finding:
     words = trial.message or "nothing said"
     if trial.error == "KeyError":
         return error("optimizer_type", f"{optimizer.type} stops with KeyError {words}", _RELOADED)
-    given = [name for name in optimizer.arguments if name in words]
+    names = [name for name in optimizer.arguments if name in words]
     evidence = f"tried: made on 8x8 matrices as the trainer makes it ({run.at('get_optimizer')})"
-    edit = _without(run, given) if given else None
-    return error(OPTION if given else "optimizer_type", f"{optimizer.type} stops: {words}", evidence, edit)
+    edit = _without(run, names) if names else None
+    return error(OPTION if names else "optimizer_type", f"{optimizer.type} stops: {words}", evidence, edit)
 
 
 def _without(run: Run, names: list[str]) -> Edit:

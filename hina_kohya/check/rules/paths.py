@@ -66,10 +66,10 @@ def folder_without_repeats(run: Run) -> Iterator[Finding]:
         or not Path(value).is_dir()
     ):
         return
-    inside = [each.name for each in Path(value).iterdir() if each.is_dir()]
+    folders = [each.name for each in Path(value).iterdir() if each.is_dir()]
     if not _has_repeats(Path(value)):
         what = f"{value} has no folder named like 10_words in it, so no image is found" + (
-            f" (only {inside[0]})" if inside else ""
+            f" (only {folders[0]})" if folders else ""
         )
         yield error(
             "train_data_dir",
@@ -86,12 +86,12 @@ def output_not_writable(run: Run) -> Iterator[Finding]:
     if not value or placeholders.is_one(value):
         return
     folder = Path(value).absolute()
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        why = "is no folder" if not there.is_dir() else "is not writable"
+    ancestor = next(each for each in (folder, *folder.parents) if each.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        why = "is no folder" if not ancestor.is_dir() else "is not writable"
         yield error(
             "output_dir",
-            f"{there} {why}, and the run finds out when it saves",
+            f"{ancestor} {why}, and the run finds out when it saves",
             "looked; trainers make the folder when they save",
             put(output_dir="output"),
         )

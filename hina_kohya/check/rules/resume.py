@@ -28,10 +28,10 @@ def resume_has_nothing_left(run: Run) -> Iterator[Finding]:
     starts_elsewhere = run.args["initial_step"] is not None or run.args["initial_epoch"] is not None
     if state is None or starts_elsewhere or run.args["max_train_epochs"] is not None:
         return
-    if (done := state.step) and done >= steps:
+    if (position := state.step) and position >= steps:
         yield error(
             "max_train_steps",
-            f"{steps} steps are asked for, and the state of {state.folder} is at {done}",
+            f"{steps} steps are asked for, and the state of {state.folder} is at {position}",
             f"assertion after everything is loaded ({at('NetworkTrainer.train')})",
-            put(max_train_steps=done + steps),
+            put(max_train_steps=position + steps),
         )

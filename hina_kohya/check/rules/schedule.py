@@ -51,18 +51,18 @@ def warmup_refused(run: Run) -> Iterator[Finding]:
         return
     optimizer = run.optimizer
     if optimizer.lower == ADAFACTOR and optimizer.sets_lr:
-        who, edit = "Adafactor with relative_step=True", put(lr_warmup_steps=0)
+        subject, edit = "Adafactor with relative_step=True", put(lr_warmup_steps=0)
     elif run.args["lr_scheduler_type"] and run.schema.trainer is MUSUBI:
         return
     elif run.args["lr_scheduler_type"]:
-        who, edit = f"lr_scheduler_type {run.args['lr_scheduler_type']}", put(lr_warmup_steps=0)
+        subject, edit = f"lr_scheduler_type {run.args['lr_scheduler_type']}", put(lr_warmup_steps=0)
     elif run.args["lr_scheduler"] in ROWS and not ROWS[run.args["lr_scheduler"]].warms_up:
-        who, edit = 'lr_scheduler "constant"', put(lr_scheduler="constant_with_warmup")
+        subject, edit = 'lr_scheduler "constant"', put(lr_scheduler="constant_with_warmup")
     else:
         return
     yield error(
         "lr_warmup_steps",
-        f"{who} takes no warm-up, and the run stops",
+        f"{subject} takes no warm-up, and the run stops",
         f"measured: ValueError ({run.at('get_scheduler_fix')})",
         edit,
     )
@@ -99,17 +99,17 @@ def warmup_longer_than_run(run: Run) -> Iterator[Finding]:
 @rule
 def schedule_ignored(run: Run) -> Iterator[Finding]:
     """Trainers give every optimizer whose name ends so a scheduler that does nothing."""
-    given = [
+    keys = [
         key
         for key in ("lr_scheduler", "lr_scheduler_type", "lr_warmup_steps", "lr_decay_steps")
         if run.given(key) and (key != "lr_scheduler" or run.args[key] != "constant")
     ]
-    if _is_schedule_free(run) and given:
+    if _is_schedule_free(run) and keys:
         yield warning(
-            given[-1],
+            keys[-1],
             f"{run.optimizer.type} gets no schedule and no warm-up: its name ends in ScheduleFree",
             f"measured: the learning rate stays as it is ({run.at('get_scheduler_fix')})",
-            _constant(run, given),
+            _constant(run, keys),
         )
 
 
@@ -134,9 +134,9 @@ def warmup_negative(run: Run) -> Iterator[Finding]:
         yield error("lr_warmup_steps", f"{value} is below 0", "read: steps are counted from 0", put(lr_warmup_steps=0))
 
 
-def _constant(run: Run, given: list[str]) -> Edit:
+def _constant(run: Run, keys: list[str]) -> Edit:
     """Without its schedule; a warm-up becomes the optimizer's own."""
-    edit = drop(*given)
+    edit = drop(*keys)
     warmup = run.args["lr_warmup_steps"]
     if isinstance(warmup, int) and warmup:
         return edit + argument("optimizer_args", run.words("optimizer_args"), "warmup_steps", str(warmup))

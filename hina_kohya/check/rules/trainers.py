@@ -20,14 +20,14 @@ def trainer_unsure(run: Run) -> Iterator[Finding]:
 def model_of_another_trainer(run: Run) -> Iterator[Finding]:
     """By the header of the model's file, which is not loaded."""
     kind = kind_of_model(run.args, run.schema.trainer)
-    wanted = SCRIPTS_OF_KINDS[run.schema.trainer.name].get(kind)
-    if kind and wanted != run.trainer.script and run.trainer.certain:
+    script = SCRIPTS_OF_KINDS[run.schema.trainer.name].get(kind)
+    if kind and script != run.trainer.script and run.trainer.certain:
         key = "dit" if "dit" in run.options and run.args.get("dit") else "pretrained_model_name_or_path"
         what = f"{run.args[key]} is a model of {kind}, and {run.trainer.script} does not load one"
-        then = f"start {wanted}" if wanted else f"no script of {run.schema.trainer.name} trains it"
+        advice = f"start {script}" if script else f"no script of {run.schema.trainer.name} trains it"
         # `dit` of one kind may be trained by several scripts of musubi-tuner.
-        level = error if wanted and run.schema.trainer.name == "sd-scripts" else warning
-        yield level(key, what, "the names of its tensors", advice=then)
+        level = error if script and run.schema.trainer.name == "sd-scripts" else warning
+        yield level(key, what, "the names of its tensors", advice=advice)
 
 
 @rule

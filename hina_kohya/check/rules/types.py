@@ -40,16 +40,16 @@ def wrong_type(run: Run) -> Iterator[Finding]:
             continue
         if not value and not option.unset and not strictness.stops(key, value):  # as good as not given
             continue
-        meant = values.meant(option, value)
-        if option.type == "flag" and bool(value) == meant:
+        correction = values.meant(option, value)
+        if option.type == "flag" and bool(value) == correction:
             continue
-        wanted = f"a list of {_WORDS[option.type]}" if option.list else _WORDS[option.type]
-        what = f"{toml_value(value)} is not {wanted}"
+        kind = f"a list of {_WORDS[option.type]}" if option.list else _WORDS[option.type]
+        what = f"{toml_value(value)} is not {kind}"
         if option.type == "flag":
             what += f"; it counts as {'true' if value else 'false'}"
-        stops = strictness.stops(key, value) if run.schema.trainer is SD_SCRIPTS else ""
-        edit = drop(key) if meant is None and option.unset is None else put(**{key: _default(option, meant)})
-        yield (error if stops else warning)(key, what, stops or _used_as_it_is(run), edit)
+        failure = strictness.stops(key, value) if run.schema.trainer is SD_SCRIPTS else ""
+        edit = drop(key) if correction is None and option.unset is None else put(**{key: _default(option, correction)})
+        yield (error if failure else warning)(key, what, failure or _used_as_it_is(run), edit)
 
 
 @rule_of(SD_SCRIPTS)
@@ -59,8 +59,8 @@ def empty_text(run: Run) -> Iterator[Finding]:
         option = run.options.get(key)
         if value != "" or option is None or option.type != "str" or option.list or key in _NEEDED:
             continue
-        if stops := strictness.stops(key, value):
-            yield error(key, "an empty text is not the same as leaving it out", stops, drop(key))
+        if failure := strictness.stops(key, value):
+            yield error(key, "an empty text is not the same as leaving it out", failure, drop(key))
 
 
 @rule
@@ -80,10 +80,10 @@ _BACKSLASHES = {ord(char): f"\\{name}" for char, name in zip("\n\t\r\b\f", "ntrb
 def strict_type(run: Run) -> Iterator[Finding]:
     """Numbers that argparse's converters would have changed, and that the dataset's sanitizer refuses."""
     tables = run.schema.datasets
-    wanted = tables["dataset_ascendable_schema"] | tables["subset_ascendable_schema"]
+    types = tables["dataset_ascendable_schema"] | tables["subset_ascendable_schema"]
     for key, option in run.options.items():
         value = run.source.values.get(key)
-        if wanted.get(key) == "float" == option.type and type(value) is int and key not in run.source.typed:
+        if types.get(key) == "float" == option.type and type(value) is int and key not in run.source.typed:
             yield error(
                 key,
                 f"{value} is a whole number, and the dataset wants {float(value)}",
@@ -105,12 +105,12 @@ def outside_choices(run: Run) -> Iterator[Finding]:
             continue
         near = nearest(str(value), [str(each) for each in option.choices])
         fix = next((each for each in option.choices if str(each) in near), None)
-        known = ", ".join(str(each) for each in option.choices if each is not None)
-        stops = strictness.choice_stops(key, value)
-        what = f"{toml_value(value)} is none of {known}"
-        evidence = stops or f"a TOML's choices are not checked ({run.at('read_config_from_file')})"
+        choices = ", ".join(str(each) for each in option.choices if each is not None)
+        failure = strictness.choice_stops(key, value)
+        what = f"{toml_value(value)} is none of {choices}"
+        evidence = failure or f"a TOML's choices are not checked ({run.at('read_config_from_file')})"
         evidence += "; it becomes the file's ending" * (key == "save_model_as")
-        yield (error if stops else warning)(key, what, evidence, None if fix is None else put(**{key: fix}))
+        yield (error if failure else warning)(key, what, evidence, None if fix is None else put(**{key: fix}))
 
 
 @rule
@@ -154,5 +154,5 @@ def _used_as_it_is(run: Run) -> str:
     return f"values of a TOML are used as they are ({run.at('read_config_from_file')})"
 
 
-def _default(option: Option, meant: Any) -> Any:
-    return option.unset if meant is None else meant
+def _default(option: Option, value: Any) -> Any:
+    return option.unset if value is None else value

@@ -44,7 +44,7 @@ class Making:
     path        : the class; a name without a dot was looked up in torch.optim, as typed
     lr          : None where the optimizer sets it itself; the groups then lose theirs, too
     lr_scheduler: the schedule that takes the place of the user's, if one does
-    refused     : why the trainer stops before it makes anything
+    refusal     : why the trainer stops before it makes anything
     """
 
     path: str
@@ -52,7 +52,7 @@ class Making:
     lr: float | None
     package: str = ""
     lr_scheduler: str | None = None
-    refused: str = ""
+    refusal: str = ""
 
 
 @dc.dataclass(frozen=True)
@@ -78,30 +78,30 @@ class Optimizers:
         row = next((row for row in self.rows if row.name.lower() == name.lower()), None)
         if row is None:
             return self._of_another(name, arguments, lr)
-        given = {**row.adds, **arguments}
-        if twice := [key for key in row.fixes if key in arguments]:
-            return Making(row.path, given, lr, row.package, refused=f"{row.name} gives {twice[0]} itself")
-        given |= {} if row.again else row.fixes
+        keywords = {**row.adds, **arguments}
+        if clashes := [key for key in row.fixes if key in arguments]:
+            return Making(row.path, keywords, lr, row.package, refusal=f"{row.name} gives {clashes[0]} itself")
+        keywords |= {} if row.again else row.fixes
         if row.name == "Adafactor":
-            return _adafactor(row, given, lr)
-        return Making(row.path, given, lr, row.package)
+            return _adafactor(row, keywords, lr)
+        return Making(row.path, keywords, lr, row.package)
 
     def _of_another(self, name: str, arguments: Mapping[str, Any], lr: float | None) -> Making:
         gate = next((gate for gate in self.gates if fnmatchcase(name.lower(), gate.pattern)), None)
         package = gate.package if gate else ""
         path = name if "." in name else f"torch.optim.{name}"
-        refused = f"names like {gate.pattern} are looked up in a list" if gate is not None and gate.closed else ""
-        return Making(path, dict(arguments), lr, package, refused=refused)
+        refusal = f"names like {gate.pattern} are looked up in a list" if gate is not None and gate.closed else ""
+        return Making(path, dict(arguments), lr, package, refusal=refusal)
 
 
 def _adafactor(row: Row, arguments: Mapping[str, Any], lr: float | None) -> Making:
     """With relative steps, which is the default and what warmup_init needs, the schedule is Adafactor's own."""
-    given = {"relative_step": True, **arguments}
-    if given.get("warmup_init"):
-        given["relative_step"] = True
-    if given["relative_step"]:
-        return Making(row.path, given, None, row.package, lr_scheduler=f"adafactor:{lr}")
-    return Making(row.path, given, lr, row.package)
+    keywords = {"relative_step": True, **arguments}
+    if keywords.get("warmup_init"):
+        keywords["relative_step"] = True
+    if keywords["relative_step"]:
+        return Making(row.path, keywords, None, row.package, lr_scheduler=f"adafactor:{lr}")
+    return Making(row.path, keywords, lr, row.package)
 
 
 _BITSANDBYTES = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion8bit", "PagedLion8bit")

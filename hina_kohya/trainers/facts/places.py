@@ -43,8 +43,8 @@ OF_MUSUBI = {
 def at(function: str, trainer: Trainer = SD_SCRIPTS) -> str:
     """`function in file (other file before 0.11), releases`: what a finding cites."""
     if trainer is MUSUBI:
-        function, since = OF_MUSUBI[function]
-        return f"{function} in {since}, musubi-tuner {RELEASES[trainer.name]}"
-    since, before = FILES[function]
-    moved = f" ({before} before 0.11)" if before != since else ""
-    return f"{function} in {since}{moved}, sd-scripts {RELEASES[trainer.name]}"
+        function, file = OF_MUSUBI[function]
+        return f"{function} in {file}, musubi-tuner {RELEASES[trainer.name]}"
+    file, old_file = FILES[function]
+    note = f" ({old_file} before 0.11)" if old_file != file else ""
+    return f"{function} in {file}{note}, sd-scripts {RELEASES[trainer.name]}"

@@ -54,11 +54,11 @@ OF_MUSUBI = ("rex",)
 
 @dc.dataclass(frozen=True)
 class Calling:
-    """The function or class that makes the schedule, and its keywords. refused: why the trainer stops before"""
+    """The function or class that makes the schedule, and its keywords. refusal: why the trainer stops before"""
 
     path: str
     keywords: Mapping[str, Any]
-    refused: str = ""
+    refusal: str = ""
 
 
 def reads(name: str, kind: str) -> tuple[str, ...]:
@@ -77,19 +77,23 @@ def calling(args: Mapping[str, Any], arguments: Mapping[str, Any]) -> Calling:
     if row is None:
         return Calling("", arguments, f"there is no schedule {name}")
     warmup, decay = (int(each * steps) if isinstance(each, float) else each for each in (args[WARMUP], args[DECAY]))
-    given: dict[str, Any] = {}
+    keywords: dict[str, Any] = {}
     if WARMUP in row.reads:
-        given["num_warmup_steps"] = warmup
+        keywords["num_warmup_steps"] = warmup
     if name == "inverse_sqrt":
-        given["timescale"] = args[TIMESCALE]
+        keywords["timescale"] = args[TIMESCALE]
     elif name == "warmup_stable_decay":
-        given |= {"num_stable_steps": steps - warmup - decay, "num_decay_steps": decay, "num_cycles": args[CYCLES] / 2}
-        given["min_lr_ratio"] = args[LEAST] if args[LEAST] is not None else 0.0
+        keywords |= {
+            "num_stable_steps": steps - warmup - decay,
+            "num_decay_steps": decay,
+            "num_cycles": args[CYCLES] / 2,
+        }
+        keywords["min_lr_ratio"] = args[LEAST] if args[LEAST] is not None else 0.0
     elif name not in ("constant", "constant_with_warmup"):
-        given["num_training_steps"] = steps
-        given |= {"num_cycles": args[CYCLES]} if name == "cosine_with_restarts" else {}
-        given |= {"power": args[POWER]} if name == "polynomial" else {}
-        given |= {"num_cycles": args[CYCLES] / 2, "min_lr_rate": args[LEAST]} if name == "cosine_with_min_lr" else {}
-    twice = [key for key in given if key in arguments]
-    refused = f"the trainer gives {twice[0]} itself" if twice else ""
-    return Calling(f"transformers.optimization.{row.function}", {**given, **arguments}, refused)
+        keywords["num_training_steps"] = steps
+        keywords |= {"num_cycles": args[CYCLES]} if name == "cosine_with_restarts" else {}
+        keywords |= {"power": args[POWER]} if name == "polynomial" else {}
+        keywords |= {"num_cycles": args[CYCLES] / 2, "min_lr_rate": args[LEAST]} if name == "cosine_with_min_lr" else {}
+    clashes = [key for key in keywords if key in arguments]
+    refusal = f"the trainer gives {clashes[0]} itself" if clashes else ""
+    return Calling(f"transformers.optimization.{row.function}", {**keywords, **arguments}, refusal)

@@ -31,20 +31,20 @@ def stops(key: str, value: Any) -> str:
     if key in _OTHERS and value != "":
         return _MEASURED + _OTHERS[key]
     kind = "empty" if value == "" else "text" if isinstance(value, str) else "float" if isinstance(value, float) else ""
-    said = _table().get(key, {}).get(kind, "")
-    return _MEASURED + said if said else ""
+    failure = _table().get(key, {}).get(kind, "")
+    return _MEASURED + failure if failure else ""
 
 
 def choice_stops(key: str, value: Any) -> str:
     """How it stops at a word outside the choices; other numbers were not tried."""
-    said = _table().get(key, {}).get("outside", "") if isinstance(value, str) else ""
-    return _MEASURED + said if said else ""
+    failure = _table().get(key, {}).get("outside", "") if isinstance(value, str) else ""
+    return _MEASURED + failure if failure else ""
 
 
 def too_low(key: str, value: float) -> str:
     """What happens at 0 or below it, "" where nothing is known to."""
-    said = _table().get(key, {}).get("0" if value == 0 else "-1", "") if value <= 0 else ""
-    return _MEASURED + said if said else ""
+    failure = _table().get(key, {}).get("0" if value == 0 else "-1", "") if value <= 0 else ""
+    return _MEASURED + failure if failure else ""
 
 
 def counts() -> tuple[str, ...]:
