@@ -1,7 +1,7 @@
 """argparse that names the nearest option to one that there is not."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from hina_kohya.core.hyper import did_you_mean
@@ -10,7 +10,7 @@ from hina_kohya.core.hyper import did_you_mean
 class Parser(argparse.ArgumentParser):
     """For every command."""
 
-    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         options, rest = self.parse_known_args(args, namespace)
         if rest:
             self._refuse(rest)
