@@ -113,6 +113,7 @@ OURS: dict[str, Entry] = {
     "hina-cautious": off(use_cautious=True),
     "hina-grams": off(use_grams=True),
     "hina-adopt": off(use_adopt_stability=True, use_cautious=True),
+    "hina-lora-muon": ours(use_lora_muon=True, kinds=("lora",)),
     "hina-lora-rite": off(use_lora_rite=True, use_cautious=True, kinds=("lora",)),
     # One more technique on top of the default.
     "default-alora4": ours(use_alora=True, alora_ratio=4.0, scale=0.5, kinds=ADAPTERS),

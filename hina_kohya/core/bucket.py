@@ -3,6 +3,7 @@
 import dataclasses as dc
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,10 +12,14 @@ from torch import Tensor
 from hina_kohya.core.chain import Chain
 from hina_kohya.core.codec import Codec
 from hina_kohya.core.roles import Member
+from hina_kohya.core.signal import Signal
 from hina_kohya.core.slab import Rows, Slab
 from hina_kohya.core.technique import Slot, Technique
 from hina_kohya.numerics.masks import keep_
 from hina_kohya.numerics.rounding import stochastic_round_bf16
+
+if TYPE_CHECKING:
+    from hina_kohya.core.rates import RowRates
 
 # Elements stepped at a time. On the CPU the step is bound by memory traffic, so a chunk has to stay in cache; on a
 # GPU the bound is what temporaries may take.
@@ -61,8 +66,7 @@ class Bucket:
         self.steps: Tensor  # int32 [N], on the device, and
         self.tried: np.ndarray  # int32 [N]: slices of the plan's `counters`
         self.decays = np.array([member.role.decays for member in members], dtype=np.bool_)
-        ranks = np.array([member.cofactor_rank for member in members], dtype=np.float64)
-        self.ranks = to_device(ranks, key.device).view(-1, 1, 1)
+        self.products = self._read_products(members) if any(t.reads_product for t in self.chain) else ()
         salts = (np.array(self.indices, dtype=np.uint64) + np.uint64(1)) * np.uint64(_INDEX)
         self._salts = to_device((salts & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32), key.device)
         self.slabs = {(t.name, name): self._slab(t, name, codec) for t in self.chain for name in t.kept()}
@@ -80,6 +84,13 @@ class Bucket:
             for rows, where in self.chunks(range(len(self))):
                 slab.parts[""][where] = self.gather([self.params[row] for row in rows]).to(dtype)
         return slab
+
+    def _read_products(self, members: Sequence[Member]) -> tuple[Tensor, ...]:
+        """float64 [N, 1, 1] each: what a signal says of the product that each matrix is part of."""
+        # In tensors of their own: torch.compile takes chance equalities of views' offsets and sizes for rules.
+        products = [(m.cofactor_rank, max(m.outer), m.rank, 1.0 if m.scale is None else m.scale) for m in members]
+        columns = (np.array(column, dtype=np.float64) for column in zip(*products, strict=True))
+        return tuple(to_device(column, self.key.device).view(-1, 1, 1) for column in columns)
 
     def active_rows(self) -> list[int]:
         return [row for row, param in enumerate(self.params) if param.grad is not None]
@@ -130,6 +141,12 @@ class Bucket:
         param, *others = params
         return not others and param.dtype == self.compute and param.is_contiguous() and self._at_home(param)
 
+    def signal(self, param: Tensor, grad: Tensor, rates: "RowRates", step: Tensor, where: Rows) -> Signal:
+        """What flows through the chain for these rows: their parameters, gradients, rates and steps."""
+        lr, decay = rates.both.unbind(0)
+        s = Signal(param, param, grad, grad, lr, decay, step.double().view(-1, 1, 1))
+        return s.but(peak=rates.peak.clone(), product=tuple(x[where] for x in self.products)) if self.products else s
+
     def seeds(self, where: Rows, step: Tensor) -> Tensor:
         """int32 [k, 1, 1] from step and parameter index: equal on all ranks and after any resume."""
         return (step * _STEP).bitwise_xor_(self._salts[where]).view(-1, 1, 1)
@@ -145,7 +162,7 @@ class Bucket:
 
     def nbytes(self) -> int:
         slabs = sum(slab.nbytes() for slab in self.slabs.values())
-        return slabs + self.decays.nbytes + self.ranks.nbytes + self._salts.nbytes
+        return slabs + self.decays.nbytes + sum(x.nbytes for x in self.products) + self._salts.nbytes
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -10,18 +10,25 @@ from hina_kohya.core.role_table import ROLES
 from hina_kohya.core.roles import Member
 
 Groups = Sequence[Mapping[str, Any]]
+SCALE = "_lora_scale"  # attribute of a parameter: alpha / rank of its module, set by the hooks on the trainers
 ROLE_NAMES = sorted({role.name for role in ROLES})
 
 
-def members_of(groups: Groups, decay_roles: Sequence[str]) -> list[Member]:
-    """One member a parameter, in the order of the groups; `decay_roles` decay besides those that do by default.
+def members_of(groups: Groups, decay_roles: Sequence[str], scale: float | None = None) -> list[Member]:
+    """One member per parameter, in the order of the groups; `decay_roles` decay besides those that do by default.
 
-    A group with the key `decays` says so for all of its parameters: it was made by role (`kohya.groups`).
+    A group with the key `decays` says so for all of its parameters: it was made by role (`trainers.groups`). ``scale``
+    is alpha / rank of modules whose parameters do not carry it (`SCALE`).
     """
     names = [name for group in groups for name in group.get("param_names", [None] * len(group["params"]))]
     shapes = [tuple(param.shape) for group in groups for param in group["params"]]
     said = [group.get("decays") for group in groups for _ in group["params"]]
-    return [_decaying(*each, decay_roles) for each in zip(roles.resolve(names, shapes), said, strict=True)]
+    params = [param for group in groups for param in group["params"]]
+    members = [
+        dc.replace(member, scale=getattr(param, SCALE, scale))
+        for member, param in zip(roles.resolve(names, shapes), params, strict=True)
+    ]
+    return [_decaying(*each, decay_roles) for each in zip(members, said, strict=True)]
 
 
 def _decaying(member: Member, said: bool | None, decay_roles: Sequence[str]) -> Member:

@@ -41,6 +41,7 @@ class HinaOptimizer(torch.optim.Optimizer):
         betas: what the chain was made with, if schedulers and groups may change them.
         state: how moments are kept: "8bit", "bf16" or "fp32".
         decay_roles: roles that decay besides the factors, or "all" (`core.roles` lists the names).
+        lora_scale: alpha / rank of adapters, where no trainer's hook says it.
         compile: compile the chain with torch.compile (one graph a chain, dynamic in all sizes).
         override_hyperparameters: on `load_state_dict`, keep this optimizer's settings instead of the checkpoint's.
 
@@ -59,26 +60,25 @@ class HinaOptimizer(torch.optim.Optimizer):
         betas: Betas | None = None,
         state: str = "8bit",
         decay_roles: Sequence[str] | str = (),
+        lora_scale: float | None = None,
         compile: bool = False,
         override_hyperparameters: bool = False,
     ):
         check_value("lr", number_of(lr), 1e-3, Interval("[0, inf)"))
         check_value("weight_decay", weight_decay, 1e-2, Interval("[0, inf)"))
+        check_value("lora_scale", 1.0 if lora_scale is None else lora_scale, 1.0, Interval("(0, inf)"))
         for name, value in (("compile", compile), ("override_hyperparameters", override_hyperparameters)):
             check_value(name, value, False, None)
-        self._codec = codec(state)
-        self._decay_roles = checked_roles(decay_roles)
-        self._override, self._compile = override_hyperparameters, compile
-        self._announced = False
+        self._codec, self._decay_roles, self._scale = codec(state), checked_roles(decay_roles), lora_scale
+        self._override, self._compile, self._announced = override_hyperparameters, compile, False
         self.new_rates: tuple[NewRate, ...] = ()  # set by `load_state_dict`, for `core.schedules.hold_rates`
         self._start_anew()
         chain = {technique.name: dc.asdict(self._codec.checked(technique)) for technique in techniques}
         defaults = {"lr": lr, "weight_decay": weight_decay, "techniques": chain}
         if betas is not None:
             defaults["betas"] = tuple(betas)
-        if hasattr(params, "mapping"):  # torch would turn the view into a list before add_param_group sees it
-            params = [{"params": params}]
-        super().__init__(params, defaults)
+        # torch would turn a view of a mapping into a list before add_param_group sees it
+        super().__init__([{"params": params}] if hasattr(params, "mapping") else params, defaults)
 
     def _start_anew(self) -> None:
         self._plan: Plan | None = None
@@ -130,11 +130,11 @@ class HinaOptimizer(torch.optim.Optimizer):
     def members(self) -> list[roles.Member]:
         """Every parameter with its name, role and partners, in the order of the param groups."""
         if self._members is None:
-            self._members = self._resolved()
+            self._members = roles.with_products(self._resolved())
         return self._members
 
     def _resolved(self) -> list[roles.Member]:
-        return members_of(self.param_groups, self._decay_roles)
+        return members_of(self.param_groups, self._decay_roles, self._scale)
 
     def member_name(self, index: int) -> str:
         """A parameter by index over all groups: its name, or where it is."""
@@ -251,7 +251,7 @@ class HinaOptimizer(torch.optim.Optimizer):
             self.new_rates = fitting.new_rates
             return {**adapted, "state": {}, "param_groups": fitting.param_groups}
 
-        # torch's loader does hooks and groups; it must not see the state, which it would cast to the parameter's dtype.
+        # torch's loader does hooks and groups, and would cast the state to the parameter's dtype: it must not see it.
         handle = self.register_load_state_dict_pre_hook(take_state)
         try:
             super().load_state_dict(dict(state_dict))
@@ -266,7 +266,7 @@ class HinaOptimizer(torch.optim.Optimizer):
         """For subclasses that save more; ``places`` are this run's parameters among the checkpoint's."""
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_codec", "_decay_roles", "_override", "_compile", "_announced", "_betas", "new_rates"}
+        own = {"_codec", "_decay_roles", "_scale", "_override", "_compile", "_announced", "_betas", "new_rates"}
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

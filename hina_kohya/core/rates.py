@@ -1,7 +1,8 @@
-"""Learning rates and weight decays of a step: from the param groups to a number a matrix, on its device."""
+"""Learning rates and weight decays of a step: from the param groups to numbers per matrix, on its device."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,8 +10,22 @@ from torch import Tensor
 
 from hina_kohya.core.bucket import Bucket, to_device
 from hina_kohya.core.hyper import Interval, check_value
+from hina_kohya.core.slab import Rows
 
 POSITIVE = Interval("[0, inf)")
+
+
+class RowRates(NamedTuple):
+    """Of the rows of one bucket, in float64: learning rate and weight decay [2, N, 1, 1], and the peak [N, 1, 1].
+
+    The peak is what the scheduler multiplies, `initial_lr`, or lr where that is larger or there is none.
+    """
+
+    both: Tensor
+    peak: Tensor
+
+    def of(self, rows: Rows) -> "RowRates":
+        return RowRates(self.both[:, rows], self.peak[rows])
 
 
 class Rates:
@@ -19,14 +34,15 @@ class Rates:
     def __init__(self, buckets: Sequence[Bucket], groups: np.ndarray):
         self.buckets, self.groups = buckets, groups
 
-    def of(self, param_groups: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        """For each bucket, float64 [2, N, 1, 1]: learning rate and weight decay of its rows.
+    def of(self, param_groups: Sequence[Mapping[str, Any]]) -> list[RowRates]:
+        """For each bucket, those of its rows.
+
 
         Raises ValueError for a rate that is negative or not a number. One on a GPU is neither read nor checked.
         """
-        tables: dict[torch.device, Tensor] = {}
+        tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
         starts: dict[torch.device, int] = {}
-        numbers = np.array([_numbers(k, group) for k, group in enumerate(param_groups)]).T.reshape(2, -1)
+        numbers = np.array([_numbers(k, group) for k, group in enumerate(param_groups)]).T.reshape(3, -1)
         result = []
         for bucket in self.buckets:
             device = bucket.key.device
@@ -34,28 +50,35 @@ class Rates:
                 tables[device], starts[device] = self._table(device, numbers, param_groups), 0
             start = starts[device]
             starts[device] = start + len(bucket)
-            result.append(tables[device][:, start : start + len(bucket)].view(2, -1, 1, 1))
+            end, table = start + len(bucket), tables[device]
+            result.append(RowRates(table[0][:, start:end, None, None], table[1][start:end, None, None]))
         return result
 
-    def _table(self, device: torch.device, numbers: np.ndarray, param_groups: Sequence[Mapping[str, Any]]) -> Tensor:
+    def _table(
+        self, device: torch.device, numbers: np.ndarray, param_groups: Sequence[Mapping[str, Any]]
+    ) -> tuple[Tensor, Tensor]:
         own = [bucket for bucket in self.buckets if bucket.key.device == device]
         groups = np.concatenate([self.groups[bucket.indices] for bucket in own])
         rows = numbers[:, groups]
-        rows[1] *= np.concatenate([bucket.decays for bucket in own])
-        table = to_device(rows, device)
+        shares = [math.prod(technique.decay_share for technique in bucket.chain) for bucket in own]
+        rows[1] *= np.concatenate([bucket.decays * share for bucket, share in zip(own, shares, strict=True)])
+        flat = to_device(rows.ravel(), device)
+        both, peak = flat[: 2 * rows.shape[1]].view(2, -1), flat[2 * rows.shape[1] :]
         rates = [group["lr"] for group in param_groups]
         if any(map(_unread, rates)):
             exact = {"dtype": torch.float64, "device": device}
-            table[0] = torch.stack([torch.as_tensor(rate, **exact) for rate in rates])[to_device(groups, device)]
-        return table
+            both[0] = torch.stack([torch.as_tensor(rate, **exact) for rate in rates])[to_device(groups, device)]
+            torch.maximum(peak, both[0], out=peak)
+        return both, peak
 
 
-def _numbers(number: int, group: Mapping[str, Any]) -> tuple[float, float]:
+def _numbers(number: int, group: Mapping[str, Any]) -> tuple[float, float, float]:
     lr = 0.0 if _unread(group["lr"]) else float(group["lr"])
     decay = float(group["weight_decay"])
     check_value(f"param group {number}: lr", lr, 1e-3, POSITIVE)
     check_value(f"param group {number}: weight_decay", decay, 1e-2, POSITIVE)
-    return lr, decay
+    initial = group.get("initial_lr", 0.0)
+    return lr, decay, max(lr, 0.0 if _unread(initial) else float(initial))
 
 
 def _unread(rate: Any) -> bool:

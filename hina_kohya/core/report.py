@@ -19,7 +19,6 @@ from hina_kohya.core.chain import Chain
 from hina_kohya.core.codec import EightBit
 from hina_kohya.core.lookup import is_looked_up
 from hina_kohya.core.members import splits_lr
-from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Stage
 
 if TYPE_CHECKING:
@@ -149,11 +148,8 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
         for bucket, rates in zip(plan.buckets, plan.rates.of(optimizer.param_groups), strict=True):
             for picked, where in bucket.chunks(range(len(bucket))):
                 param = bucket.gather([bucket.params[row] for row in picked])
-                (lr, decay), step = rates[:, where].unbind(0), bucket.steps[where].double().view(-1, 1, 1)
-                ones, none = lr.to(param.dtype).expand_as(param), torch.zeros_like(param)
-                s = Signal(
-                    param, param, none, none, lr, decay, step, update=ones, cofactor_rank=bucket.ranks[where]
-                )  # fmt: skip
+                s = bucket.signal(param, torch.zeros_like(param), rates.of(where), bucket.steps[where], where)
+                s = s.but(update=s.scalar(s.lr).expand_as(param))
                 shared, pooled = plan.shared(bucket, where)
                 for technique in _step_sizes(bucket.chain):
                     slabs = {name: slab for (owner, name), slab in bucket.slabs.items() if owner == technique.name}

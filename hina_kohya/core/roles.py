@@ -37,6 +37,9 @@ class Member:
     cofactor_rank: product of the inner ranks; a step d of this factor changes W by about
                    sqrt(cofactor_rank) * RMS(d) * prod(RMS(cofactor))
     adapter      : what PEFT calls the adapter; "" in files and elsewhere. Two adapters of one module share nothing
+    grows        : of a pair, the factor that starts at zero; B where neither or both do
+    outer, rank  : of a pair, the shape (m, n) of W = B A, and what its factors share; (0, 0) and 0 elsewhere
+    scale        : what the module multiplies W by, alpha / rank; None where nobody said it
     """
 
     name: str | None
@@ -47,6 +50,10 @@ class Member:
     cofactors: tuple[int, ...] = ()
     cofactor_rank: int = 1
     adapter: str = ""
+    grows: bool = False
+    outer: tuple[int, int] = (0, 0)
+    rank: int = 0
+    scale: float | None = None
 
 
 class _Reading(NamedTuple):
@@ -82,6 +89,19 @@ def resolve(names: Sequence[str | None], shapes: Sequence[Shape]) -> list[Member
         _pair(found, indices, [readings[i].slot for i in indices])
         _join_kronecker(found, indices)
     return found
+
+
+def with_products(members: Sequence[Member]) -> list[Member]:
+    """Each member of a pair with what it knows of its product: `grows`, `outer`, `rank`."""
+    return [member if member.partner is None else _with_product(member, members[member.partner]) for member in members]
+
+
+def _with_product(member: Member, partner: Member) -> Member:
+    up, down = (member, partner) if member.role.side == "B" else (partner, member)
+    starts_at_zero = member.role.zero_init, partner.role.zero_init
+    grows = member.role.side == "B" if starts_at_zero[0] == starts_at_zero[1] else starts_at_zero[0]
+    outer = up.shape[0], math.prod(down.shape[1:])
+    return dc.replace(member, grows=grows, outer=outer, rank=down.shape[0])
 
 
 def _read(name: str) -> _Reading:

@@ -38,9 +38,34 @@ class Signal:
     direction: Tensor = None  # type: ignore[assignment]  # the update before masks, for techniques that ask for its sign
     cofactors: Tensor | None = None  # [N, K, ...] what the running technique's `publish` gave for the K partners
     pooled: Tensor | None = None  # float64 [N, 1, 1]: what the running technique's `pool` gave for each matrix
-    cofactor_rank: Tensor | None = None  # [N, 1, 1] inner rank of the product the matrix is part of
+    peak: Tensor = None  # type: ignore[assignment]  # what the scheduler multiplies; read with `product`
+    product: tuple[Tensor, ...] = ()  # of the product the matrix is part of; read by the properties below
     enter: Enter = _unchanged  # (momentum, incoming) -> what is averaged into the momentum; set by stage TORQUE
     leave: Leave = _itself  # (momentum, what entered, weight) -> what the update is made of; set by stage TORQUE
+
+    @property
+    def cofactor_rank(self) -> Tensor:
+        """[N, 1, 1] `Member.cofactor_rank`."""
+        return self._of_product(0)
+
+    @property
+    def longest(self) -> Tensor:
+        """[N, 1, 1] longer side of W = B A, 0 where there is no pair."""
+        return self._of_product(1)
+
+    @property
+    def rank(self) -> Tensor:
+        """[N, 1, 1] what its factors share, 0 where there is no pair."""
+        return self._of_product(2)
+
+    @property
+    def scale(self) -> Tensor:
+        """[N, 1, 1] what the module multiplies W by, 1 where nobody said it."""
+        return self._of_product(3)
+
+    def _of_product(self, row: int) -> Tensor:
+        assert self.product, "a technique that reads it says so by `reads_product`"
+        return self.product[row]
 
     def but(self, **changes: Any) -> "Signal":
         """A copy with these fields changed. `dataclasses.replace` would be a fifth of a step's Python time."""

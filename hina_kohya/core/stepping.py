@@ -10,28 +10,25 @@ from torch import Tensor
 
 from hina_kohya.core.bucket import Bucket
 from hina_kohya.core.plan import Plan
-from hina_kohya.core.signal import Signal
+from hina_kohya.core.rates import RowRates
 from hina_kohya.core.slab import Rows
 from hina_kohya.numerics.reduce import mat_norm
 
 Run = Callable[..., Any]  # chain.run, or the same compiled
 
 
-def step_bucket(plan: Plan, bucket: Bucket, rows: Sequence[int], rates: Tensor, run: Run) -> None:
-    """``rates`` [2, N, 1, 1] are learning rate and decay of all rows; ``rows`` those that have a gradient."""
+def step_bucket(plan: Plan, bucket: Bucket, rows: Sequence[int], rates: RowRates, run: Run) -> None:
+    """``rates`` are those of all rows, ``rows`` the ones that have a gradient."""
     bucket.tried[rows] += 1
     for picked, where in bucket.chunks(rows):
-        _step_chunk(plan, bucket, picked, where, rates[:, where], run)
+        _step_chunk(plan, bucket, picked, where, rates.of(where), run)
 
 
-def _step_chunk(plan: Plan, bucket: Bucket, picked: Sequence[int], where: Rows, rates: Tensor, run: Run) -> None:
+def _step_chunk(plan: Plan, bucket: Bucket, picked: Sequence[int], where: Rows, rates: RowRates, run: Run) -> None:
     param = bucket.gather([bucket.params[row] for row in picked])
     grad = bucket.gather([bucket.params[row].grad for row in picked])  # type: ignore[misc]
     step, valid = bucket.steps[where] + 1, _squares_are_finite(grad)
-    lr, decay = rates.unbind(0)
-    s = Signal(
-        param, param, grad, grad, lr, decay, step.double().view(-1, 1, 1), cofactor_rank=bucket.ranks[where]
-    )  # fmt: skip
+    s = bucket.signal(param, grad, rates, step, where)
     states: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for (technique, name), slab in bucket.slabs.items():
         states[technique][name] = slab.read(where, bucket.compute)

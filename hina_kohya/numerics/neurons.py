@@ -23,8 +23,8 @@ class _Extent:
     length: [..., 1, 1] neurons that have a gradient
     """
 
-    def __init__(self, x: Tensor, grad: Tensor):
-        self.wide = x.shape[-2] < x.shape[-1]
+    def __init__(self, x: Tensor, grad: Tensor, wide: bool | None = None):
+        self.wide = x.shape[-2] < x.shape[-1] if wide is None else wide
         along, across = (-2, -1) if self.wide else (-1, -2)
         squares = x.square()
         self.live = self.row(grad.abs().amax(dim=along, keepdim=True)).sign()
@@ -51,8 +51,28 @@ def even_out(x: Tensor, grad: Tensor, size: Tensor, average: Tensor, beta: float
     size: [..., 1, 1]; average: [..., 1, max(m, n)].
     """
     extent = _Extent(x, grad)
+    factor, average = _evening(extent, size, extent.length * extent.width, average, beta, eps)
+    return x * factor, average
+
+
+def even_out_factor(
+    x: Tensor, grad: Tensor, size: Tensor, average: Tensor, beta: float, eps: float, wide: bool
+) -> tuple[Tensor, Tensor]:
+    """The same for a factor of a product, whose neurons lie along the rank: columns of a ``wide`` one, else rows.
+
+    The norm is ``size`` times that of as many orthonormal rows or columns.
+    size: [..., 1, 1]; average: [..., 1, n] if wide, else [..., 1, m].
+    """
+    extent = _Extent(x, grad, wide)
+    factor, average = _evening(extent, size, torch.minimum(extent.length, extent.width), average, beta, eps)
+    return x * factor, average
+
+
+def _evening(
+    extent: _Extent, size: Tensor, square: Tensor, average: Tensor, beta: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """What each neuron is multiplied by, so that all squares sum to size^2 ``square``; and the new average."""
     average = average.lerp(extent.energy / extent.width, extent.live * (1 - beta))
     root = average.sqrt().add_(eps)
-    evened = mat_sum(extent.energy / root.square()).clamp_(min=torch.finfo(x.dtype).tiny)
-    factor = size * (extent.length * extent.width / evened).sqrt_() / root
-    return x * extent.row(factor), average
+    evened = mat_sum(extent.energy / root.square()).clamp_(min=torch.finfo(average.dtype).tiny)
+    return extent.row(size * (square / evened).sqrt_() / root), average

@@ -57,7 +57,7 @@ class AutomagicCameAMPSettings(MaskSettings):
             return {"beta1": beta1, "beta2": beta2, "eps": eps}
         if "betas" not in given:
             return {}
-        return {"beta": beta1} if technique == "muon" else {"beta1": beta1, "beta2": beta2}
+        return {"beta": beta1} if technique in ("muon", "lora_muon") else {"beta1": beta1, "beta2": beta2}
 
 
 _CALM = {

@@ -54,6 +54,7 @@ class Family(HinaOptimizer):
             betas=tuple(settings.betas),
             state=settings.state,
             decay_roles=settings.decay_roles,
+            lora_scale=settings.lora_scale,
             compile=settings.compile,
             override_hyperparameters=settings.override_hyperparameters,
         )

@@ -24,10 +24,12 @@ FLAGS = {
     "use_adopt_stability": "adopt",
     "came": "came",
     "use_muon": "muon",
+    "use_lora_muon": "lora_muon",
     "use_lora_rite": "lora_rite",
     "use_cautious": "cautious",
     "use_context": "contextual_cautious",
     "use_grams": "grams",
+    "rank_free_lr": "rank_free",
     "use_alora": "lora_plus",
     "use_allora_rows": "allora_rows",
     "use_kronecker_rms": "kronecker_rms",
@@ -41,6 +43,7 @@ FLAGS = {
 # argument -> the techniques' options it sets
 OPTIONS: dict[str, tuple[str, ...]] = {
     "use_normuon": ("muon.normuon",),
+    "rank_free_lr": ("lora_muon.rank_free",),
     "spd_lambda": ("spd.lam",),
     "tam_beta": ("tam.beta",),
     "alora_ratio": ("lora_plus.ratio",),
@@ -76,10 +79,11 @@ EXCLUSIVE = {
     "cautious": ("grams",),
     "adatam": ("adopt", "came"),
     "came": ("adopt",),
+    "lora_rite": ("lora_muon",),
     "spd": ("weight_decay", "cautious_weight_decay", "dynamic_weight_decay"),
 }
 OWN_ADAM = {"adopt", "adatam", "came"}  # instead of Adam, for every parameter
-ADAPTERS_ONLY = ("lora_plus", "allora_rows", "kronecker_rms", "lora_rite", "rank_penalty")
+ADAPTERS_ONLY = ("lora_plus", "allora_rows", "kronecker_rms", "lora_muon", "lora_rite", "rank_free", "rank_penalty")
 # Of the bitsandbytes-based classes these names come from; nothing here corresponds to them.
 WITHOUT_EFFECT = ("amsgrad", "optim_bits", "args", "min_8bit_size", "percentile_clipping", "block_wise", "is_paged")
 

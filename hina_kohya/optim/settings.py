@@ -34,7 +34,10 @@ class Settings:
     use_tam: bool = hyper(False, doc="torque-aware momentum")
     tam_beta: float = hyper(0.9, "[0, 1)", doc="decay of TAM's average of cosines")
     tam_paper_form: bool = hyper(False, doc="AdaTAM as in the paper: steps are 10 to 45 times larger at the same lr")
+    use_lora_muon: bool = hyper(False, doc="LoRA-Muon for pairs: Muon's step of W = B A; no Cautious for them")
     use_lora_rite: bool = hyper(False, doc="LoRA-RITE for pairs, instead of Adam")
+    rank_free_lr: bool = hyper(False, doc="keep what the learning rate means when rank or alpha change, from 8 and 8")
+    lora_scale: float | None = hyper(None, "(0, inf)", doc="alpha / rank, where no trainer's hook says it")
     use_alora: bool = hyper(False, doc="LoRA+: a larger learning rate for the factor that starts at zero")
     alora_ratio: float = hyper(16.0, "(0, inf)", doc="its learning rate over its partner's")
     use_allora_rows: bool = hyper(False, doc="ALLoRA: smaller steps for rows of B A that are already large")
@@ -55,7 +58,7 @@ class Settings:
     def moment_options(self, technique: str, given: Any) -> dict[str, Any]:
         """Betas and epsilon of a MOMENT technique: Adam's are ours, any other has its own unless ``given``."""
         options: dict[str, Any] = {}
-        if technique == "muon":
+        if technique in ("muon", "lora_muon"):
             return {"beta": numbers("betas", self.betas, (0.9, 0.999))[0]} if "betas" in given else {}
         if "betas" in given or technique == "adam":
             beta1, beta2 = numbers("betas", self.betas, (0.9, 0.999))

@@ -27,7 +27,7 @@ class Adam(Technique):
     name, stage = "adam", Stage.MOMENT
     slots = {"exp_avg": Slot.SIGNED, "exp_avg_sq": Slot.UNSIGNED}
     betas = ("beta1", "beta2")
-    yields_to = ("lora_rite", "muon")
+    yields_to = ("lora_rite", "lora_muon", "muon")
     beta1: float = hyper(0.9, "[0, 1)", doc="decay of the average of gradients")
     beta2: float = hyper(0.999, "[0, 1)", doc="decay of the average of squared gradients")
     eps: float = hyper(1e-8, "(0, inf)", doc="added to the root of the second moment")

@@ -28,7 +28,7 @@ class AdaTam(Technique):
     name, stage = "adatam", Stage.MOMENT
     slots = {"exp_avg": Slot.SIGNED, "exp_avg_sq": Slot.UNSIGNED, "torque": Slot.EXACT}
     betas = ("beta1", "beta2")
-    yields_to = ("lora_rite", "muon")
+    yields_to = ("lora_rite", "lora_muon", "muon")
     beta1: float = hyper(0.9, "[0, 1)", doc="decay of the sum of gradients")
     beta2: float = hyper(0.999, "[0, 1)", doc="decay of the average of squared gradients")
     gamma: float = hyper(0.9, "[0, 1)", doc="decay of the average of cosines")

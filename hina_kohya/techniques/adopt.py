@@ -28,7 +28,7 @@ class Adopt(Technique):
     name, stage = "adopt", Stage.MOMENT
     slots = {"exp_avg": Slot.SIGNED, "exp_avg_sq": Slot.UNSIGNED}
     betas = ("beta1", "beta2")
-    yields_to = ("lora_rite", "muon")
+    yields_to = ("lora_rite", "lora_muon", "muon")
     beta1: float = hyper(0.9, "[0, 1)", doc="decay of the average of normalised gradients")
     beta2: float = hyper(0.9999, "[0, 1)", doc="decay of the average of squared gradients")
     eps: float = hyper(1e-6, "(0, inf)", doc="least root of the second moment")

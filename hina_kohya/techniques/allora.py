@@ -24,7 +24,7 @@ class AlloraRows(Technique):
     """
 
     name, stage, couples = "allora_rows", Stage.STEP_SIZE, "partner"
-    yields_to, needs = ("lora_rite",), "a pair (lora_up with its lora_down), known by name"
+    yields_to, needs = ("lora_rite", "lora_muon"), "a pair (lora_up with its lora_down), known by name"
     eta: float = hyper(2.0, "(0, inf)", doc="largest factor, reached where B A is zero")
 
     def fit(self, member: Member) -> "AlloraRows | None":

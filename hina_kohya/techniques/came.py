@@ -33,7 +33,7 @@ class Came(Technique):
     name, stage, stretches = "came", Stage.MOMENT, True
     slots = {"exp_avg": Slot.SIGNED, "exp_avg_sq": Slot.UNSIGNED, "second": Slot.FACTOR, "instability": Slot.FACTOR}
     betas = ("beta1", "beta2", "beta3")
-    yields_to = ("lora_rite", "muon")
+    yields_to = ("lora_rite", "lora_muon", "muon")
     beta1: float = hyper(0.9, "[0, 1)", doc="decay of the average of normalised gradients")
     beta1_decay: float = hyper(1.0, "(0, 1]", doc="factor on beta1 a step: Kingma & Ba, arXiv:1412.6980, section 4")
     beta1_floor: float = hyper(0.4, "[0, 1)", doc="what that leaves of it at least")

@@ -22,7 +22,7 @@ class Cautious(Technique):
     """
 
     name, stage = "cautious", Stage.UPDATE
-    yields_to, stretches = ("contextual_cautious",), True
+    yields_to, stretches = ("contextual_cautious", "lora_muon"), True
     floor: float = hyper(1e-3, "(0, 1]", doc="lower clamp of the kept fraction")
 
     def apply(self, s: Signal, state: State) -> Signal:

@@ -30,7 +30,7 @@ class ContextualCautious(Technique):
     Cost: K (m + n) + 2 numbers a matrix; 3 K + 8 reductions, of which six are of the whole matrix.
     """
 
-    name, stage, stretches = "contextual_cautious", Stage.UPDATE, True
+    name, stage, stretches, yields_to = "contextual_cautious", Stage.UPDATE, True, ("lora_muon",)
     slots = {"context": Slot.SIGNED, "usual": Slot.EXACT, "trust": Slot.EXACT}  # M, mu, rho
     scales: tuple[int, ...] = hyper((1, 5, 20, 100), doc="time scales of the momenta in steps, whole and rising")
     window: float = hyper(50, "[1, inf)", doc="steps over which the usual agreement is averaged")

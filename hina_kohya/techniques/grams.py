@@ -19,7 +19,7 @@ class Grams(Technique):
     """
 
     name, stage = "grams", Stage.UPDATE
-    yields_to = ("cautious", "contextual_cautious")
+    yields_to = ("cautious", "contextual_cautious", "lora_muon")
 
     def apply(self, s: Signal, state: State) -> Signal:
         update = s.update.abs().mul_(s.grad.sign())

@@ -24,7 +24,7 @@ class KroneckerRms(Technique):
     Cost: no state, one reduction. Displaces the LoRA+ ratio; invariant to (s A, B / s).
     """
 
-    name, stage, couples = "kronecker_rms", Stage.STEP_SIZE, "cofactors"
+    name, stage, couples, reads_product = "kronecker_rms", Stage.STEP_SIZE, "cofactors", True
     needs = "the factors of a LoKr, known by name"
     floor: float = hyper(0.1, "(0, inf)", doc="least divisor: bounds the step while a factor is near its zero start")
 
@@ -36,6 +36,5 @@ class KroneckerRms(Technique):
 
     def apply(self, s: Signal, state: State) -> Signal:
         assert s.cofactors is not None
-        assert s.cofactor_rank is not None
         size = s.cofactors.prod(dim=1) * s.scalar(s.cofactor_rank.sqrt())  # [N, 1, 1]
         return s.but(update=s.update * size.clamp_(min=self.floor).reciprocal_())

@@ -22,7 +22,7 @@ class LoraPlus(Technique):
 
     name, stage = "lora_plus", Stage.STEP_SIZE
     needs = "a factor that starts at zero (lora_up, lokr_w2, hada_w2_a, ...), known by its name"
-    yields_to, splits_lr = ("kronecker_rms", "lora_rite"), True
+    yields_to, splits_lr = ("kronecker_rms", "lora_rite", "lora_muon"), True
     ratio: float = hyper(16.0, "(0, inf)", doc="learning rate of B over that of A")
 
     def fit(self, member: Member) -> "LoraPlus | None":

@@ -44,7 +44,7 @@ class Muon(Technique):
     name, stage, stretches = "muon", Stage.MOMENT, True
     slots = {"exp_avg": Slot.SIGNED, "neurons": Slot.FACTOR}
     betas, needs = ("beta",), "a matrix that is no embedding or head, of rank 2 to muon.largest"
-    yields_to = ("lora_rite",)
+    yields_to = ("lora_rite", "lora_muon")
     beta: float = hyper(0.9, "[0, 1)", doc="mu: decay of the average of gradients")
     nesterov: bool = hyper(True, doc="let the newest gradient count more: w above, else w = m")
     rms: float = hyper(0.2, "(0, inf)", doc="rho: RMS of the step over the learning rate")

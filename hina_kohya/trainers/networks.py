@@ -94,7 +94,7 @@ def _call(args: tuple[Any, ...], kwargs: Mapping[str, Any], network: str) -> Gro
 def _by_role(result: Any, network: Any, options: NetworkOptions, default_lr: Any) -> Any:
     groups, descriptions = _read(result, type(network).__name__)
     named_params = list(network.named_parameters())
-    _tag(groups, named_params)
+    _tag(groups, named_params, network)
     return regroup(groups, descriptions, named_params, options, default_lr)
 
 
@@ -129,7 +129,8 @@ def _shape(value: Any) -> str:
     return type(value).__name__
 
 
-def _tag(groups: Any, named_params: Any) -> None:
+def _tag(groups: Any, named_params: Any, network: nn.Module) -> None:
     pairs = [pair for group in named_groups(groups, named_params) or [] for pair in group]
     members = roles.resolve([name for name, _ in pairs], [tuple(param.shape) for _, param in pairs])
     tags.attach(members, [param for _, param in pairs])
+    tags.attach_scales(network)

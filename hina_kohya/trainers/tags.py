@@ -1,4 +1,6 @@
-"""Tell adv_optm's optimizers what a parameter is: they read attributes of the tensor that sd-scripts does not set.
+"""Tell optimizers what a parameter is, by attributes of the tensor that the trainers do not set.
+
+Ours read alpha / rank of the module (`core.members.SCALE`); adv_optm's read what is below.
 
 Read off adv_optm 2.5.16: `_is_lora_A`, `_is_lora_B` (scaling and centred decay; Kourkoutas-beta sums over dim 1 or 0
 and expects a matrix), `_is_dora_scale`, `is_vector`. `_is_oft` means rows of packed triangles there, which neither
@@ -7,12 +9,22 @@ LyCORIS nor sd-scripts has; `is_hidden` is true where it is not set.
 
 from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from hina_kohya.core.members import SCALE
 from hina_kohya.core.role_table import Kind
 from hina_kohya.core.roles import Member
 
 _MATRIX = 2
+
+
+def attach_scales(network: nn.Module) -> None:
+    """sd-scripts', musubi-tuner's and LyCORIS's modules all have `scale`; with rs_lora it is alpha / sqrt(rank)."""
+    for module in network.modules():  # from the outside in, so that the nearest module's counts
+        scale = getattr(module, "scale", None)
+        if isinstance(scale, (int, float)) and scale > 0:
+            for param in module.parameters():
+                setattr(param, SCALE, float(scale))
 
 
 def attach(members: Iterable[Member], params: Iterable[Tensor]) -> None:

@@ -45,9 +45,10 @@ def polar(x):
     return u @ vt
 
 
-def extent(o, g):
-    """Which neurons (along the shorter side) have a gradient, and how many of their entries move."""
-    along = 0 if o.shape[0] < o.shape[1] else 1
+def extent(o, g, along=None):
+    """Which neurons (along the shorter side, or the axis given) have a gradient, and how many of their entries move."""
+    if along is None:
+        along = 0 if o.shape[0] < o.shape[1] else 1
     lines = (o * o).sum(axis=1 - along)
     return np.abs(g).max(axis=along) > 0, max(1, int((lines > 1e-6 * lines.max()).sum()))
 

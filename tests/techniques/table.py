@@ -27,10 +27,13 @@ STRONG = {
 }
 # Entries that are not zero count for these, whether they have a gradient or not: norms of factors, of what they moved,
 # and of products.
-READS_PARAMETERS = {"allora_rows", "kronecker_rms", "lora_rite", "rank_penalty", "spd"}
+READS_PARAMETERS = {"allora_rows", "kronecker_rms", "lora_muon", "lora_rite", "rank_penalty", "spd"}
 # Learning rates that an entry may move; beyond the chain's reach only by what multiplies the learning rate.
 MULTIPLIES = {"lora_plus": 16, "allora_rows": 2, "automagic_mask": 10, "importance": 4, "kronecker_rms": 10}
+# Sizes of a step that go by the sides of W, whatever is dead in it.
+GOES_BY_SIDES = {"lora_muon"}
 UNBOUNDED = {
+    "lora_muon": "a step of W has the learning rate's size; that of a factor goes with the other one's inverse",
     "lora_rite": "a step of W has the learning rate's size; that of a factor goes with the other one's inverse",
     "rank_penalty": "takes singular values away, by a share of the largest",
     "spd": "pulls back by what the step went away, and by no more than to the anchor",

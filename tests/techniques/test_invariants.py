@@ -212,12 +212,19 @@ def test_allora_factor_is_eta_where_b_is_zero():
 @pytest.mark.parametrize("name", [name for name, t in techniques().items() if t.stage is not Stage.TORQUE])
 def test_inputs_are_never_written_to(name):
     """Purity, and that a matrix's result does not depend on its neighbours."""
-    technique = build(name, **({"side": "B"} if name == "lora_rite" else {}))
-    shared = {"allora_rows": (5, 5), "kronecker_rms": (1, 1), "lora_rite": (9, 5), "rank_penalty": (5, 5)}.get(name)
+    technique = build(name, **({"side": "B"} if name in ("lora_muon", "lora_rite") else {}))
+    shared = {
+        "allora_rows": (5, 5),
+        "kronecker_rms": (1, 1),
+        "lora_muon": (5, 5),
+        "lora_rite": (9, 5),
+        "rank_penalty": (5, 5),
+    }.get(name)
     generator = torch.Generator().manual_seed(9)
     s = signal(
         dtype=torch.float32,
-        cofactor_rank=torch.ones(4, 1, 1, dtype=torch.float64),
+        peak=torch.ones(4, 1, 1, dtype=torch.float64),
+        product=(torch.ones(4, 1, 1, dtype=torch.float64),) * 4,
         pooled=torch.ones(4, 1, 1, dtype=torch.float64),
         cofactors=None if shared is None else torch.randn(4, 1, *shared, generator=generator),
     )
@@ -229,6 +236,7 @@ def test_inputs_are_never_written_to(name):
     out = technique.apply(s, dict(state))
     assert all(torch.equal(a, b) for a, b in zip(watched, copies, strict=True))
     alone = dc.replace(s, **{k: v[1:2] for k, v in vars(s).items() if isinstance(v, torch.Tensor)})
+    alone = alone.but(product=tuple(x[1:2] for x in s.product))
     single = technique.apply(alone, {slot: value[1:2] for slot, value in state.items()})
     for field in ("param", "grad", "update", "decay"):
         torch.testing.assert_close(getattr(out, field)[1:2], getattr(single, field), rtol=1e-5, atol=1e-7)
@@ -270,6 +278,10 @@ FLAGS = [
     {"use_tam": True},
     {"use_tam": True, "tam_paper_form": True},
     {"use_lora_rite": True},
+    {"use_lora_muon": True},
+    {"rank_free_lr": True},
+    {"use_lora_muon": True, "rank_free_lr": True},
+    {"rank_free_lr": True, "lora_scale": 0.5},
     {"use_cautious_weight_decay": True},
     {"dynamic_weight_decay": True, "wd_transition_steps": 1},
     {"use_alora": True},
