@@ -55,17 +55,28 @@ def _encode(text: str) -> Tensor:
     return torch.tensor([number[symbol] for symbol in text if symbol in number])
 
 
-@cache
-def topics() -> Tensor:
+def help_pages() -> list[str]:
+    """Python's own help topics, in the order of their names."""
     from pydoc_data.topics import topics as pages  # noqa: PLC0415
 
-    return _encode("\n".join(pages[name] for name in sorted(pages)))
+    return [pages[name] for name in sorted(pages)]
+
+
+def source_text() -> tuple[str, str]:
+    """(train, held out): whole modules, so that no function is in both."""
+    one, two = ("\n".join(inspect.getsource(import_module(name)) for name in names.split()) for names in MODULES)
+    return one, two
+
+
+@cache
+def topics() -> Tensor:
+    return _encode("\n".join(help_pages()))
 
 
 @cache
 def sources() -> tuple[Tensor, Tensor]:
-    """(train, held out): whole modules, so that no function is in both."""
-    one, two = ("\n".join(inspect.getsource(import_module(name)) for name in names.split()) for names in MODULES)
+    """(train, held out)"""
+    one, two = source_text()
     return _encode(one), _encode(two)
 
 
