@@ -44,7 +44,7 @@ class Run:
 def schedule(step: int, steps: int) -> float:
     """A linear warm-up, then a cosine to zero over the whole budget."""
     warm = max(3, math.ceil(WARMUP * steps))
-    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
 
 
 def execute(run: Run, folder: Path) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from benchmarks.campaign.options import parser as shared_parser
 from benchmarks.convergence.store import Store
 from benchmarks.convergence.summary import plain
 
-from . import model, plots, report
+from . import model, plots
 from .arms import ARMS
 from .plan import MODES, Plan, narrowed, seconds
+from .report import markdown
 from .runs import execute
+from .summary import summarise
 
 EXAMPLE = f"""examples:
   python -m benchmarks.pretrained --quick
@@ -86,11 +88,11 @@ def describe(plan: Plan, store: Store, jobs: int) -> None:
 
 def write(plan: Plan, store: Store, options: argparse.Namespace, argv: list[str]) -> int:
     name = options.name or f"pretrained_{plan.mode.name}"
-    summary = report.summarise(plan, store)
+    summary = summarise(plan, store)
     env = measure.environment(1, torch.device("cpu"))
     command = shlex.join(["python", "-m", "benchmarks.pretrained", *argv])
     drawn = plots.save(summary, options.results / name)
-    text = report.markdown(summary, plan, env, command, drawn)
+    text = markdown(summary, plan, env, command, drawn)
     measure.write(name, {"environment": env, **plain(summary)}, text, options.results)
     return 0
 

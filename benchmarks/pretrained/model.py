@@ -35,8 +35,7 @@ def weights() -> Path:
 
 @cache
 def identity() -> str:
-    with weights().open("rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}-{str(DTYPE).removeprefix('torch.')}"
+    return f"{hashlib.sha256(weights().read_bytes()).hexdigest()[:12]}-{str(DTYPE).removeprefix('torch.')}"
 
 
 def unpacked(folder: Path) -> Path:
@@ -46,7 +45,8 @@ def unpacked(folder: Path) -> Path:
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 (a second of import)
 
         file = weights()
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).to(DTYPE)
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+        model.to(DTYPE)
         if hasattr(model.config, "quantization_config"):  # it says 4 bits, which is no longer so
             del model.config.quantization_config
         model.hf_quantizer = None

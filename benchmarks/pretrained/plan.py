@@ -24,14 +24,18 @@ Best = Callable[[str], float | None]  # arm -> its best learning rate in the fir
 
 @dc.dataclass(frozen=True)
 class Mode:
-    """rates: of `arms.RATES`, the ones to try; long: steps of the longer budget; worlds: beside the first one"""
+    """
+    rates          : of `arms.RATES`, the ones to try
+    shorter, longer: budgets that tell steps to equal loss
+    """
 
     name: str
     arms: tuple[str, ...]
     finalists: tuple[str, ...]
     rates: tuple[float, ...] = RATES
     steps: int = 40
-    long: int = 100
+    shorter: tuple[int, ...] = (20, 28)
+    longer: int = 100
     seeds: tuple[int, ...] = (1, 2, 3)
     minutes: float = 0
 
@@ -48,10 +52,6 @@ def rank_factor(rank: int, alpha: float) -> float:
     return math.sqrt(ANCHOR_RANK / rank) * rank / alpha
 
 
-def _rounded(lr: float) -> float:
-    return float(f"{lr:.3g}")
-
-
 class Plan:
     """The runs of a mode. Many are known only when an arm's rates have all been tried in the first world."""
 
@@ -62,14 +62,16 @@ class Plan:
         self.arms = [name for name in mode.arms if name not in self.skipped]
         self.finalists = [name for name in mode.finalists if name in self.arms]
         self._folder = folder
-        self._worlds: dict[str, str] = {}
+        self._worlds: dict[str, str] = {}  # what decides a world's numbers, and an arm's
+        self._arms: dict[str, str] = {}
 
     def run(self, world: str, arm: str, lr: float, steps: int, seed: int) -> Run:
         if world not in self._worlds:
             self._worlds[world] = WORLDS[world].fingerprint(self._folder)
-        how = (ARMS[arm].constant, ARMS[arm].clip)
-        identity = digest(self._worlds[world], entry_of(arm).identity(), repr(how))
-        return Run(world, arm, lr, steps, seed, identity)
+        if arm not in self._arms:
+            how = (ARMS[arm].constant, ARMS[arm].clip)
+            self._arms[arm] = digest(entry_of(arm).identity(), repr(how))
+        return Run(world, arm, lr, steps, seed, digest(self._worlds[world], self._arms[arm]))
 
     def base(self, world: str) -> Run:
         """No step: the held-out loss that an adapter starts from."""
@@ -102,17 +104,25 @@ class Plan:
             for seed in self.mode.seeds[1:]
         ]
 
+    @staticmethod
+    def rounded(lr: float) -> float:
+        return float(f"{lr:.3g}")
+
+    @staticmethod
+    def places() -> list[tuple[int, float]]:
+        """(rank, alpha) of every LoRA: first those where alpha is the rank."""
+        return sorted(((rank, alpha) for rank in RANKS for alpha in alphas(rank)), key=lambda at: at[0] != at[1])
+
     def cell_rates(self, rank: int, alpha: float, lr: float) -> list[float]:
         """At another rank or alpha: the rate as it is, and by the rule; where alpha is the rank, around that too."""
         wanted = lr * rank_factor(rank, alpha)
         around = (wanted / 3, wanted * 3) if alpha == rank else ()
-        return sorted({_rounded(rate) for rate in (lr, wanted, *around)})
+        return sorted({self.rounded(rate) for rate in (lr, wanted, *around)})
 
     def cells(self, best: Best) -> list[Run]:
-        """The finalists over ranks and alphas: first those where alpha is the rank, with more seeds at two of them."""
-        places = sorted(((rank, alpha) for rank in RANKS for alpha in alphas(rank)), key=lambda at: at[0] != at[1])
+        """The finalists over ranks and alphas; at two of the ranks with more seeds."""
         runs = []
-        for rank, alpha in places:
+        for rank, alpha in self.places():
             for arm in self.finalists:
                 world, lr = name_of("python", "lora", rank, alpha), best(arm)
                 if world == ANCHOR or lr is None:
@@ -122,21 +132,19 @@ class Plan:
                     for rate in self.cell_rates(rank, alpha, lr)
                 ]
                 if alpha == rank in (2, 32):
-                    wanted = _rounded(lr * rank_factor(rank, alpha))
+                    wanted = self.rounded(lr * rank_factor(rank, alpha))
                     runs += [self.run(world, arm, wanted, self.mode.steps, seed) for seed in self.mode.seeds[1:]]
         return runs
 
-    def longer(self, best: Best) -> list[Run]:
-        """More steps, at the best rate and its neighbours."""
-        runs = []
+    def budgets(self, best: Best) -> list[Run]:
+        """Fewer steps at the best rate, more steps also at its neighbours."""
+        runs, seed = [], self.mode.seeds[0]
         for arm in self.finalists:
             if (lr := best(arm)) is not None:
                 rates = self.rates(arm)
                 at = rates.index(lr)
-                runs += [
-                    self.run(ANCHOR, arm, rate, self.mode.long, self.mode.seeds[0])
-                    for rate in rates[max(0, at - 1) : at + 2]
-                ]
+                runs += [self.run(ANCHOR, arm, lr, steps, seed) for steps in self.mode.shorter]
+                runs += [self.run(ANCHOR, arm, rate, self.mode.longer, seed) for rate in rates[max(0, at - 1) : at + 2]]
         return runs
 
     def runs(self, best: Best) -> list[Run]:
@@ -145,7 +153,7 @@ class Plan:
         if self.finalists:
             runs += self.cells(best)
             runs += [run for arm in self.finalists for run in self.sweep(LOKR, arm)]
-            runs += self.longer(best)
+            runs += self.budgets(best)
             runs += [self.base(ENGLISH), *(run for arm in self.finalists for run in self.sweep(ENGLISH, arm))]
         return runs
 

@@ -13,9 +13,15 @@ from . import model
 
 
 def english() -> tuple[str, str]:
-    """(train, held out): every fifth page of Python's help is held out."""
-    pages = help_pages()
-    return "\n".join(page for i, page in enumerate(pages) if i % 5), "\n".join(pages[::5])
+    """(train, held out): every fifth page of Python's help is held out. Paragraphs that pages share count once."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    known: set[str] = set()
+    for i, page in enumerate(help_pages()):
+        paragraphs = [paragraph for paragraph in page.split("\n\n") if paragraph not in known]
+        known.update(paragraphs)
+        parts[i % 5 == 0].append("\n\n".join(paragraphs))
+    train, held_out = ("\n\n".join(pages) for pages in parts)
+    return train, held_out
 
 
 TEXTS: dict[str, Callable[[], tuple[str, str]]] = {"python": source_text, "english": english}

@@ -4,6 +4,7 @@ import copy
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,10 @@ def adapter(base: nn.Module, algo: str, rank: int, alpha: float, seed: int) -> n
     base.requires_grad_(False)
     LycorisNetwork.apply_preset({"target_module": ["LlamaDecoderLayer"], "target_name": []})
     torch.manual_seed(seed)
-    more = {"factor": LOKR_FACTOR} if algo == "lokr" else {}
-    network = create_lycoris(base, 1.0, linear_dim=rank, linear_alpha=alpha, algo=algo, bypass_mode=True, **more)
+    settings: dict[str, Any] = {"linear_dim": rank, "linear_alpha": alpha, "algo": algo, "bypass_mode": True}
+    if algo == "lokr":
+        settings["factor"] = LOKR_FACTOR
+    network = create_lycoris(base, 1.0, **settings)
     network.apply_to()
     return network
 
