@@ -62,10 +62,8 @@ def help_pages() -> list[str]:
     return [pages[name] for name in sorted(pages)]
 
 
-def source_text() -> tuple[str, str]:
-    """(train, held out): whole modules, so that no function is in both."""
-    one, two = ("\n".join(inspect.getsource(import_module(name)) for name in names.split()) for names in MODULES)
-    return one, two
+def source_of(module: str) -> str:
+    return inspect.getsource(import_module(module))
 
 
 @cache
@@ -75,8 +73,8 @@ def topics() -> Tensor:
 
 @cache
 def sources() -> tuple[Tensor, Tensor]:
-    """(train, held out)"""
-    one, two = source_text()
+    """(train, held out): whole modules, so that no function is in both."""
+    one, two = ("\n".join(source_of(name) for name in names.split()) for names in MODULES)
     return _encode(one), _encode(two)
 
 
