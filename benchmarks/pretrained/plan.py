@@ -11,12 +11,12 @@ from benchmarks.convergence.store import Store
 from benchmarks.convergence.task import digest
 
 from .arms import ARMS, FINALISTS, RATES, entry_of, optimizer_of
-from .worlds import RANKS, WORLDS, alphas, name_of
+from .worlds import OTHER_TEXT, RANKS, TEXT, WORLDS, alphas, name_of
 
 ANCHOR_RANK = 8
-ANCHOR = name_of("python", "lora", ANCHOR_RANK, ANCHOR_RANK)
-LOKR = name_of("python", "lokr", 8, 8)
-ENGLISH = name_of("english", "lora", ANCHOR_RANK, ANCHOR_RANK)
+ANCHOR = name_of(TEXT, "lora", ANCHOR_RANK, ANCHOR_RANK)
+LOKR = name_of(TEXT, "lokr", 8, 8)
+OTHER = name_of(OTHER_TEXT, "lora", ANCHOR_RANK, ANCHOR_RANK)
 SECONDS_A_STEP, SECONDS_AROUND = 1.7, 12.0  # of one core, before anything is measured
 
 Best = Callable[[str], float | None]  # arm -> its best learning rate in the first world, once it is known
@@ -124,7 +124,7 @@ class Plan:
         runs = []
         for rank, alpha in self.places():
             for arm in self.finalists:
-                world, lr = name_of("python", "lora", rank, alpha), best(arm)
+                world, lr = name_of(TEXT, "lora", rank, alpha), best(arm)
                 if world == ANCHOR or lr is None:
                     continue
                 runs += [
@@ -154,7 +154,7 @@ class Plan:
             runs += self.cells(best)
             runs += [run for arm in self.finalists for run in self.sweep(LOKR, arm)]
             runs += self.budgets(best)
-            runs += [self.base(ENGLISH), *(run for arm in self.finalists for run in self.sweep(ENGLISH, arm))]
+            runs += [self.base(OTHER), *(run for arm in self.finalists for run in self.sweep(OTHER, arm))]
         return runs
 
     def known(self, store: Store) -> list[Run]:

@@ -12,11 +12,11 @@ from .worlds import BATCH, HELD_OUT, LENGTH
 
 HOW = """
 SmolLM2-135M with an adapter on every linear layer of its blocks (LyCORIS, `bypass_mode`), trained for {steps} steps of
-{batch} x {length} tokens on Python's own source code, or on its help pages ("english"): weights in bf16, adapters in
-fp32, autocast, gradients clipped to norm 1, warm-up and a cosine to zero. A number is the **held-out loss** at the end,
-of {held_out} x {length} tokens from the ends of the modules (from pages) that are not trained on, the same ones for
-every run. The {rates} learning rates were fixed before any result, from a thirtieth of AdamW's best to three times it,
-and are the same for all; what finds its rate itself runs at 1.
+{batch} x {length} tokens on Python's help pages ("english"), or its own source code ("python"): weights in bf16,
+adapters in fp32, autocast, gradients clipped to norm 1, warm-up and a cosine to zero. A number is the **held-out loss**
+at the end, of {held_out} x {length} tokens from pages (from the ends of the modules) that are not trained on, the same
+ones for every run. The {rates} learning rates were fixed before any result, from a thirtieth of AdamW's best to three
+times it, and are the same for all; what finds its rate itself runs at 1.
 """
 BEHIND = f"above {REFERENCE} at one rate, at most"
 WIDTH = f"rates as good as {REFERENCE}'s best"

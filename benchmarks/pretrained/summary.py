@@ -11,8 +11,8 @@ from benchmarks.convergence.curves import Curve, Steps, monotone, steps_to
 from benchmarks.convergence.store import Store
 
 from .arms import RATES
-from .plan import ANCHOR, ENGLISH, LOKR, Plan, rank_factor
-from .worlds import name_of
+from .plan import ANCHOR, LOKR, OTHER, Plan, rank_factor
+from .worlds import TEXT, name_of
 
 REFERENCE = "torch-adamw"
 USUAL = 10.0  # from the reference's best rate over this, people set theirs
@@ -116,7 +116,7 @@ def cells(plan: Plan, store: Store, arm: str) -> list[Cell]:
     if (lr := plan.best(arm, store)) is None:
         return rows
     for rank, alpha in plan.places():
-        world = name_of("python", "lora", rank, alpha)
+        world = name_of(TEXT, "lora", rank, alpha)
         runs = [plan.run(world, arm, r, plan.mode.steps, plan.mode.seeds[0]) for r in plan.cell_rates(rank, alpha, lr)]
         if world == ANCHOR:
             runs = plan.sweep(world, arm)
@@ -167,7 +167,7 @@ def _curve(of: Budgets) -> Curve:
 
 def summarise(plan: Plan, store: Store) -> dict[str, Any]:
     """Everything the report shows; `summary.plain` of the convergence benchmark makes JSON of it."""
-    worlds = (ANCHOR, LOKR, ENGLISH) if plan.finalists else (ANCHOR,)
+    worlds = (ANCHOR, LOKR, OTHER) if plan.finalists else (ANCHOR,)
     sweeps: dict[str, dict[str, Sweep]] = {}
     for world in worlds:
         arms = plan.arms if world == ANCHOR else plan.finalists
