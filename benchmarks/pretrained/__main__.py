@@ -37,7 +37,7 @@ arms: {", ".join(ARMS)}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = shared_parser("pretrained", __doc__, EXAMPLE, "about 7 hours of one core", "runs/pretrained")
+    parser = shared_parser("pretrained", __doc__, EXAMPLE, "about 5 hours of one core", "runs/pretrained")
     parser.add_argument("--only", nargs="+", metavar="ARM")
     return parser.parse_args(argv)
 
