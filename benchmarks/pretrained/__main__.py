@@ -8,6 +8,9 @@ import time
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the workers are the parallelism
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is in a package
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 
