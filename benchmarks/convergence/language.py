@@ -55,17 +55,26 @@ def _encode(text: str) -> Tensor:
     return torch.tensor([number[symbol] for symbol in text if symbol in number])
 
 
-@cache
-def topics() -> Tensor:
+def help_pages() -> list[str]:
+    """Python's own help topics, in the order of their names."""
     from pydoc_data.topics import topics as pages  # noqa: PLC0415
 
-    return _encode("\n".join(pages[name] for name in sorted(pages)))
+    return [pages[name] for name in sorted(pages)]
+
+
+def source_of(module: str) -> str:
+    return inspect.getsource(import_module(module))
+
+
+@cache
+def topics() -> Tensor:
+    return _encode("\n".join(help_pages()))
 
 
 @cache
 def sources() -> tuple[Tensor, Tensor]:
     """(train, held out): whole modules, so that no function is in both."""
-    one, two = ("\n".join(inspect.getsource(import_module(name)) for name in names.split()) for names in MODULES)
+    one, two = ("\n".join(source_of(name) for name in names.split()) for names in MODULES)
     return _encode(one), _encode(two)
 
 

@@ -35,6 +35,7 @@ class Entry:
     kinds : the only kinds of workload it is made for
     bf16  : whether it runs with bf16 parameters on a CPU
     matrices: it has to be shown 1x1 convolutions as matrices
+    muon_groups: it has to be told which group is for Muon: matrices, and not vectors
     """
 
     path: str
@@ -45,12 +46,17 @@ class Entry:
     kinds: tuple[str, ...] = ()
     bf16: bool = True
     matrices: bool = False
+    muon_groups: bool = False
     ours: bool = False
 
     def build(self, named: Named, lr: float) -> torch.optim.Optimizer:
         module, _, name = self.path.partition(":")
         cls = getattr(importlib.import_module(module), name)
-        return cls(named if self.ours else [param for _, param in named], lr=lr, **self.arguments)
+        params: Any = named if self.ours else [param for _, param in named]
+        if self.muon_groups:
+            kinds = {matrices: [p for p in params if (p.dim() > 1) == matrices] for matrices in (True, False)}
+            params = [{"params": some, "use_muon": kind, "lr": lr} for kind, some in kinds.items() if some]
+        return cls(params, lr=lr, **self.arguments)
 
     def centre(self, workload_lr: float) -> float:
         return self.scale if self.own_lr else self.scale * workload_lr
@@ -97,9 +103,23 @@ BASELINES: dict[str, Entry] = {
     "adv-adamw": Entry("adv_optm:AdamW_adv", _WD, needs="adv_optm"),
     "adv-adopt": Entry("adv_optm:Adopt_adv", _WD, needs="adv_optm"),
     "adv-prodigy": Entry("adv_optm:Prodigy_adv", _WD, own_lr=True, needs="adv_optm"),
+    # Its README: lr 1 always; these three for diffusion models and their adapters.
+    "prodigy": Entry(
+        "prodigyopt:Prodigy",
+        {**_WD, "use_bias_correction": True, "safeguard_warmup": True},
+        own_lr=True,
+        needs="prodigyopt",
+    ),
     "prodigy-plus": Entry("prodigyplus:ProdigyPlusScheduleFree", own_lr=True, needs="prodigy-plus-schedule-free"),
     "po-lora-rite": Entry(
         "pytorch_optimizer:LoRARite", needs="pytorch-optimizer", kinds=("lora",), bf16=False, matrices=True
+    ),
+    # match_rms: steps of Adam's size, as in the paper's algorithm, so that its learning rates are Adam's.
+    "po-normuon": Entry(
+        "pytorch_optimizer:NorMuon",
+        {**_WD, "update_scale": "match_rms"},
+        needs="pytorch-optimizer",
+        muon_groups=True,
     ),
     "po-adopt": Entry("pytorch_optimizer:ADOPT", {"weight_decouple": True, **_WD}, needs="pytorch-optimizer"),
 }

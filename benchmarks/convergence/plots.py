@@ -11,7 +11,7 @@ from .plan import FIRST_HALF
 from .summary import TAUS
 
 
-def _pyplot():
+def pyplot():
     import matplotlib  # noqa: PLC0415 (a second of import)
 
     matplotlib.use("Agg")
@@ -34,7 +34,7 @@ def save(summary: dict[str, Any], stem: Path) -> list[str]:
     order = [name for name in mode["optimizers"] if name in (*FIRST_HALF, *mode["confirmed"])]
     figures = {"curves": _curves(summary, order), "profiles": _profiles(summary, order)}
     names = pictures.save(figures, stem)
-    _pyplot().close("all")
+    pyplot().close("all")
     return names
 
 
@@ -44,7 +44,7 @@ def _curves(summary: dict[str, Any], told_apart: list[str]):
         return None
     columns = min(2, len(workloads))
     rows = math.ceil(len(workloads) / columns)
-    figure, axes = _pyplot().subplots(rows, columns, figsize=(7 * columns, 4.2 * rows), squeeze=False)
+    figure, axes = pyplot().subplots(rows, columns, figsize=(7 * columns, 4.2 * rows), squeeze=False)
     for axis in axes.flat[len(workloads) :]:
         axis.set_visible(False)
     for axis, (workload, results) in zip(axes.flat, workloads.items(), strict=False):
@@ -74,7 +74,7 @@ def _profiles(summary: dict[str, Any], told_apart: list[str]):
     kinds = ("steps", "optimizer time")
     if not any(summary["profiles"][half]["steps"] for half in (1, 2)):
         return None
-    figure, axes = _pyplot().subplots(2, 2, figsize=(14, 8), squeeze=False, sharey=True)
+    figure, axes = pyplot().subplots(2, 2, figsize=(14, 8), squeeze=False, sharey=True)
     for row, half in zip(axes, (1, 2), strict=True):
         for axis, kind in zip(row, kinds, strict=True):
             for name, share in summary["profiles"][half][kind].items():

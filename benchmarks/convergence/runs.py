@@ -4,13 +4,14 @@ import dataclasses as dc
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .optimizers import OPTIMIZERS, code
-from .task import Named
+from .optimizers import OPTIMIZERS, Entry, code
+from .task import Named, Task
 from .workloads import WORKLOADS
 
 PROTOCOL = 1  # raise it when the schedule, the clipping or the meaning of a field changes
@@ -43,28 +44,53 @@ class Run:
 def schedule(step: int, steps: int) -> float:
     """A linear warm-up, then a cosine to zero over the whole budget."""
     warm = max(3, math.ceil(WARMUP * steps))
-    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
 
 
 def execute(run: Run, folder: Path) -> dict[str, Any]:
     """Trains and returns the finished record. A run that diverges has no loss."""
     entry = OPTIMIZERS[run.optimizer]
+    outcome = train(run, entry, lambda: WORKLOADS[run.workload].task(folder, run.seed))
+    losses = outcome.pop("training_losses")
+    return {
+        **dc.asdict(run),
+        **outcome,
+        "training_loss": losses[-1] if losses else None,
+        "code": code(run.optimizer) if entry.ours else "",
+        "protocol": PROTOCOL,
+    }
+
+
+def train(
+    run: Run,
+    entry: Entry,
+    make: Callable[[], Task],
+    factor: Callable[[int, int], float] = schedule,
+    clip: float = CLIP,
+) -> dict[str, Any]:
+    """What came of the training: losses, and CPU time. A run that diverges has no loss, nor training loss at its end.
+
+    factor: (step, steps) -> what the learning rate is multiplied by; clip: norm of the gradients, inf for none
+    """
     began = time.process_time()
     torch.manual_seed(run.seed)
-    task = WORKLOADS[run.workload].task(folder, run.seed)
+    task = make()
     params = [param for _, param in task.named]
     shown = Matrices(task.named) if entry.matrices else None
     optimizer = entry.build(shown.named if shown else task.named, run.lr)
     _mode(optimizer, "train")
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, run.steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, run.steps))
     torch.manual_seed(run.seed)  # for optimizers that draw from the global generator
     loop = time.process_time()
-    stepping, done, training = 0.0, 0, math.nan
+    stepping, done = 0.0, 0
+    losses: list[float | None] = []
     for step in range(run.steps):
         training = task.backward(step)
         if not math.isfinite(training):
+            losses.append(None)
             break
-        torch.nn.utils.clip_grad_norm_(params, CLIP)
+        losses.append(training)
+        torch.nn.utils.clip_grad_norm_(params, clip)
         if shown:
             shown.show_gradients()
         start = time.process_time()
@@ -76,14 +102,11 @@ def execute(run: Run, folder: Path) -> dict[str, Any]:
     _mode(optimizer, "eval")
     loss = task.held_out() if done == run.steps else math.nan
     return {
-        **dc.asdict(run),
         "loss": loss if math.isfinite(loss) else None,
-        "training_loss": training if math.isfinite(training) else None,
+        "training_losses": losses,
         "step_ms": 1e3 * spent / max(1, done),
         "optimizer_ms": 1e3 * stepping / max(1, done),
         "seconds": time.process_time() - began,
-        "code": code(run.optimizer) if entry.ours else "",
-        "protocol": PROTOCOL,
     }
 
 

@@ -174,10 +174,10 @@ def _profiles(by_workload: dict[str, dict[str, Result]], half: int) -> dict[str,
 
 def plain(value: Any) -> Any:
     """What JSON can say; infinite and undefined numbers become null."""
-    if isinstance(value, Result):
-        return plain({field.name: getattr(value, field.name) for field in dc.fields(value)})
     if isinstance(value, Steps):
         return {"steps": plain(value.steps), "bound": value.bound}
+    if dc.is_dataclass(value):
+        return plain({field.name: getattr(value, field.name) for field in dc.fields(value)})
     if isinstance(value, dict):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

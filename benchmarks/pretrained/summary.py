@@ -1,0 +1,186 @@
+"""From finished runs to losses: over learning rates, over ranks and alphas, over budgets."""
+
+import dataclasses as dc
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.campaign.store import Record
+from benchmarks.convergence.curves import Curve, Steps, monotone, steps_to
+from benchmarks.convergence.store import Store
+
+from .arms import RATES
+from .plan import ANCHOR, LOKR, OTHER, Plan, rank_factor
+from .worlds import TEXT, name_of
+
+REFERENCE = "torch-adamw"
+USUAL = 10.0  # from the reference's best rate over this, people set theirs
+Losses = dict[float, float | None]  # by learning rate, rising; None where it diverged
+
+
+@dc.dataclass
+class Sweep:
+    """An arm over learning rates in one world.
+
+    seeds      : seed -> loss at the best rate
+    behind     : the largest loss above the reference's at one rate, from a tenth of the reference's best to its best
+    best_widely: the factor of rates whose loss is at most the reference's best
+    """
+
+    losses: Losses
+    training: Losses  # mean of the last quarter of the steps
+    seeds: dict[int, float]
+    seconds: float
+    step_ms: float
+    optimizer_ms: float
+    complete: bool
+    behind: float | None = None
+    best_widely: float | None = None
+
+    @property
+    def best(self) -> tuple[float, float] | None:
+        """(learning rate, loss)"""
+        finite = {lr: loss for lr, loss in self.losses.items() if loss is not None}
+        return min(finite.items(), key=lambda item: item[1]) if finite else None
+
+
+def sweep(plan: Plan, store: Store, world: str, arm: str) -> Sweep | None:
+    """None before its first run."""
+    runs = plan.sweep(world, arm)
+    records = [record for run in runs if (record := store.get(run)) is not None]
+    if not records:
+        return None
+    losses = {record["lr"]: record["loss"] for record in records}
+    made = Sweep(
+        losses,
+        {record["lr"]: training_loss(record) for record in records},
+        {},
+        *(statistics.median(r[key] for r in records) for key in ("seconds", "step_ms", "optimizer_ms")),
+        complete=len(records) == len(runs),
+    )
+    if made.best is not None and made.complete:
+        made.seeds = {
+            seed: record["loss"]
+            for seed in plan.mode.seeds
+            if (record := store.get(plan.run(world, arm, made.best[0], plan.mode.steps, seed)))
+            and record["loss"] is not None
+        }
+    return made
+
+
+def training_loss(record: Record) -> float | None:
+    losses = record["training_losses"]
+    last = losses[-max(1, len(losses) // 4) :]
+    return None if not last or None in last else statistics.fmean(last)
+
+
+def compare(sweeps: Mapping[str, Sweep]) -> None:
+    """Fills in what is read off against the reference."""
+    reference = sweeps.get(REFERENCE)
+    if reference is None or not reference.complete or reference.best is None:
+        return
+    best, target = reference.best
+    usual = [lr for lr in reference.losses if best / USUAL * 0.999 <= lr <= best]
+    for each in sweeps.values():
+        if not each.complete:
+            continue
+        if all(lr in each.losses for lr in usual):
+            each.behind = max(_above(each.losses[lr], reference.losses[lr]) for lr in usual)
+        good = [lr for lr, loss in each.losses.items() if loss is not None and loss <= target]
+        each.best_widely = max(good) / min(good) if good else 0.0
+
+
+def _above(loss: float | None, other: float | None) -> float:
+    if loss is None:
+        return math.inf
+    return -math.inf if other is None else loss - other
+
+
+@dc.dataclass
+class Cell:
+    """An arm at one rank and alpha: losses at the first world's best rate as it is, by the rule, and the lowest."""
+
+    rank: int
+    alpha: float
+    plain: float | None
+    ruled: float | None
+    lowest: float | None
+    lowest_lr: float
+    ruled_lr: float
+
+
+def cells(plan: Plan, store: Store, arm: str) -> list[Cell]:
+    """Those whose runs are all there."""
+    rows: list[Cell] = []
+    if (lr := plan.best(arm, store)) is None:
+        return rows
+    for rank, alpha in plan.places():
+        world = name_of(TEXT, "lora", rank, alpha)
+        runs = [plan.run(world, arm, r, plan.mode.steps, plan.mode.seeds[0]) for r in plan.cell_rates(rank, alpha, lr)]
+        if world == ANCHOR:
+            runs = plan.sweep(world, arm)
+        records = [store.get(run) for run in runs]
+        if any(record is None for record in records):
+            continue
+        losses: Losses = {r["lr"]: r["loss"] for r in records if r is not None}
+        finite = [(loss, rate) for rate, loss in losses.items() if loss is not None]
+        wanted = plan.rounded(lr * rank_factor(rank, alpha))
+        lowest, at = min(finite) if finite else (None, math.nan)
+        rows.append(Cell(rank, alpha, losses[lr], losses[wanted], lowest, at, wanted))
+    return rows
+
+
+@dc.dataclass
+class Budgets:
+    """An arm at several budgets, each with its whole schedule, at the best of the rates tried with it."""
+
+    losses: dict[int, float]
+    lr: dict[int, float]
+    to_reference: Steps | None = None  # steps over the reference's, to the loss that it has at the usual budget
+
+
+def budgets(plan: Plan, store: Store) -> dict[str, Budgets]:
+    found: dict[str, Budgets] = {}
+    for arm in plan.finalists:
+        lr = plan.best(arm, store)
+        rows: dict[int, list[tuple[float, float]]] = {}
+        for run in plan.budgets(lambda name: plan.best(name, store)) + plan.sweep(ANCHOR, arm) if lr else []:
+            record = store.get(run)
+            if run.optimizer == arm and record is not None and record["loss"] is not None:
+                rows.setdefault(run.steps, []).append((record["loss"], run.lr))
+        if rows:
+            best = {steps: min(rows[steps]) for steps in sorted(rows)}
+            found[arm] = Budgets({n: loss for n, (loss, _) in best.items()}, {n: rate for n, (_, rate) in best.items()})
+    reference, steps = found.get(REFERENCE), plan.mode.steps
+    if reference is not None and steps in reference.losses:
+        for each in found.values():
+            if len(each.losses) > 1:
+                reached = steps_to(_curve(each), reference.losses[steps])
+                each.to_reference = Steps(reached.steps / steps, reached.bound)
+    return found
+
+
+def _curve(of: Budgets) -> Curve:
+    return monotone([(float(steps), loss) for steps, loss in of.losses.items()])
+
+
+def summarise(plan: Plan, store: Store) -> dict[str, Any]:
+    """Everything the report shows; `summary.plain` of the convergence benchmark makes JSON of it."""
+    worlds = (ANCHOR, LOKR, OTHER) if plan.finalists else (ANCHOR,)
+    sweeps: dict[str, dict[str, Sweep]] = {}
+    for world in worlds:
+        arms = plan.arms if world == ANCHOR else plan.finalists
+        sweeps[world] = {arm: each for arm in arms if (each := sweep(plan, store, world, arm)) is not None}
+        compare(sweeps[world])
+    return {
+        "mode": dc.asdict(plan.mode),
+        "rates": list(RATES),
+        "skipped": plan.skipped,
+        "missing": sum(store.get(run) is None for run in plan.known(store)),
+        "stale": len(plan.stale(store)),
+        "base": {world: record["loss"] for world in worlds if (record := store.get(plan.base(world)))},
+        "sweeps": sweeps,
+        "cells": {arm: rows for arm in plan.finalists if (rows := cells(plan, store, arm))},
+        "budgets": budgets(plan, store),
+    }
