@@ -37,6 +37,7 @@ ARMS: dict[str, Arm] = {
     "torch-adamw": Arm(),
     "hina-cautious": Arm(),
     "hina-default": Arm(),
+    "hina-lora-muon": Arm(),
     "default-bold": Arm(),
     "bnb-adamw8bit": Arm(),
     "po-normuon": Arm(),
