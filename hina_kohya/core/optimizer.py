@@ -278,8 +278,7 @@ class HinaOptimizer(torch.optim.Optimizer):
 
     def summary(self) -> str:
         """The one line that is logged at the first step."""
-        used = f"{self.get_memory_efficiency_report()['bytes_per_parameter']:.2f} bytes of state a parameter"
-        return f"{roles.summary_line(report.trained(self))}; {type(self).__name__}, {self._codec.name}, {used}"
+        return report.summary(self, self._codec.name)
 
     @property
     def effective_lr(self) -> list[float]:

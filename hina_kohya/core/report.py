@@ -5,6 +5,7 @@ Nothing here runs during a step, so it may synchronise.
 
 from __future__ import annotations
 
+import dataclasses as dc
 import logging
 import math
 from collections import defaultdict
@@ -32,6 +33,31 @@ def trained(optimizer: HinaOptimizer) -> list[roles.Member]:
     """The members less those that are frozen."""
     frozen = {index for bucket in optimizer.plan().frozen for index in bucket.indices}
     return [member for index, member in enumerate(optimizer.members) if index not in frozen]
+
+
+def summary(optimizer: HinaOptimizer, state: str) -> str:
+    """What was recognised, how it is stepped, and in how many bytes."""
+    used = f"{memory(optimizer)['bytes_per_parameter']:.2f} bytes of state per parameter"
+    parts = [f"{roles.summary_line(trained(optimizer))}; {type(optimizer).__name__}", state, used]
+    return ", ".join(parts + _rank_free(optimizer))
+
+
+def _rank_free(optimizer: HinaOptimizer) -> list[str]:
+    """What rank_free_lr multiplies the learning rate by."""
+    members = [
+        member
+        for member, chain in zip(optimizer.members, optimizer.chains(), strict=True)
+        if any(t.name == "rank_free" or (t.name == "lora_muon" and dc.asdict(t)["rank_free"]) for t in chain)
+    ]
+    if not members:
+        return []
+    known = sorted({f"{m.scale:.3g}" for m in members if m.scale is not None})
+    ranks = sorted({m.rank for m in members if m.rank})
+    scales = f"alpha / rank {' to '.join(dict.fromkeys((known[0], known[-1])))}" if known else ""
+    unknown = sum(m.scale is None for m in members)
+    guess = f"alpha / rank of {unknown} of {len(members)} tensors not known and taken for 1: set lora_scale"
+    facts = [f"rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}" if ranks else "", scales]
+    return [f"rank_free_lr for {', '.join(fact for fact in (*facts, guess if unknown else '') if fact)}"]
 
 
 def information(optimizer: HinaOptimizer) -> dict[str, Any]:
@@ -149,7 +175,8 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
             for picked, where in bucket.chunks(range(len(bucket))):
                 param = bucket.gather([bucket.params[row] for row in picked])
                 s = bucket.signal(param, torch.zeros_like(param), rates.of(where), bucket.steps[where], where)
-                s = s.but(update=s.scalar(s.lr).expand_as(param))
+                moment = next(technique for technique in bucket.chain if technique.stage is Stage.MOMENT)
+                s = s.but(update=s.scalar(s.lr * moment.rate_factor(s)).expand_as(param))
                 shared, pooled = plan.shared(bucket, where)
                 for technique in _step_sizes(bucket.chain):
                     slabs = {name: slab for (owner, name), slab in bucket.slabs.items() if owner == technique.name}

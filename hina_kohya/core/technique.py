@@ -104,6 +104,10 @@ class Technique:
         """Stage MOMENT: how many learning rates an entry may move; None: any number."""
         return REACH
 
+    def rate_factor(self, s: Signal) -> Tensor | float:
+        """Stage MOMENT: what it multiplies the learning rate by, as STEP_SIZE techniques do; for `effective_lr`."""
+        return 1.0
+
     def enter(self, s: Signal, momentum: Tensor, incoming: Tensor, state: State) -> Tensor:
         """Stage TORQUE: what becomes of ``incoming`` before it is averaged into ``momentum``."""
         return incoming

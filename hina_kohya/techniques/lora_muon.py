@@ -62,15 +62,16 @@ class LoraMuon(Technique):
     def reach(self, step: Tensor) -> None:
         """A step of W has the learning rate's size; that of a factor goes with the other one's inverse."""
 
+    def rate_factor(self, s: Signal) -> Tensor | float:
+        return (8 / s.rank).sqrt() / s.scale if self.rank_free else 1.0
+
     def apply(self, s: Signal, state: State) -> Signal:
         assert s.cofactors is not None
         down = self.side == "A"
         g = s.enter(state["exp_avg"], s.grad)
         m = state["exp_avg"] = state["exp_avg"].lerp(g, 1 - self.beta)
         w = s.leave(g.lerp(m, self.beta), g, 1 - self.beta ** (s.step + 1))
-        unit = self.rms * s.longest.sqrt()
-        if self.rank_free:
-            unit = unit * (8 / s.rank).sqrt() / s.scale
+        unit = self.rms * s.longest.sqrt() * self.rate_factor(s)
         own = s.before @ s.before.mT if down else s.before.mT @ s.before
         root = partners_root(own, s.cofactors[:, 0], s.scalar(self.kappa * unit * s.peak), self.grows)
         o, size = orthogonalise(root @ w if down else w @ root.mT), s.scalar(s.lr * unit / 2)
