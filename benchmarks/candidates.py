@@ -11,7 +11,7 @@ Build = Callable[[Named], torch.optim.Optimizer]
 
 LR, DECAY = 1e-4, 1e-2
 
-OFF = {"use_muon": False, "use_cautious": False}
+OFF = {"use_lora_muon": False, "use_cautious": False}
 # Everything that does not exclude another, whatever set it meets: pairs use ALLoRA, Kronecker factors the RMS rule.
 ALL = {
     "use_agr": True,
@@ -30,6 +30,7 @@ TECHNIQUES = [
     "use_grams",
     "use_adopt_stability",
     "use_muon",
+    "use_lora_muon",
     "use_spd",
     "use_lora_rite",
 ]
@@ -101,7 +102,7 @@ CANDIDATES: dict[str, Build] = {
     **{f"hina-off-{state}": _hina(state, **OFF) for state in ("fp32", "bf16", "8bit")},
     **{f"hina-default-{state}": _hina(state) for state in ("fp32", "bf16", "8bit")},
     **{f"hina-all-{state}": _hina(state, **ALL) for state in ("fp32", "bf16", "8bit")},
-    "hina-adam-8bit": ours("HinaAdamW", use_muon=False),
+    "hina-adam-8bit": ours("HinaAdamW", use_lora_muon=False),
     "adaptive-default-8bit": ours("AdaptiveHinaAdamW"),
     "adaptive-on-8bit": ours("AdaptiveHinaAdamW", use_dynamic_adaptation=True),
     "camp-default-fp32": ours("AutomagicCameAMP"),

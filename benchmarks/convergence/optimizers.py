@@ -89,7 +89,7 @@ def ours(cls: str = "HinaAdamW", scale: float = 1.0, kinds: tuple[str, ...] = ()
 
 def off(kinds: tuple[str, ...] = (), **arguments: Any) -> Entry:
     """One technique on plain AdamW."""
-    return ours(kinds=kinds, **{"use_muon": False, "use_cautious": False, **arguments})
+    return ours(kinds=kinds, **{"use_lora_muon": False, "use_cautious": False, **arguments})
 
 
 _WD = {"weight_decay": DECAY}
@@ -128,16 +128,16 @@ OURS: dict[str, Entry] = {
     "hina-control": off(state="fp32", decay_roles="all"),  # is torch-adamw, bit for bit
     "hina-default": ours(),
     # What the default is made of, and what else a step could start from.
-    "default-bold": ours(use_cautious=False),
-    "default-muon": ours(use_normuon=False),
+    "hina-normuon": ours(use_muon=True),
+    "normuon-bold": ours(use_muon=True, use_cautious=False),
+    "hina-muon": ours(use_muon=True, use_normuon=False),
     "hina-cautious": off(use_cautious=True),
     "hina-grams": off(use_grams=True),
     "hina-adopt": off(use_adopt_stability=True, use_cautious=True),
-    "hina-lora-muon": ours(use_lora_muon=True, kinds=("lora",)),
     "hina-lora-rite": off(use_lora_rite=True, use_cautious=True, kinds=("lora",)),
     # One more technique on top of the default.
-    "default-alora4": ours(use_alora=True, alora_ratio=4.0, scale=0.5, kinds=ADAPTERS),
-    "default-alora16": ours(use_alora=True, scale=0.25, kinds=ADAPTERS),
+    "normuon-alora4": ours(use_muon=True, use_alora=True, alora_ratio=4.0, scale=0.5, kinds=ADAPTERS),
+    "normuon-alora16": ours(use_muon=True, use_alora=True, scale=0.25, kinds=ADAPTERS),
     "default-kronecker-rms": ours(use_kronecker_rms=True, scale=0.125, kinds=("lokr",)),
     "default-tam": ours(use_tam=True),
     "default-orthograd": ours(use_orthogonal_grad=True),

@@ -118,7 +118,7 @@ def _equal_rates(summary: dict[str, Any], plan: Plan) -> str:
     workloads = [name for name in summary["workloads"] if WORKLOADS[name].half == 1]
     rows = []
     for name in plan.mode.optimizers:
-        if name == BASE or not OPTIMIZERS[name].ours or OPTIMIZERS[name].arguments.get("use_muon") is False:
+        if name == BASE or not OPTIMIZERS[name].ours or OPTIMIZERS[name].arguments.get("use_lora_muon") is False:
             continue
         found = {w: each.equal_rates for w in workloads if (each := summary["workloads"][w].get(name))}
         known = {workload: value for workload, value in found.items() if value is not None}

@@ -45,7 +45,7 @@ def subjects() -> list[Subject]:
             build = candidates.ours(cls, state=state)
             result.append(Subject(f"{cls}, {state}", build, before=4 if cls.startswith("Adaptive") else 1))
     result.append(Subject("AdaptiveHinaAdamW, 8bit, step with a look", candidates.ours("AdaptiveHinaAdamW"), before=3))
-    result.append(Subject("HinaAdamW, 8bit, use_muon=False", candidates.ours("HinaAdamW", use_muon=False)))
+    result.append(Subject("HinaAdamW, 8bit, use_lora_muon=False", candidates.ours("HinaAdamW", use_lora_muon=False)))
     result.append(
         Subject("HinaAdamW, fp32, AdamW", candidates.ours("HinaAdamW", state="fp32", **candidates.OFF)),
     )

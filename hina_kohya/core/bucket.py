@@ -145,7 +145,9 @@ class Bucket:
         """What flows through the chain for these rows: their parameters, gradients, rates and steps."""
         lr, decay = rates.both.unbind(0)
         s = Signal(param, param, grad, grad, lr, decay, step.double().view(-1, 1, 1))
-        return s.but(peak=rates.peak.clone(), product=tuple(x[where] for x in self.products)) if self.products else s
+        if rates.peak is None:
+            return s
+        return s.but(peak=rates.peak.clone(), product=tuple(x[where] for x in self.products))
 
     def seeds(self, where: Rows, step: Tensor) -> Tensor:
         """int32 [k, 1, 1] from step and parameter index: equal on all ranks and after any resume."""

@@ -101,15 +101,21 @@ class Plan:
     def retime(self, moved: Mapping[int, tuple[Betas, Betas]]) -> bool:
         """Changes betas in the chains, by group from and to; False where a bucket would have to be split for it."""
         chains: list[Chain] = []
+        coupled: dict[Technique, set[Technique]] = defaultdict(set)
         for bucket in self.buckets:
             groups = set(self.groups[bucket.indices].tolist())
             fresh = {retimed_chain(bucket.chain, *moved[g]) if g in moved else bucket.chain for g in groups}
             chains.append(fresh.pop())
-            coupled = any(technique.couples for technique in set(chains[-1]) - set(bucket.chain))
-            if fresh or coupled:
+            for before, after in zip(bucket.chain, chains[-1], strict=True):
+                coupled[before].add(after)
+            if fresh:
                 return False
+        if any(len(coupled[each.technique]) > 1 for each in self.couplings):
+            return False
         for bucket, chain in zip(self.buckets, chains, strict=True):
             bucket.chain = chain
+        for coupling in self.couplings:
+            (coupling.technique,) = coupled[coupling.technique]
         return True
 
     def adopt(self, state: Mapping[Tensor, Mapping[str, Any]]) -> None:

@@ -18,14 +18,15 @@ POSITIVE = Interval("[0, inf)")
 class RowRates(NamedTuple):
     """Of the rows of one bucket, in float64: learning rate and weight decay [2, N, 1, 1], and the peak [N, 1, 1].
 
-    The peak is what the scheduler multiplies, `initial_lr`, or lr where that is larger or there is none.
+    The peak is what the scheduler multiplies, `initial_lr`, or lr where that is larger or there is none. It is there
+    where the bucket's chain reads it.
     """
 
     both: Tensor
-    peak: Tensor
+    peak: Tensor | None
 
     def of(self, rows: Rows) -> "RowRates":
-        return RowRates(self.both[:, rows], self.peak[rows])
+        return RowRates(self.both[:, rows], None if self.peak is None else self.peak[rows])
 
 
 class Rates:
@@ -51,7 +52,8 @@ class Rates:
             start = starts[device]
             starts[device] = start + len(bucket)
             end, table = start + len(bucket), tables[device]
-            result.append(RowRates(table[0][:, start:end, None, None], table[1][start:end, None, None]))
+            peak = table[1][start:end].view(-1, 1, 1) if bucket.products else None
+            result.append(RowRates(table[0][:, start:end].view(2, -1, 1, 1), peak))
         return result
 
     def _table(

@@ -139,7 +139,7 @@ def _left_by_muon(optimizer: HinaOptimizer) -> list[str]:
             large.append(member.name or f"of shape {member.shape}")
     left = [f"{len(looked_up)} embeddings and heads ({looked_up[0]}, ...)"] if looked_up else []
     if large:
-        left.append(f"{len(large)} matrices of many rows and columns ({large[0]}, ...), which use_muon=True steps too")
+        left.append(f"{len(large)} matrices of many rows and columns ({large[0]}, ...), by muon.largest")
     return left
 
 

@@ -40,7 +40,7 @@ class AdaptiveHinaAdamWSettings(MaskSettings):
     compatibility_threshold: float = hyper(
         0.3, "(0, 1)", doc="largest residual of a relationship, relative to that of the next best candidate"
     )
-    use_muon: bool = hyper(True, doc="Muon for matrices: steps by the orthogonalised momentum; Adam for the rest")
+    use_lora_muon: bool = hyper(True, doc="LoRA-Muon for pairs: Muon's step of W = B A; no Cautious for them")
 
     def __post_init__(self):
         super().__post_init__()

@@ -11,7 +11,6 @@ from hina_kohya.optim.family import Family
 class COptimSettings(AutomagicCameAMPSettings):
     targets = {"edge_threshold": ("contextual_cautious.edge_threshold",)}
     came: bool = hyper(False, doc="CAME instead of Adam")
-    use_muon: bool = hyper(True, doc="Muon for matrices: steps by the orthogonalised momentum; Adam for the rest")
     use_context: bool = hyper(True, doc="let agreement with momenta of several time scales set how cautious a step is")
     momentum_scales: tuple[int, ...] = hyper((1, 5, 20, 100), doc="their time scales in steps, rising")
     context_window: int = hyper(50, "[1, inf)", doc="steps that the usual agreement is averaged over")
@@ -26,7 +25,7 @@ class COptimSettings(AutomagicCameAMPSettings):
 class COptim(Family):
     """The Cautious optimizer, less strict while gradients agree with momenta of several time scales.
 
-    With ``use_muon=False, use_context=False`` it is Cautious AdamW, C-AdamW.
+    With ``use_context=False`` it is Cautious AdamW, C-AdamW.
 
     Example::
 

@@ -9,11 +9,13 @@ from hina_kohya.optim.settings import Settings
 
 @dc.dataclass(frozen=True)
 class HinaAdamWSettings(Settings):
-    use_muon: bool = hyper(True, doc="Muon for matrices: steps by the orthogonalised momentum; Adam for the rest")
+    use_lora_muon: bool = hyper(True, doc="LoRA-Muon for pairs: Muon's step of W = B A; no Cautious for them")
 
 
 class HinaAdamW(Family):
-    """AdamW that knows what a LoRA is. With every technique off it is torch.optim.AdamW, bit for bit.
+    """AdamW that knows what a LoRA is: LoRA-Muon for its pairs, Adam with Cautious for the rest.
+
+    With every technique off it is torch.optim.AdamW, bit for bit.
 
     Example::
 

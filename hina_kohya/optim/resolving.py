@@ -178,6 +178,9 @@ def _wanted(settings: Settings, given: Mapping[str, Any], conflicts: list[str]) 
         drop(name, "full_finetune")
     if asked & OWN_ADAM and "muon" not in asked:  # both are fine: Muon for matrices, the other for the rest
         on.discard("muon")
+    displaced = {name for name in asked if {"lora_muon"} & set(registry.technique(name).yields_to)}
+    if "lora_muon" not in asked and displaced - {"cautious"}:  # Cautious is for what LoRA-Muon leaves, and on as well
+        on.discard("lora_muon")
     for winner, losers in EXCLUSIVE.items():
         for loser in losers:
             if {winner, loser} <= on:

@@ -68,8 +68,8 @@ class Settings:
         return options
 
     def technique_options(self, given: Any) -> dict[str, dict[str, Any]]:
-        """Options that no single argument says, by technique. Muon for matrices of any size where it is asked for."""
-        return {"muon": {"largest": math.inf}} if "use_muon" in given else {}
+        """Options that no single argument says, by technique."""
+        return {}
 
 
 def numbers(name: str, value: Any, default: tuple[float, ...]) -> tuple[float, ...]:

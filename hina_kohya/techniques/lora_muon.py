@@ -37,7 +37,7 @@ class LoraMuon(Technique):
     name, stage, couples, reads_product, decay_share = "lora_muon", Stage.MOMENT, "partner", True, 0.5
     slots = {"exp_avg": Slot.SIGNED, "neurons": Slot.FACTOR}
     betas, needs = ("beta",), "a pair (lora_up with its lora_down) of a LoRA, known by name, of no more rank than sides"
-    yields_to = ("lora_rite",)
+    yields_to, splits_lr = ("lora_rite",), True
     beta: float = hyper(0.9, "[0, 1)", doc="decay of the average of gradients")
     beta2: float = hyper(0.95, "[0, 1)", doc="decay of the neurons' average of squares")
     eps: float = hyper(1e-8, "(0, inf)", doc="added to its root")

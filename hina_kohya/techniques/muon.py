@@ -37,7 +37,7 @@ class Muon(Technique):
     0.9 by our benchmark, 0.95 with the authors. NorMuon's neurons are always rows: of lora_down, whose rows NS makes
     alike, that changes nothing. Rows, columns and neurons without a gradient are no part of a mean or the scale, and
     without any gradient there is no step. Vectors, rank 1, what is no linear map (scales, norms, biases, rotations),
-    embeddings and heads by name, and matrices whose k is above `largest` are left to the other MOMENT technique.
+    embeddings and heads by name, and matrices with k above `largest` are left to the other MOMENT technique.
     Cost: one slot, and max(m, n) numbers with NorMuon; ten products with k x k matrices, so 20 k operations an entry.
     """
 
@@ -49,7 +49,9 @@ class Muon(Technique):
     nesterov: bool = hyper(True, doc="let the newest gradient count more: w above, else w = m")
     rms: float = hyper(0.2, "(0, inf)", doc="rho: RMS of the step over the learning rate")
     rounds: int = hyper(5, "[1, 20]", doc="rounds of Newton-Schulz")
-    largest: float = hyper(512, "[1, inf]", doc="k above which a matrix is left to the other technique, for its cost")
+    largest: float = hyper(
+        math.inf, "[1, inf]", doc="k above which a matrix is left to the other technique, for its cost"
+    )
     normuon: bool = hyper(False, doc="even out the neurons' shares of the step")
     beta2: float = hyper(0.95, "[0, 1)", doc="NorMuon: decay of the average of squares")
     eps: float = hyper(1e-8, "(0, inf)", doc="NorMuon: added to its root")

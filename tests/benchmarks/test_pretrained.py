@@ -127,12 +127,12 @@ def test_the_plan_has_the_arms_and_what_decides_comes_first(tiny):
     for name in ARMS:
         assert name in OPTIMIZERS or ARMS[name].optimizer in OPTIMIZERS
         assert ARMS[name].rates in (RATES, (1.0,))
-    assert {"torch-adamw", "bnb-adamw8bit", "hina-cautious", "hina-default", "default-bold", "camp-default"} <= set(
+    assert {"torch-adamw", "bnb-adamw8bit", "hina-cautious", "hina-default", "hina-normuon", "camp-default"} <= set(
         ARMS
     )
     assert {"coptim-default", "po-normuon", "prodigy", "prodigy-plus"} <= set(ARMS)
     assert set(FINALISTS) <= set(ARMS)
-    assert entry_of("hina-cautious").arguments == {"use_muon": False, "use_cautious": True}
+    assert entry_of("hina-cautious").arguments == {"use_lora_muon": False, "use_cautious": True}
     made = Plan(FULL, tiny)
     first = [run for run in made.all() if run.workload == ANCHOR and run.steps == 40 and run.seed == 1]
     assert made.all()[1 : len(first) + 1] == first

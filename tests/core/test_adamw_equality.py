@@ -6,7 +6,7 @@ import torch
 from hina_kohya import HinaAdamW
 from tests.conftest import make_params, set_grads
 
-OFF = {"use_muon": False, "use_cautious": False, "state": "fp32", "decay_roles": "all"}
+OFF = {"use_lora_muon": False, "use_cautious": False, "state": "fp32", "decay_roles": "all"}
 
 
 def run(make, steps=200, dtype=torch.float32):

@@ -101,7 +101,7 @@ def test_bitsandbytes_reads_and_writes_the_same_codes():
 
 def test_a_tensor_of_16_elements_is_8_bit():
     params = make_params(shapes={"lora_unet_k.lokr_w1": (4, 4)})
-    optimizer = HinaAdamW(params.items(), use_muon=False)
+    optimizer = HinaAdamW(params.items(), use_lora_muon=False)
     train(optimizer, params, 1)
     state = optimizer.state[params["lora_unet_k.lokr_w1"]]
     assert state["adam.exp_avg"].dtype == torch.int8

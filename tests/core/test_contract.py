@@ -395,22 +395,25 @@ def test_embeddings_and_heads_are_adams(name, adams):
     assert chain[0].name == ("adam" if adams else "muon")
 
 
-def test_large_matrices_are_adams_unless_muon_is_asked_for(caplog):
+SMALL = {"use_muon": True, "muon.largest": 512}
+
+
+def test_muon_leaves_embeddings_and_what_is_too_large_for_it(caplog):
     shapes = {"small.weight": (512, 600), "large.weight": (513, 600), "model.embed_tokens.weight": (513, 600)}
     params = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
     names = lambda **options: [chain[0].name for chain in HinaAdamW(params.items(), **options).chains()]
-    assert names() == ["muon", "adam", "adam"]
+    assert names() == ["adam", "adam", "adam"]
     assert names(use_muon=True) == ["muon", "muon", "adam"]
-    assert names(**{"muon.largest": 600}) == ["muon", "muon", "adam"]
+    assert names(**SMALL) == ["muon", "adam", "adam"]
     for param in params.values():
         param.grad = torch.ones_like(param)
     with caplog.at_level(logging.INFO):
-        HinaAdamW(params.items()).step()
+        HinaAdamW(params.items(), **SMALL).step()
     assert (
         "Muon leaves to the other moment: 1 embeddings and heads (model.embed_tokens.weight, ...); 1 matrices"
         in caplog.text
     )
-    assert "which use_muon=True steps too" in caplog.text
+    assert "by muon.largest" in caplog.text
 
 
 def test_edge_threshold_of_coptim_is_its_own():

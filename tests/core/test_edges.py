@@ -10,7 +10,6 @@ from hina_kohya import HinaAdamW
 from tests.conftest import make_params, set_grads, train
 
 ALL = {
-    "use_muon": False,  # which keeps less and would leave Adam's averages untested
     "use_alora": True,
     "use_agr": True,
     "use_orthogonal_grad": True,
@@ -22,7 +21,8 @@ ALL = {
 }
 CHAINS = {
     "default": {},
-    "adam": {"use_muon": False},
+    "adam": {"use_lora_muon": False},
+    "normuon": {"use_muon": True},
     "all": ALL,
     "all with muon": {**ALL, "use_muon": True},
     "adopt spd grams": {"use_adopt_stability": True, "use_spd": True, "use_grams": True, "use_cautious": False},
@@ -174,13 +174,13 @@ def test_cast_and_new_group_in_the_middle_keep_state():
     optimizer = HinaAdamW(params.items(), lr=1e-3, state="fp32")
     train(optimizer, params, 3)
     name = "lora_unet_a.lora_down.weight"
-    before = optimizer.state[params[name]]["muon.exp_avg"].clone()
+    before = optimizer.state[params[name]]["lora_muon.exp_avg"].clone()
     for param in params.values():
         param.data = param.data.bfloat16()
         param.grad = None
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))]})
     optimizer.step()
-    assert torch.equal(optimizer.state[params[name]]["muon.exp_avg"], before)
+    assert torch.equal(optimizer.state[params[name]]["lora_muon.exp_avg"], before)
     assert optimizer.state[params[name]]["step"] == 3
 
 

@@ -38,7 +38,9 @@ def test_the_optimizer_itself_follows():
     results = []
     for state in ("fp32", "8bit"):
         params = {"w.weight": torch.nn.Parameter(torch.zeros(8, 128))}
-        optimizer = HinaAdamW(params.items(), lr=1.0, weight_decay=0.0, state=state, use_muon=False, use_cautious=False)
+        optimizer = HinaAdamW(
+            params.items(), lr=1.0, weight_decay=0.0, state=state, use_lora_muon=False, use_cautious=False
+        )
         generator = torch.Generator().manual_seed(11)
         squares = torch.zeros(8, 128)
         for step in range(2000):

@@ -85,7 +85,7 @@ def test_a_frozen_partner_is_still_looked_at(technique):
         params = make_params(shapes=LORA)
         down, up = params.values()
         down.requires_grad_(not frozen)
-        optimizer = HinaAdamW(params.items(), lr=1e-2, state="fp32", use_muon=False, **{technique: True})
+        optimizer = HinaAdamW(params.items(), lr=1e-2, state="fp32", **{technique: True})
         for number in range(3):
             set_grads({"up": up}, number)
             optimizer.step()

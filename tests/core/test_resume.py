@@ -76,7 +76,7 @@ def test_tensors_are_placed_untouched():
 
 def test_state_views_are_not_copies():
     params = make_params()
-    optimizer = HinaAdamW(params.items(), lr=1e-3, state="fp32", use_muon=False)
+    optimizer = HinaAdamW(params.items(), lr=1e-3, state="fp32", use_lora_muon=False)
     train(optimizer, params, 1)
     for name, param in params.items():
         moment = optimizer.state[param]["adam.exp_avg"]
@@ -146,9 +146,9 @@ def test_settings_come_from_the_checkpoint_unless_overridden(caplog):
 @pytest.mark.parametrize("source", STATES)
 def test_another_codec_takes_over_the_values(source, target):
     params = make_params(shapes={"lora_unet_a.lora_up.weight": (40, 20)})
-    optimizer = HinaAdamW(params.items(), lr=1e-3, state=source, use_muon=False)
+    optimizer = HinaAdamW(params.items(), lr=1e-3, state=source, use_lora_muon=False)
     train(optimizer, params, 5)
-    second = HinaAdamW(copy_of(params).items(), lr=1e-3, state=target, use_muon=False)
+    second = HinaAdamW(copy_of(params).items(), lr=1e-3, state=target, use_lora_muon=False)
     second.load_state_dict(through_file(optimizer.state_dict()))
     for slot in ("exp_avg", "exp_avg_sq"):
         mine, theirs = (
@@ -160,7 +160,7 @@ def test_another_codec_takes_over_the_values(source, target):
 
 def test_what_does_not_fit_is_refused_before_anything_changes():
     params = make_params()
-    optimizer = HinaAdamW(params.items(), lr=1e-3)
+    optimizer = HinaAdamW(params.items(), lr=1e-3, use_muon=True)
     train(optimizer, params, 1)
     saved = through_file(optimizer.state_dict())
     other = make_params(shapes={"lora_unet_z.lora_up.weight": (10, 4)})
@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes():
     wider = make_params(
         shapes={name: (8, *shape[1:]) if len(shape) > 1 else shape for name, shape in _shapes().items()}
     )
-    second = HinaAdamW(wider.items(), lr=1e-3)
+    second = HinaAdamW(wider.items(), lr=1e-3, use_muon=True)
     train(second, wider, 1)
     before = through_file(second.state_dict())
     with pytest.raises(
@@ -214,7 +214,7 @@ def _shapes():
 def test_reordering_a_chain_does_not_break_a_checkpoint():
     """State is keyed by technique and slot, never by a position."""
     params = make_params()
-    optimizer = HinaAdamW(params.items(), lr=1e-3, use_tam=True, use_muon=False)
+    optimizer = HinaAdamW(params.items(), lr=1e-3, use_tam=True, use_lora_muon=False)
     train(optimizer, params, 2)
     saved = through_file(optimizer.state_dict())
     keys = set(saved["state"][0])
@@ -227,7 +227,7 @@ def test_reordering_a_chain_does_not_break_a_checkpoint():
         "tam.torque",
     }
     second = HinaAdamW(
-        copy_of(params).items(), lr=1e-3, use_tam=True, use_muon=False, use_agr=True, override_hyperparameters=True
+        copy_of(params).items(), lr=1e-3, use_tam=True, use_lora_muon=False, use_agr=True, override_hyperparameters=True
     )
     second.load_state_dict(saved)
     train(second, params, 1)

@@ -21,7 +21,7 @@ from tests.core.test_adamw_equality import run
 from tests.core.test_cost import Counter, small_matrices
 from tests.core.test_resume import through_file
 
-OFF = {"use_dynamic_adaptation": False, "use_muon": False, "use_cautious": False, "state": "fp32"}
+OFF = {"use_dynamic_adaptation": False, "use_lora_muon": False, "use_cautious": False, "state": "fp32"}
 STATES = ["fp32", "bf16", "8bit"]
 states = pytest.mark.parametrize("state", STATES)
 
@@ -195,7 +195,7 @@ def test_hidden_names_on_the_embedded_model(algo):
 
 def test_a_found_pair_starts_its_new_moment_anew():
     model = network(("lora",) * 8)
-    optimizer = hidden(model, use_muon=False, use_lora_rite=True)
+    optimizer = hidden(model, use_lora_rite=True)
     steps(optimizer, model, 0, 1)
     assert all("adam.exp_avg" in entry for entry in optimizer.state.values())
     steps(optimizer, model, 1, 3)

@@ -22,13 +22,13 @@ CASES = [
     if cls not in EIGHT or state == "8bit"
 ]
 ON = [
-    ("HinaAdamW", {"use_muon": False, "use_tam": True, "use_agr": True, "use_orthogonal_grad": True, "use_alora": True,
+    ("HinaAdamW", {"use_tam": True, "use_agr": True, "use_orthogonal_grad": True, "use_alora": True,
                    "use_allora_rows": True, "use_kronecker_rms": True, "use_cautious_weight_decay": True}),
     ("HinaAdamW", {"use_lora_rite": True, "use_spd": True}),
     ("AdaptiveHinaAdamW", {"adaptation_strength": 1.0, "use_lr_mask": True}),
     ("AutomagicCameAMP", GUARDED),
     ("AutomagicCameAMP", {"profile": "quality_optimized", "use_lr_mask": True}),
-    ("COptim", {**GUARDED, "came": True, "use_muon": False}),
+    ("COptim", {**GUARDED, "came": True}),
 ]  # fmt: skip
 each = pytest.mark.parametrize("cls", CLASSES)
 cases = pytest.mark.parametrize(("cls", "options"), CASES, ids=str)

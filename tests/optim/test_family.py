@@ -16,7 +16,7 @@ from tests.core.test_cost import Counter, small_matrices
 from tests.techniques.test_invariants import FLAGS as SHARED
 
 CLASSES = ["HinaAdamW", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim", "COptim8bit"]
-BARE = {"use_muon": False, "use_cautious": False, "use_lr_mask": False, "use_dynamic_adaptation": False,
+BARE = {"use_lora_muon": False, "use_cautious": False, "use_lr_mask": False, "use_dynamic_adaptation": False,
         "use_context": False, "bias_correct_confidence": False, "weight_decay": 0.0}  # fmt: skip
 GUARDED = {
     "edge_suppression": True,
@@ -37,7 +37,7 @@ VARIANTS = {
     "coptim": ("COptim", {}),
     "coptim came": ("COptim", {"came": True, **GUARDED}),
     "coptim dual": ("COptim", {"enable_dual_momentum": True}),
-    "coptim adam": ("COptim", {"use_muon": False}),
+    "coptim muon": ("COptim", {"use_muon": True}),
 }
 variants = pytest.mark.parametrize(("cls", "options"), VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -98,7 +98,7 @@ def test_bare_with_came_it_is_came_pytorch(cls):
 def test_without_context_coptim_is_cautious_adamw():
     timm = pytest.importorskip("timm.optim")
     mine, theirs = make_params(torch.float64), make_params(torch.float64)
-    optimizer = make("COptim", mine, lr=1e-2, use_muon=False, use_context=False, weight_decay=0.1, decay_roles="all")
+    optimizer = make("COptim", mine, lr=1e-2, use_context=False, weight_decay=0.1, decay_roles="all")
     reference = timm.adamw.AdamWLegacy(theirs.values(), lr=1e-2, weight_decay=0.1, caution=True)
     for step in range(30):
         for params, each in ((mine, optimizer), (theirs, reference)):
@@ -164,7 +164,10 @@ FAMILY_FLAGS = [
     ("COptim", {"adaptation_rate": 0.7}),
     ("COptim", {"enable_dual_momentum": True}),
     *((cls, {"use_muon": True, "use_normuon": False}) for cls in CLASSES),
-    *((cls, {"use_muon": not getattr(hina_kohya, cls).Settings.use_muon}) for cls in CLASSES),
+    *((cls, {"use_muon": True}) for cls in CLASSES),
+    *((cls, {"use_lora_muon": not getattr(hina_kohya, cls).Settings.use_lora_muon}) for cls in CLASSES),
+    *((cls, {"rank_free_lr": True}) for cls in CLASSES),
+    *((cls, {"rank_free_lr": True, "lora_scale": 0.5}) for cls in CLASSES),
 ]
 
 
@@ -284,8 +287,8 @@ def sdxl_like(rank=16):
         ("AutomagicCameAMP8bit", {}, 2.4),
         ("AutomagicCameAMP8bit", {"use_lr_mask": True}, 2.4),
         ("AutomagicCameAMP8bit", {"profile": "memory_optimized", "use_lr_mask": True}, 1.5),
+        ("COptim8bit", {"use_muon": True}, 1.4),
         ("COptim8bit", {}, 2.4),
-        ("COptim8bit", {"use_muon": False}, 2.4),
     ],
     ids=str,
 )

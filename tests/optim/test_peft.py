@@ -75,7 +75,7 @@ def test_accelerate_finds_pairs_and_nothing_regular(caplog):
 
 def test_lora_plus_acts_on_b_alone():
     start = {name: param.detach().clone() for name, param in trained(llama()).items()}
-    slow, _ = after(steps=1)
+    slow, _ = after(steps=1, use_lora_muon=False)
     fast, _ = after(steps=1, use_alora=True, alora_ratio=8.0)
     for name, before in start.items():
         ratio = 8.0 if ".lora_B." in name else 1.0
@@ -87,9 +87,9 @@ def test_decay_goes_by_role():
     """Factors shrink, DoRA's magnitudes do not, unless they are asked for."""
     dora = {"use_dora": True}
     start = {name: param.detach().clone() for name, param in trained(llama(**dora)).items()}
-    none, _ = after(1, dora)
-    factors, _ = after(1, dora, weight_decay=0.5)
-    everything, _ = after(1, dora, weight_decay=0.5, decay_roles="dora_scale")
+    none, _ = after(1, dora, use_lora_muon=False)
+    factors, _ = after(1, dora, use_lora_muon=False, weight_decay=0.5)
+    everything, _ = after(1, dora, use_lora_muon=False, weight_decay=0.5, decay_roles="dora_scale")
     assert any(name.endswith("magnitude_vector.default.weight") for name in start)
     for name, before in start.items():
         shrunk = none[name] - 1e-2 * 0.5 * before
@@ -102,7 +102,7 @@ def test_decay_goes_by_role():
 
 def test_muon_leaves_the_tokens_of_an_embedding_to_adam():
     """Its authors step embeddings by AdamW; most columns of `lora_embedding_A` have no gradient in a step."""
-    optimizer = HinaAdamW(llama(target_modules=["embed_tokens"]).named_parameters())
+    optimizer = HinaAdamW(llama(target_modules=["embed_tokens"]).named_parameters(), use_muon=True)
     moments = {
         member.role.name: [technique.name for technique in chain if technique.name in ("adam", "muon")]
         for member, chain in zip(optimizer.members, optimizer.chains(), strict=True)

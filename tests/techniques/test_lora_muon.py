@@ -120,7 +120,7 @@ def test_adam_does_see_it():
         pair = make_params(shapes=shapes)
         down, up = pair.values()
         down.data, up.data = m @ down.data, up.data @ m.inverse()
-        opt = HinaAdamW(pair.items(), lr=0.05, use_muon=False, state="fp32")
+        opt = HinaAdamW(pair.items(), lr=0.05, use_lora_muon=False, state="fp32")
         for _ in range(10):
             opt.zero_grad()
             (up @ down - 1).square().sum().backward()

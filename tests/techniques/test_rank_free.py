@@ -53,11 +53,11 @@ def maker(cls=HinaAdamW, **options):
 
 
 MAKERS = {
-    "adam": maker(use_muon=False, use_lora_muon=False, eps=1e-30),
-    "muon": maker(use_muon=True, use_lora_muon=False, eps=1e-30),
-    "lora muon": maker(use_lora_muon=True, use_muon=False, eps=1e-30),
+    "adam": maker(use_lora_muon=False, eps=1e-30),
+    "muon": maker(use_muon=True, eps=1e-30),
+    "lora muon": maker(eps=1e-30),
     "came": maker(AutomagicCameAMP, eps=(1e-40, 1e-40, 1e-40)),
-    "tam": maker(use_tam=True, use_muon=False, use_lora_muon=False, eps=1e-30),
+    "tam": maker(use_tam=True, use_lora_muon=False, eps=1e-30),
 }
 
 
@@ -70,7 +70,7 @@ def test_w_goes_the_same_way_for_every_alpha(name, algo):
 
 
 def test_without_it_a_small_alpha_is_a_small_rate():
-    off = maker(rank_free_lr=False, use_muon=False)
+    off = maker(rank_free_lr=False)
     plain, small = path("lora", 1.0, off), path("lora", 1 / 16, off)
     assert small[-1].norm() < plain[-1].norm() / 4
 
@@ -82,7 +82,7 @@ def test_alpha_can_be_an_argument():
     assert torch.equal(path("lora", 0.25, given, by_attribute=False), path("lora", 0.25, given))
 
 
-@pytest.mark.parametrize("options", [{"use_lora_muon": True}, {"use_lora_muon": False, "use_muon": False}])
+@pytest.mark.parametrize("options", [{"use_lora_muon": True}, {"use_lora_muon": False}])
 def test_the_effective_rate_has_the_factor(options):
     shapes = {"lora_unet_a.lora_down.weight": (2, 6), "lora_unet_a.lora_up.weight": (6, 2)}
     optimizer = HinaAdamW(make_params(shapes=shapes).items(), lr=1e-3, rank_free_lr=True, lora_scale=0.5, **options)
