@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 
@@ -58,6 +58,7 @@ def test_the_list_of_what_was_tried():
 
 
 @pytest.mark.parametrize("target_and_block", ALL)
+@settings(deadline=None)
 @given(data=FILE_CONTENTS)
 def test_whatever_the_file_holds_it_comes_back_by_the_byte(target_and_block, data):
     name, lines = target_and_block
@@ -68,6 +69,7 @@ def test_whatever_the_file_holds_it_comes_back_by_the_byte(target_and_block, dat
     assert taken_out(name, block.put_in(patched, lines)) is None  # twice is not what apply does
 
 
+@settings(deadline=None)
 @given(
     data=FILE_CONTENTS,
     position=st.integers(min_value=0),

@@ -15,6 +15,7 @@ from hina_kohya.patch.targets import FILES, LYCORIS, SD_SCRIPTS, Target
 from hina_kohya.trainers.errors import UserError
 from tests.kohya.patch_site import make_checkout, make_site, published
 
+pytestmark = pytest.mark.slow  # each process imports torch
 ROOT = Path(__file__).parents[2]
 NETWORK = """
 from torch import nn
