@@ -358,8 +358,8 @@ MUTANTS = [
     Mutant(
         "a patch whose trial nobody waits for",
         "patch/trial.py",
-        "if done.returncode == 0:",
-        "if done.stdout is not None:",
+        "if outcome:",
+        "if outcome or reason:",
         "tests/kohya/test_patch_trial.py",
     ),
     Mutant(

@@ -12,16 +12,14 @@ _SECONDS = 300  # the first import of torch from a slow disk takes a minute
 
 def run(target: Target, staged: Path, file: Path) -> str:
     """What that Python made of the staged copy of `file`, in a few words. Raises UserError where it failed."""
-    done = _process(target, staged)
-    if done.returncode == 0:
-        lines = [line for line in done.stdout.splitlines() if line.startswith(trial_process.OUTCOME)]
-        return lines[-1].removeprefix(trial_process.OUTCOME)
-    reason = _last_line(done.stderr)
+    outcome, reason = _try(target, staged)
+    if outcome:
+        return outcome
     # The same with the file as it is tells whose fault it is.
-    if _process(target, file).returncode:
+    if not _try(target, file)[0]:
         raise UserError(
             f"{target.python} cannot try {target.release}, with our lines or without: {reason}; nothing was changed; "
-            f"run it with the Python that trains, and make that work first"
+            "run it with the Python that trains, and make that work first"
         )
     raise UserError(
         f"a copy of {file} with our lines fails where the file itself does not: {reason}; nothing was changed; "
@@ -29,11 +27,12 @@ def run(target: Target, staged: Path, file: Path) -> str:
     )
 
 
-def _process(target: Target, source: Path) -> subprocess.CompletedProcess[str]:
+def _try(target: Target, source: Path) -> tuple[str, str]:
+    """(what went well, or nothing; what went wrong)"""
     words = (target.name, str(target.root), FILES[target.name], str(source))
     command = [target.python, "-B", trial_process.__file__, *words]
     try:
-        return subprocess.run(
+        done = subprocess.run(
             command,
             capture_output=True,
             check=False,
@@ -48,7 +47,7 @@ def _process(target: Target, source: Path) -> subprocess.CompletedProcess[str]:
         raise UserError(
             f"{target.python} did not import {target.release} in {_SECONDS} s; nothing was changed; try again"
         ) from error
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+    outcomes = [line for line in done.stdout.splitlines() if line.startswith(trial_process.OUTCOME)]
+    complaints = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    reason = complaints[-1] if complaints else f"it ended with exit code {done.returncode} and said nothing"
+    return outcomes[-1].removeprefix(trial_process.OUTCOME) if outcomes and done.returncode == 0 else "", reason

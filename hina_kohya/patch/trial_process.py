@@ -47,16 +47,17 @@ def main(target: str, root: Path, file: str, staged: Path) -> str:
     sys.meta_path.insert(0, Copies(places))
     sys.path.insert(0 if target == "sd-scripts" else len(sys.path), str(root))
     module = importlib.import_module(name)
+    hooked = b"hina_kohya" in staged.read_bytes() and importlib.util.find_spec("hina_kohya") is not None
     hooks = getattr(module, "_hina_hooks", None)
-    if hooks is not None and not hooks.active():
+    if hooked and (hooks is None or not hooks.active()):
         raise SystemExit(f"the hooks are not active after importing {name}")
-    outcome = "imported, hooks active" if hooks else "imported, without hooks"
+    outcome = "imported, hooks active" if hooked else "imported, without hooks"
     if target == "sd-scripts":  # whose networks are made elsewhere
         try:
             module = importlib.import_module("networks.lora")
         except ImportError as error:
             return f"{outcome}; groups were not tried, since networks.lora does not import here: {error}"
-    return f"{outcome}, {groups(module, hooked=hooks is not None)}"
+    return f"{outcome}, {groups(module, hooked)}"
 
 
 def groups(module: Any, hooked: bool) -> str:

@@ -120,6 +120,11 @@ UNHOOKED = "import sys\nname = 'hina' + '_kohya.trainers.hooks'\n__import__(name
 FAILS_WITH_OUR_LINES = {
     "hooks that fail": (UNHOOKED.format("len"), "", "TypeError: len() takes exactly one argument (0 given)"),
     "hooks that do nothing": (UNHOOKED.format("dict"), "", "the hooks are not active after importing library"),
+    "a module that is another in the end": (
+        "import sys, types\nsys.modules[__name__] = types.ModuleType(__name__)\n",
+        "",
+        "the hooks are not active after importing library",
+    ),
     "groups that hooks do not reach": (
         "",
         "Network.hina_options = None\n",
@@ -129,7 +134,8 @@ FAILS_WITH_OUR_LINES = {
 FAILS_ALONE = {
     "an import": ("import no_such_module\n", "", "ModuleNotFoundError: No module named 'no_such_module'"),
     "an exit": ("raise SystemExit('good bye')\n", "", "good bye"),
-    "an exit without a word": ("import os\nos._exit(3)\n", "", "it said nothing"),
+    "an exit without a word": ("import os\nos._exit(3)\n", "", "it ended with exit code 3 and said nothing"),
+    "an exit that looks well": ("import os\nos._exit(0)\n", "", "it ended with exit code 0 and said nothing"),
     "another signature": (
         "",
         "def create_network(*, network): ...\n",
