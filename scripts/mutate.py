@@ -341,6 +341,41 @@ MUTANTS = [
         "matrix_shape(param.shape)",
         "tests/core/test_resume.py",
     ),
+    Mutant(
+        "a patch in other line endings than the file's",
+        "patch/block.py",
+        "if end > 0 and data[end - 1 : end]",
+        "if end < 0 and data[end - 1 : end]",
+        "tests/kohya/test_patching.py",
+    ),
+    Mutant(
+        "a patch beside other lines of ours",
+        "patch/states.py",
+        "return heads[0] if heads and not block.lines_of_ours(heads[0]) else None",
+        "return heads[0] if heads else None",
+        "tests/kohya/test_patching.py",
+    ),
+    Mutant(
+        "a patch whose trial nobody waits for",
+        "patch/trial.py",
+        "if outcome:",
+        "if outcome or reason:",
+        "tests/kohya/test_patch_trial.py",
+    ),
+    Mutant(
+        "a patch that is tried by what is installed",
+        "patch/trial_process.py",
+        "sys.meta_path.insert(0, Copies(places))",
+        "sys.meta_path.append(Copies(places))",
+        "tests/kohya/test_patch_trial.py",
+    ),
+    Mutant(
+        "a patch whose cut-off run looks like a reinstallation",
+        "patch/swap.py",
+        "if left and kept.exists()",
+        "if False and kept.exists()",
+        "tests/kohya/test_patch_kill.py",
+    ),
 ]
 
 
@@ -390,7 +425,7 @@ def main() -> int:
 
 def copied(folder: Path) -> Path:
     folder.mkdir()
-    for name in ("hina_kohya", "tests", "benchmarks", "configs", "pyproject.toml"):
+    for name in ("hina_kohya", "tests", "benchmarks", "configs", "patches", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     return folder

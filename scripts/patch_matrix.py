@@ -1,38 +1,41 @@
-"""Tries the patches on every lycoris-lora release that pip offers, and on sd-scripts; prints the tables of the docs.
+"""Tries the patches on every lycoris-lora release that pip offers, and on sd-scripts; writes patches/tried.toml.
 
-    python scripts/patch_matrix.py [--releases FOLDER] [--sd-scripts CHECKOUT] [--write]
+    python scripts/patch_matrix.py [--releases FOLDER] [--sd-scripts CLONE] [--write]
 
-Each release: installed, patched, imported, trained for three steps with role-aware decay seen in the groups, reverted
-byte for byte. Each tag and branch of CHECKOUT: patched, imported, reverted, with `git status` looked at in between.
-Exit code 1 if a release is not covered or a step fails. Needs fork, so not for Windows.
+Each release: installed, patched with the trial that `apply` does, imported, trained for three steps with role-aware
+decay seen in the groups, reverted byte for byte. Each tag and branch of CLONE: patched with that trial, imported,
+reverted, with `git status` looked at in between. Exit code 1 if a step fails. Needs fork, so not for Windows.
 """
 
 import argparse
 import logging
-import re
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 # Imported before the forks, which need them all; not lycoris, of which each fork has its own.
 import bitsandbytes  # noqa: F401
+import toml
 import torch
 from lycoris_releases import install, offered
+from packaging.version import Version
 from torch import nn
 
 from hina_kohya import patch
-from hina_kohya.patch import State, targets
-from hina_kohya.patch.manifest import known
+from hina_kohya.patch import State, block, targets
 from hina_kohya.patch.targets import LYCORIS, SD_SCRIPTS
 from hina_kohya.trainers import hooks
 
-DOCS = Path(__file__).parents[1] / "docs" / "patches.md"
+ROOT = Path(__file__).parents[1]
+TRIED = ROOT / "patches" / "tried.toml"
+HEADER = "# Written by scripts/patch_matrix.py --write: what the patches were tried on.\n\n"
 DECAY = 0.1
 # bypass_mode: LyCORIS 3.1.0 to 3.1.1.post1 take it as on where it is not given, and dora_scale is then never used.
 ALGOS = {"lokr": {"factor": "4"}, "lora": {"dora_wd": "True", "bypass_mode": "False"}}
@@ -62,44 +65,44 @@ class CLIPAttention(nn.Module):
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--releases", type=Path, help="folder that keeps the downloaded releases")
-    parser.add_argument("--covered", action="store_true", help="name releases without a patch, and go on without them")
+    parser.add_argument(
+        "--known", action="store_true", help="name releases that are not in the list, and leave them out"
+    )
     parser.add_argument("--sd-scripts", type=Path, help="clone with all tags and branches")
-    parser.add_argument("--write", action="store_true", help=f"put the tables into {DOCS.name}")
+    parser.add_argument("--write", action="store_true", help=f"write what went well into {TRIED.name}")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    # For the trials, which are processes of their own.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        tables = {"lycoris": lycoris_table(args.releases or folder / "releases", folder, args.covered)}
+        results = {LYCORIS: dict(lycoris_results(args.releases or folder / "releases", folder, args.known))}
         if args.sd_scripts:
-            tables["sd-scripts"] = sd_scripts_table(args.sd_scripts, folder)
-    for name, table in tables.items():
-        print("\n".join(table), end="\n\n")
-        if args.write:
-            text = DOCS.read_text(encoding="utf-8")
-            block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-            lines = "\n".join(table)
-            DOCS.write_text(
-                block.sub(lambda found, lines=lines: f"{found[1]}{lines}\n{found[2]}", text), encoding="utf-8"
-            )
-    return any("FAILED" in line for table in tables.values() for line in table)
+            results[SD_SCRIPTS] = dict(sd_scripts_results(args.sd_scripts, folder))
+    failed = [name for names in results.values() for name, result in names.items() if "FAILED" in result]
+    print(f"{sum(map(len, results.values())) - len(failed)} went well; failed: {', '.join(failed) or 'none'}")
+    if args.write and not failed:
+        tried = toml.load(TRIED)
+        tried[LYCORIS] = list(results[LYCORIS])
+        if args.sd_scripts:
+            tried[SD_SCRIPTS] = {name: commit for name, commit, _ in sd_scripts_refs(args.sd_scripts)}
+        TRIED.write_text(HEADER + toml.dumps(tried), encoding="utf-8", newline="\n")
+    return bool(failed)
 
 
-def lycoris_table(releases: Path, folder: Path, covered_only: bool) -> list[str]:
-    table = [
-        "| lycoris-lora | patch | decay of the groups in three steps of AdamW | reverted |",
-        "| --- | --- | --- | --- |",
-    ]
+def lycoris_results(releases: Path, folder: Path, known: bool) -> Iterator[tuple[str, str]]:
     for version in offered():
-        covered = next((one.covered for one in known(LYCORIS) if version in one.versions), "FAILED: none")
-        if covered_only and "FAILED" in covered:
-            print(f"lycoris-lora {version} has no patch yet; run scripts/make_patches.py", file=sys.stderr)
+        if known and version not in block.tried(LYCORIS):
+            print(f"lycoris-lora {version} was never tried; run scripts/patch_matrix.py --write", file=sys.stderr)
             continue
         site = folder / f"site-{version}"
         shutil.copytree(install(version, releases), site)
-        result = in_fork(try_lycoris, version, site)
-        table.append(f"| {version} | {covered} | {result} | {'' if 'FAILED' in result else 'byte for byte'} |")
-        print(table[-1], file=sys.stderr)
-    return table
+        yield said("lycoris-lora", version, in_fork(try_lycoris, version, site))
+
+
+def said(what: str, name: str, result: str) -> tuple[str, str]:
+    print(f"{what} {name}: {result}", flush=True)
+    return name, result
 
 
 def try_lycoris(version: str, site: Path) -> str:
@@ -109,7 +112,7 @@ def try_lycoris(version: str, site: Path) -> str:
     assert status.state is State.NOT_PATCHED
     assert status.file is not None
     original = status.file.read_bytes()
-    patch.apply(status)
+    outcome = tried(patch.apply(status))
     from lycoris import kohya  # noqa: PLC0415
 
     assert Path(kohya.__file__) == status.file
@@ -119,7 +122,14 @@ def try_lycoris(version: str, site: Path) -> str:
     patch.revert(patch.inspect(LYCORIS))
     assert status.file.read_bytes() == original
     assert patch.inspect(LYCORIS).state is State.NOT_PATCHED
-    return ", ".join(f"{name} {decay:g}" for name, decay in sorted(decays.items()))
+    return f"{outcome}; decay {', '.join(f'{name} {decay:g}' for name, decay in sorted(decays.items()))}; reverted"
+
+
+def tried(words: str) -> str:
+    """The trial's outcome out of what apply says."""
+    outcome = words.splitlines()[1].removeprefix("tried on a copy first: ")
+    assert outcome.startswith("imported, hooks active"), words
+    return outcome
 
 
 def train(kohya, algo: str, arguments: dict[str, str]) -> dict[str, float]:
@@ -150,29 +160,38 @@ def train(kohya, algo: str, arguments: dict[str, str]) -> dict[str, float]:
     return decays
 
 
-def sd_scripts_table(checkout: Path, folder: Path) -> list[str]:
+def sd_scripts_refs(checkout: Path) -> Iterator[tuple[str, str, str]]:
+    """(name, start of the commit, date) of each tag and branch that has the function which the hooks wrap."""
+    tags = git(checkout, "tag").split()
+    listing = "--format=%(refname:lstrip=3)", "refs/remotes/origin"
+    remote = [(branch, f"origin/{branch}") for branch in git(checkout, "for-each-ref", *listing).split()]
+    local = [
+        (branch, branch)
+        for branch in git(checkout, "for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads").split()
+    ]
+    # Branches with a folder in their name are of programs.
+    branches = [pair for pair in sorted(remote or local) if pair[0] != "HEAD" and "/" not in pair[0]]
+    for name, ref in [*((tag, tag) for tag in sorted(tags, key=Version)), *branches]:
+        commit, date = git(checkout, "log", "-1", "--format=%H %cs", ref).split()
+        files = git(checkout, "grep", "-l", "def get_optimizer(", commit, "--", "library", check=False)
+        if files:
+            yield name, commit[:8], date
+
+
+def sd_scripts_results(checkout: Path, folder: Path) -> Iterator[tuple[str, str]]:
     clone = folder / "sd-scripts"
     git(folder, "clone", "--quiet", "--shared", "--no-checkout", str(checkout.absolute()), str(clone))
-    git(clone, "sparse-checkout", "set", "--cone", "library")
-    branches = git(checkout, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/remotes/origin").split()
-    # Branches with a folder in their name are of programs.
-    own = [f"origin/{branch}" for branch in branches if branch != "HEAD" and "/" not in branch]
-    refs = [*known(SD_SCRIPTS)[0].versions, *own]
-    table = ["| sd-scripts | commit | of | patched, imported, reverted |", "| --- | --- | --- | --- |"]
-    for ref in refs:
-        commit, date = git(checkout, "log", "-1", "--format=%H %cs", ref).split()
+    git(clone, "sparse-checkout", "set", "--cone", "library", "networks")
+    for name, commit, date in sd_scripts_refs(checkout):
         git(clone, "checkout", "--quiet", "--force", commit)
-        result = in_fork(try_sd_scripts, clone, commit)
-        table.append(f"| {ref.removeprefix('origin/')} | {commit[:8]} | {date} | {result} |")
-        print(table[-1], file=sys.stderr)
-    return table
+        yield said("sd-scripts", f"{name} {commit} {date}", in_fork(try_sd_scripts, clone, commit))
 
 
 def try_sd_scripts(clone: Path, commit: str) -> str:
     status = patch.inspect(SD_SCRIPTS, clone)
     assert status.target is not None
-    assert status.target.version == commit
-    patch.apply(status)
+    assert (status.target.version or "").startswith(commit)
+    outcome = tried(patch.apply(status))
     assert git(clone, "status", "--porcelain") == " M library/__init__.py\n"
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(clone))
@@ -182,11 +201,11 @@ def try_sd_scripts(clone: Path, commit: str) -> str:
     assert hooks.active()
     patch.revert(patch.inspect(SD_SCRIPTS, clone))
     assert git(clone, "status", "--porcelain") == ""
-    return "yes"
+    return f"{outcome}; reverted"
 
 
-def git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(folder), *words], check=True, stdout=subprocess.PIPE, text=True).stdout
+def git(folder: Path, *words: str, check: bool = True) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], check=check, stdout=subprocess.PIPE, text=True).stdout
 
 
 def in_fork(act: Callable[..., str], *words: object) -> str:

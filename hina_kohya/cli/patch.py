@@ -13,7 +13,7 @@ from hina_kohya.trainers.errors import UserError
 DESCRIPTION = """our hooks inside LyCORIS and sd-scripts, and out again:
   status   what is found, its version, whether it is patched, and what to type next; changes nothing
   diff     what apply would change, or why it would not
-  apply    patch; the original is kept beside the file
+  apply    patch, where a trial on a copy goes well; the original is kept beside the file
   revert   bring the original back, byte for byte"""
 EXAMPLE = """examples:
   hina-kohya patch status
@@ -53,7 +53,7 @@ def _status(status: Status) -> str:
     version = f" {status.target.version or '(unknown version)'}" if status.target else ""
     lines = [f"{status.name}{version}: {status.state.value}"]
     lines += [f"  {status.file}"] if status.file else []
-    lines += [f"  {line}" for line in (*patch.explanation(status), *status.remarks, *_warning(status))]
+    lines += [f"  {line}" for line in (*status.reasons, *status.remarks, *_warning(status))]
     return "\n".join([*lines, f"  next: {status.next}"])
 
 
@@ -62,7 +62,7 @@ def _diff(status: Status) -> str:
 
 
 def _apply(status: Status) -> str:
-    return "\n  ".join([f"{status.name}: {patch.apply(status)}", *_warning(status)])
+    return "\n  ".join([*f"{status.name}: {patch.apply(status)}".splitlines(), *_warning(status)])
 
 
 def _revert(status: Status) -> str:

@@ -1,10 +1,10 @@
-"""Patch files for LyCORIS and sd-scripts, applied so that they can be trusted and taken back.
+"""A block of our lines at the end of a file of LyCORIS or sd-scripts, put in so that it can be trusted and taken out.
 
-`inspect` says how a target is, `explanation` in which lines it is not as published, `warning` whether a patched file
-would find this package. `apply` and `revert` change it; `preview` shows what apply would change.
+`inspect` says how a target is, `warning` whether a patched file would find this package. `apply` and `revert` change
+it; `preview` shows what apply would change.
 """
 
 from hina_kohya.patch.operations import apply, preview, revert
-from hina_kohya.patch.states import State, Status, explanation, inspect, warning
+from hina_kohya.patch.states import State, Status, inspect, warning
 
-__all__ = ["State", "Status", "apply", "explanation", "inspect", "preview", "revert", "warning"]
+__all__ = ["State", "Status", "apply", "inspect", "preview", "revert", "warning"]

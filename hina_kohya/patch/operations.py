@@ -1,72 +1,77 @@
-"""Apply and revert: everything is verified in memory first, then the file is swapped."""
+"""Apply and revert: tried on a copy or verified in memory first, then the file is swapped."""
 
 from pathlib import Path
 
-from hina_kohya.patch import newlines, swap, unified
-from hina_kohya.patch.manifest import Known
-from hina_kohya.patch.states import MOST, State, Status, explanation
+from hina_kohya.patch import block, swap, trial
+from hina_kohya.patch.states import State, Status, taken_out
+from hina_kohya.patch.targets import FILES, Target
 from hina_kohya.trainers.errors import UserError
 
 
-def apply(told: Status) -> str:
-    """Patches a target; what was done, in a few words. Raises UserError, with the file as it was."""
-    file, known = _patchable(told)
-    if told.state is State.PATCHED:
-        swap.tidy(file, forget_original=False)
+def apply(status: Status) -> str:
+    """Patches a target; what was done and tried, a line each. Raises UserError, with the file as it was."""
+    file, target, data = _fit(status)
+    if status.state is State.PATCHED:
+        swap.tidy(file)
         return f"already patched, nothing to do: {file}"
-    original = file.read_bytes()
-    patched = _changed(known, original)
-    # An empty original is kept by knowing that it was empty.
-    swap.replace(file, patched, keep=original or None)
-    return f"patched {file}"
+    with swap.staging(file, block.put_in(data, block.blocks(target.name)[0])) as staged:
+        outcome = trial.run(target, staged, file)
+        # An empty original is kept by knowing that it was empty.
+        swap.put(staged, file, keep=data or None)
+    lines = [f"patched {file}", f"tried on a copy first: {outcome}"]
+    if not target.was_tried:
+        lines.append(f"nobody has tried the patch on {target.release} before")
+    return "\n".join(lines)
 
 
-def revert(told: Status) -> str:
+def revert(status: Status) -> str:
     """Brings the original back byte for byte; what was done. Raises UserError, with the file as it was."""
-    if told.file and not told.patched:
-        swap.tidy(told.file, forget_original=told.known is not None)
-        forgot = " (removed the original of what was patched before)" if told.state is State.REPLACED else ""
-        return f"not patched, nothing to do: {told.file}{forgot}"
-    file, known = _patchable(told)
-    kept = swap.kept_original(file)
+    if status.file and not status.patched:
+        return f"not patched, nothing to do: {status.file}{_forget(status.file)}"
+    file, target, data = _fit(status)
+    before, kept = taken_out(target.name, data), swap.kept_original(file)
+    assert before is not None  # or _fit had refused it
     if not kept.exists():
-        swap.replace(file, _changed(known, file.read_bytes(), reverse=True))
-    elif known.is_before(kept.read_bytes()):
+        with swap.staging(file, before) as staged:
+            swap.put(staged, file)
+    elif kept.read_bytes() == before:
         swap.restore(file)
     else:
-        raise UserError(f"{kept} is not the original any more; delete it, and revert takes our lines out instead")
+        raise UserError(
+            f"{kept} is not the original any more, or {file.name} was changed since it was patched; both were left as "
+            f"they are; delete {kept.name}, and revert takes our lines out of {file.name} as it is now"
+        )
     return f"reverted {file}"
 
 
-def preview(told: Status) -> str:
-    """What apply would change, as a unified diff; empty where it is done. Raises UserError naming every difference."""
-    if told.state is State.PATCHED:
+def preview(status: Status) -> str:
+    """What apply would change, as a unified diff; empty where it is done. Raises UserError naming what it refuses."""
+    _, target, data = _fit(status)
+    if status.state is State.PATCHED:
         return ""
-    return _patchable(told, most=None)[1].patch
+    return block.diff(data, block.put_in(data, block.blocks(target.name)[0]), FILES[target.name])
 
 
-def _changed(known: Known, data: bytes, reverse: bool = False) -> bytes:
-    """The data with the patch in or out, verified, in its own line endings."""
-    try:
-        lines = unified.lines_of(newlines.to_lf(data).decode("utf-8"))
-        lines = unified.apply(known.patch, lines, reverse=reverse)
-    except ValueError as error:
-        raise _damaged(known) from error
-    result = newlines.from_lf("".join(f"{line}\n" for line in lines).encode("utf-8"), newlines.style(data))
-    if not (known.is_before if reverse else known.is_after)(result):
-        raise _damaged(known)
-    return result
+def _forget(file: Path) -> str:
+    """Clears away what earlier runs left beside a file that is not patched; in words what of that matters."""
+    swap.tidy(file)
+    kept = swap.kept_original(file)
+    if not kept.exists():
+        return ""
+    if kept.read_bytes() != file.read_bytes():
+        return f" ({kept} is the original of what was patched before; delete it if you do not need it)"
+    swap.tidy(file, forget_original=True)
+    return " (removed the original of what was patched before)"
 
 
-def _damaged(known: Known) -> UserError:
-    return UserError(f"the files in {known.folder} are not as published; reinstall hina-kohya")
-
-
-def _patchable(told: Status, most: int | None = MOST) -> tuple[Path, Known]:
-    """The file and what it is. Raises UserError where that is not known to the byte, with all that differs."""
-    if told.file and told.known:
-        return told.file, told.known
-    if told.closest is None:
-        raise UserError("; ".join([f"{told.name} is not found", *told.remarks, told.next]))
-    first = f"{told.file} is {told.state.value}, and was left as it is."
-    raise UserError("\n".join([first, *explanation(told, most), f"next: {told.next}"]))
+def _fit(status: Status) -> tuple[Path, Target, bytes]:
+    """The file, what it belongs to and its bytes. Raises UserError where it is not one to patch or to revert."""
+    if status.file is None or status.target is None:
+        raise UserError("; ".join([f"{status.name} is not found", *status.remarks, status.next]))
+    if status.reasons:
+        first = f"{status.file} is {status.state.value}, and was left as it is."
+        raise UserError("\n".join([first, *status.reasons, f"next: {status.next}"]))
+    data = status.file.read_bytes()
+    if data != status.data:
+        raise UserError(f"{status.file} was changed by somebody else just now, and was left as it is; try again")
+    return status.file, status.target, data

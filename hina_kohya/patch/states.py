@@ -4,18 +4,18 @@ import dataclasses as dc
 import enum
 import shlex
 import subprocess
+import symtable
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hina_kohya.patch import newlines
-from hina_kohya.patch.differences import differences
-from hina_kohya.patch.manifest import FOLDERS, OURS, Known, known
+from hina_kohya.patch import block
 from hina_kohya.patch.swap import kept_original, leftovers
-from hina_kohya.patch.targets import LYCORIS, SD_SCRIPTS, Target, find
+from hina_kohya.patch.targets import DISTRIBUTION, FILES, LYCORIS, SD_SCRIPTS, Target, find
+from hina_kohya.trainers import syntax
 from hina_kohya.trainers.errors import UserError
-
-MOST = 20  # lines of a difference, where not all are asked for
+from hina_kohya.trainers.sd_scripts import SD_SCRIPTS as TRAINER
 
 
 class State(enum.Enum):
@@ -23,20 +23,20 @@ class State(enum.Enum):
     NOT_PATCHED = "not patched"
     PATCHED = "patched"
     REPLACED = "patched earlier, but since upgraded or reinstalled"
-    CHANGED = "changed locally"
-    UNKNOWN = "unknown version"
+    OTHER_LINES = "changed in the lines of hina-kohya"
+    UNREADABLE = "no file that lines can be added to"
+    UNHOOKABLE = "without the functions that the hooks wrap"
 
 
 @dc.dataclass(frozen=True)
 class Status:
     """One target as it is now.
 
-    known     : the published content that the file has, or had before the patch
-    patched   : whether lines of ours are in the file, changed locally or not
-    difference: of a file that is not as published: which of its lines
-    closest   : the published file that the difference was taken against
-    remarks   : what else a user should know
-    next      : the command to type, or what else to do
+    data   : the bytes of the file
+    patched: whether lines of ours are in the file, as we put them there or not
+    reasons: why it is neither patched nor reverted
+    remarks: what else a user should know
+    next   : the command to type, or what else to do
     """
 
     name: str
@@ -44,10 +44,9 @@ class Status:
     next: str
     target: Target | None = None
     file: Path | None = None
-    known: Known | None = None
+    data: bytes = dc.field(default=b"", repr=False)
     patched: bool = False
-    difference: tuple[str, ...] = ()
-    closest: Known | None = None
+    reasons: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
 
@@ -57,72 +56,100 @@ def inspect(name: str, sd_scripts: str | Path | None = None) -> Status:
     if target is None:
         missing = "pip install lycoris-lora" if name == LYCORIS else "add --sd-scripts PATH, or set SD_SCRIPTS_HOME"
         return Status(name, State.NOT_FOUND, missing)
-    file = target.root / known(name)[0].file
+    file = target.root / FILES[name]
     try:
         data = file.read_bytes()
     except FileNotFoundError:
         return Status(name, State.NOT_FOUND, _reinstall(target), target, remarks=(f"there is no {file}",))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}; make it readable for this user") from error
-    told = _identify(target, file, data)
+    state, reasons = _identify(target, file, data)
     where = f" --sd-scripts {_quoted(str(sd_scripts))}" if name == SD_SCRIPTS and sd_scripts else ""
-    following = _next(told.state, target, lambda action: f"hina-kohya patch {action} --target {name}{where}")
-    return dc.replace(told, next=following, remarks=tuple(_remarks(told, target, kept_original(file))))
+    following = _next(state, target, lambda action: f"hina-kohya patch {action} --target {name}{where}")
+    patched = state is State.PATCHED or bool(block.lines_of_ours(data))
+    remarks = tuple(_remarks(state, target, file, data))
+    return Status(name, state, following, target, file, data, patched, reasons, remarks)
 
 
-def _identify(target: Target, file: Path, data: bytes) -> Status:
-    told = Status(target.name, State.NOT_PATCHED, "", target, file, patched=OURS in data)
-    if newlines.style(data) != newlines.MIXED:
-        for one in known(target.name):
-            if one.is_after(data):
-                return dc.replace(told, state=State.PATCHED, known=one)
-            if one.is_before(data):
-                # An apply that was cut off has left its staging copy, too; a reinstallation has not.
-                replaced = kept_original(file).exists() and not leftovers(file)
-                return dc.replace(told, state=State.REPLACED if replaced else State.NOT_PATCHED, known=one)
-    same = [one for one in known(target.name) if one.everything or target.version in one.versions]
-    compared = [
-        (differences(data, one.patched_hashes if told.patched else one.hashes), one)
-        for one in same or known(target.name)
-    ]
-    difference, closest = min(compared, key=lambda pair: len(pair[0]))
-    state = State.CHANGED if same or told.patched else State.UNKNOWN
-    return dc.replace(told, state=state, difference=difference, closest=closest)
+def taken_out(name: str, data: bytes) -> bytes | None:
+    """A patched file without our lines, of this release or an earlier one; None for one that is not as we patch it."""
+    heads = [head for lines in block.blocks(name) if (head := block.take_out(data, lines)) is not None]
+    return heads[0] if heads and not block.lines_of_ours(heads[0]) else None
 
 
-def explanation(told: Status, most: int | None = MOST) -> list[str]:
-    """What a file that is not as published was compared with, and in which lines it differs."""
-    if told.closest is None or told.target is None:
-        return []
-    lines = []
-    if told.state is State.UNKNOWN:
-        versions = ", ".join(one.covered for one in known(told.name))
-        lines.append(f"This is version {told.target.version or '?'}. There are patches for {versions}.")
-    what = "patched file" if told.patched else "file"
-    lines.append(f"Compared with the published {what} of {told.closest.covered}:")
-    lines += [f"  {line}" for line in told.difference[:most]]
-    if most and len(told.difference) > most:
-        lines.append(f"  and {len(told.difference) - most} more, all of them in: hina-kohya patch diff")
-    return lines
-
-
-def warning(told: Status) -> str | None:
+def warning(status: Status) -> str | None:
     """What to say where the patch could only warn, because the interpreter that runs the file lacks this package."""
-    target = told.target
+    target = status.target
     if target is None or target.imports_us():
         return None
     install = f"{_quoted(target.python)} -m pip install hina-kohya"
     return f"{target.python} cannot import hina_kohya, so the patch would do nothing but warn; {install}"
 
 
-def _remarks(told: Status, target: Target, kept: Path) -> Iterator[str]:
-    if told.known and not told.known.everything and target.version not in told.known.versions:
-        yield f"version {target.version}, but the file is that of {told.known.covered}"
-    if told.state is State.PATCHED and told.known and told.known.hashes and not kept.exists():
-        yield f"the kept original {kept.name} is gone; revert takes our lines out of the file instead"
-    if not told.patched and told.state is not State.NOT_PATCHED and kept.exists():
-        earlier = [one.covered for one in known(told.name) if one.is_before(kept.read_bytes())]
-        yield f"what was patched was {earlier[0] if earlier else 'an unknown version'}: {kept.name} is its original"
+def _identify(target: Target, file: Path, data: bytes) -> tuple[State, tuple[str, ...]]:
+    """The state, and what speaks against patching."""
+    if taken_out(target.name, data) is not None:
+        return State.PATCHED, ()
+    if ours := block.lines_of_ours(data):
+        return State.OTHER_LINES, ("lines that name hina-kohya, without or beside one whole block at the end:", *ours)
+    if reason := _unreadable(file, data):
+        return State.UNREADABLE, (reason,)
+    if reason := _without_function(target, file, data):
+        return State.UNHOOKABLE, (reason,)
+    # An apply that was cut off has left its staging copy, too; a reinstallation has not.
+    replaced = kept_original(file).exists() and not leftovers(file)
+    return State.REPLACED if replaced else State.NOT_PATCHED, ()
+
+
+def _unreadable(file: Path, data: bytes) -> str | None:
+    """Why no lines can be put after these."""
+    try:
+        _names(file, data)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return f"it is not UTF-8: byte {error.object[error.start]:#04x} in line {line}"
+    except SyntaxError as error:
+        return f"it is not Python: {error.msg}, line {error.lineno or '?'}"
+    except ValueError as error:  # of Python 3.10 and 3.11, for a zero byte
+        return f"it is not Python: {error}"
+    return None
+
+
+def _without_function(target: Target, file: Path, data: bytes) -> str | None:
+    """What the hooks need and do not find."""
+    if target.name == LYCORIS:
+        missing = "create_network" not in _names(file, data)
+        return "it defines no create_network, which the hooks wrap" if missing else None
+    functions = [path.replace(":", ".") for path in TRAINER.get_optimizer]
+    try:
+        missing = not any(syntax.home_of(path, [target.root]) for path in functions)
+    except UserError as error:
+        return str(error)
+    return f"there is neither {' nor '.join(functions)}, which the hooks wrap" if missing else None
+
+
+def _names(file: Path, data: bytes) -> set[str]:
+    """What the module defines or imports at its top level."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a newer Python warns about escapes in their strings
+        symbols = symtable.symtable(data.decode("utf-8-sig"), str(file), "exec").get_symbols()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+
+
+def _remarks(state: State, target: Target, file: Path, data: bytes) -> Iterator[str]:
+    kept = kept_original(file)
+    if state in (State.NOT_PATCHED, State.REPLACED) and not target.was_tried:
+        yield f"nobody has tried the patch on {target.release} yet; apply tries it on a copy first"
+    if state is State.PATCHED:
+        before = taken_out(target.name, data)
+        if block.take_out(data, block.blocks(target.name)[0]) is None:
+            yield "by an earlier release of hina-kohya, whose lines work as well; for the new ones: revert, then apply"
+        if before and not kept.exists():
+            yield f"the kept original {kept.name} is gone; revert takes our lines out of the file instead"
+        if kept.exists() and kept.read_bytes() != before:
+            yield f"it was changed since it was patched, or {kept.name} was"
+    elif state is not State.NOT_PATCHED and kept.exists():
+        yield f"{kept.name} is the original of what was patched before"
 
 
 def _next(state: State, target: Target, command: Callable[[str], str]) -> str:
@@ -130,19 +157,19 @@ def _next(state: State, target: Target, command: Callable[[str], str]) -> str:
         return f"nothing; to undo: {command('revert')}"
     if state in (State.NOT_PATCHED, State.REPLACED):
         return command("apply")
-    if state is State.CHANGED:
-        return f"{_reinstall(target)}; then {command('apply')}"
-    newest = known(target.name)[-1].versions[-1]
-    return f"--network_module hina_kohya.lycoris needs no patch; or {_reinstall(target, newest)}"
+    if state is State.UNHOOKABLE and target.name == SD_SCRIPTS:
+        return "a dotted optimizer_type, such as hina_kohya.HinaAdamW, needs no hooks"
+    newest = block.tried(LYCORIS)[-1] if state is State.UNHOOKABLE else None
+    return f"{_reinstall(target, newest)}; then {command('apply')}"
 
 
 def _reinstall(target: Target, version: str | None = None) -> str:
     """The command that brings the published file back."""
     if target.name == SD_SCRIPTS:
-        file = known(target.name)[0].file
-        return f"git -C {_quoted(str(target.root))} checkout {file}" if target.version else f"make {file} empty"
+        checkout = f"git -C {_quoted(str(target.root))} checkout {FILES[SD_SCRIPTS]}"
+        return checkout if target.version else f"take {FILES[SD_SCRIPTS]} from a new copy of sd-scripts"
     release = f"=={version or target.version}" if version or target.version else ""
-    return f"{_quoted(target.python)} -m pip install --force-reinstall --no-deps {FOLDERS[target.name]}{release}"
+    return f"{_quoted(target.python)} -m pip install --force-reinstall --no-deps {DISTRIBUTION}{release}"
 
 
 def _quoted(word: str) -> str:

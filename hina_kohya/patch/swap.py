@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from hina_kohya.trainers.errors import UserError
@@ -30,44 +31,61 @@ def leftovers(file: Path) -> list[Path]:
     return sorted(file.parent.glob(f"{file.name}.hina-staging-*"))
 
 
-def replace(file: Path, data: bytes, keep: bytes | None = None) -> None:
-    """New bytes under the file's mode and owner. `keep`: its bytes now, to be left beside it. Raises UserError."""
+@contextlib.contextmanager
+def staging(file: Path, data: bytes) -> Iterator[Path]:
+    """A copy of the new bytes beside the file, gone afterwards whatever happens. Raises UserError."""
     try:
-        clean(file, forget_original=True)
-        staged = _stage(file, data)
+        _clean(file)
+        yield _stage(file, data)
+    except OSError as error:
+        raise _refusal(file, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # what cannot be removed is removed by the next run
+            _clean(file)
+
+
+def put(staged: Path, file: Path, keep: bytes | None = None) -> None:
+    """The staged copy in the place of the file. `keep`: the file's bytes now, to be left beside it."""
+    original = kept_original(file)
+    try:
         # Only after the staging copy: that both are there tells a run that was cut off in between.
-        if keep is not None:
-            os.replace(_copy(file, keep), kept_original(file))
+        if keep is None:
+            original.unlink(missing_ok=True)
+        else:
+            os.replace(_copy(file, keep), original)
         _sync_folder(file.parent)
         os.replace(staged, file)  # the one step that touches the file, and the last that can fail
-    except OSError as error:
-        with contextlib.suppress(OSError):  # what cannot be removed either is removed by the next run
-            clean(file, forget_original=True)
-        raise _refusal(file, error) from error
+    except OSError:
+        with contextlib.suppress(OSError):
+            original.unlink(missing_ok=True)
+        raise
 
 
 def restore(file: Path) -> None:
     """Moves the kept original back. Raises UserError."""
     try:
-        clean(file)
+        _clean(file)
         os.replace(kept_original(file), file)
     except OSError as error:
         raise _refusal(file, error) from error
 
 
-def tidy(file: Path, forget_original: bool) -> None:
-    """`clean`, as a step of its own. Raises UserError."""
+def tidy(file: Path, forget_original: bool = False) -> None:
+    """Removes what a run that was cut off has left, and the kept original where nobody needs it. Raises UserError."""
     try:
-        clean(file, forget_original)
+        _clean(file)
+        if forget_original:
+            kept_original(file).unlink(missing_ok=True)
     except OSError as error:
         raise _refusal(file, error) from error
 
 
-def clean(file: Path, forget_original: bool = False) -> None:
-    """Removes what a run that was cut off has left, and the kept original where nobody needs it."""
-    if forget_original:
-        kept_original(file).unlink(missing_ok=True)
-    for leftover in leftovers(file):
+def _clean(file: Path) -> None:
+    left, kept = leftovers(file), kept_original(file)
+    # Before the staging copy goes, without which this would look like the original of a file that was reinstalled.
+    if left and kept.exists() and kept.read_bytes() == file.read_bytes():
+        kept.unlink()
+    for leftover in left:
         leftover.unlink(missing_ok=True)
 
 

@@ -7,12 +7,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
+from hina_kohya.patch import block
 from hina_kohya.trainers import checkouts, sd_scripts
 
 LYCORIS = "lycoris"
 SD_SCRIPTS = "sd-scripts"
 TARGETS = (LYCORIS, SD_SCRIPTS)
-_DISTRIBUTION = "lycoris-lora"
+FILES = {LYCORIS: "lycoris/kohya.py", SD_SCRIPTS: "library/__init__.py"}  # in the root of each
+DISTRIBUTION = "lycoris-lora"
 _FIND_US = "import importlib.util, sys; sys.exit(importlib.util.find_spec('hina_kohya') is None)"
 
 
@@ -29,6 +31,20 @@ class Target:
     root: Path
     version: str | None
     python: str
+
+    @property
+    def release(self) -> str:
+        """Its name and version, as a reader knows them."""
+        name, version = (DISTRIBUTION, self.version) if self.name == LYCORIS else (self.name, (self.version or "")[:12])
+        return f"{name} {version}" if version else f"{name} of an unknown version"
+
+    @property
+    def was_tried(self) -> bool:
+        """Whether the patch was tried on this very release."""
+        releases = block.tried(self.name)
+        if self.name == LYCORIS:
+            return self.version in releases
+        return any((self.version or "").startswith(commit) for commit in releases)
 
     def imports_us(self) -> bool:
         """Whether that interpreter can import hina_kohya from any folder, and not just from ours."""
@@ -61,9 +77,9 @@ def find_sd_scripts(path: str | Path | None = None) -> Target | None:
 
 def _lycoris_release(root: Path) -> str | None:
     """From the metadata beside the package; an editable install has it elsewhere."""
-    for beside in distributions(name=_DISTRIBUTION, path=[str(root)]):
+    for beside in distributions(name=DISTRIBUTION, path=[str(root)]):
         return beside.version
     try:
-        return distribution(_DISTRIBUTION).version
+        return distribution(DISTRIBUTION).version
     except PackageNotFoundError:
         return None

@@ -5,13 +5,17 @@ import sys
 import pytest
 
 from hina_kohya.cli import patch
-from hina_kohya.patch import targets
+from hina_kohya.patch import targets, trial
 from hina_kohya.patch.targets import LYCORIS, Target
 from tests.kohya.patch_site import make_checkout, make_site, published
+
+TRIED = "  tried on a copy first: by nobody, in a test of words\n"
+NEW = "  nobody has tried the patch on sd-scripts of an unknown version before\n"
 
 
 @pytest.fixture(autouse=True)
 def _nothing_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "run", lambda *words: "by nobody, in a test of words")
     monkeypatch.setattr(targets, "find_lycoris", lambda: None)
     monkeypatch.delenv("SD_SCRIPTS_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -47,7 +51,8 @@ def test_all_that_is_found_is_applied_and_reverted(lycoris, run, tmp_path):
     library = make_checkout(tmp_path / "checkout")
     where = ("--sd-scripts", str(tmp_path / "checkout"))
     original = lycoris.read_bytes()
-    assert run("apply", *where) == (0, f"lycoris: patched {lycoris}\nsd-scripts: patched {library}\n", "")
+    said = f"lycoris: patched {lycoris}\n{TRIED}sd-scripts: patched {library}\n{TRIED}{NEW}"
+    assert run("apply", *where) == (0, said, "")
     code, out, _ = run("status", *where)
     assert code == 0
     assert out.count(": patched\n") == 2
@@ -58,11 +63,11 @@ def test_all_that_is_found_is_applied_and_reverted(lycoris, run, tmp_path):
 
 def test_one_target_does_not_wait_for_the_other(lycoris, run, tmp_path):
     library = make_checkout(tmp_path / "checkout")
-    lycoris.write_bytes(b"import os\n" + lycoris.read_bytes())
+    lycoris.write_bytes(b"import hina_kohya\n" + lycoris.read_bytes())
     code, out, err = run("apply", "--sd-scripts", str(tmp_path / "checkout"))
-    assert (code, out) == (2, f"sd-scripts: patched {library}\n")
-    assert f"hina-kohya patch: error: {lycoris} is changed locally, and was left as it is.\n" in err
-    assert "added at the start:\n    1: 'import os'\n" in err
+    assert (code, out) == (2, f"sd-scripts: patched {library}\n{TRIED}{NEW}")
+    assert f"hina-kohya patch: error: {lycoris} is changed in the lines of hina-kohya, and was left as it is.\n" in err
+    assert "\n1: 'import hina_kohya'\n" in err
     assert not run("apply", "--target", "sd-scripts", "--sd-scripts", str(tmp_path / "checkout"))[0]
 
 
@@ -80,7 +85,7 @@ def test_diff_changes_nothing(lycoris, run):
 def test_what_is_not_there_is_an_error_where_it_is_asked_for(lycoris, run):
     assert run("apply")[:2] == (
         0,
-        f"lycoris: patched {lycoris}\nsd-scripts: not found; add --sd-scripts PATH, or set SD_SCRIPTS_HOME\n",
+        f"lycoris: patched {lycoris}\n{TRIED}sd-scripts: not found; add --sd-scripts PATH, or set SD_SCRIPTS_HOME\n",
     )
     code, _, err = run("apply", "--target", "sd-scripts")
     assert code == 2

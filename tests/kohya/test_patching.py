@@ -1,6 +1,5 @@
 """The states a target can be in, what is refused and how, and that everything comes back byte for byte."""
 
-import dataclasses as dc
 import os
 import stat
 import subprocess
@@ -11,13 +10,19 @@ from pathlib import Path
 import pytest
 
 from hina_kohya import patch
-from hina_kohya.patch import State, newlines, swap, targets
-from hina_kohya.patch.manifest import known
+from hina_kohya.patch import State, block, swap, targets, trial
 from hina_kohya.patch.targets import LYCORIS, SD_SCRIPTS, Target
 from hina_kohya.trainers.errors import UserError
 from tests.kohya.patch_site import make_checkout, make_site, published
 
 NOT_ROOT = 65534
+TRIED = "tried by nobody: this is a test of files"
+
+
+@pytest.fixture(autouse=True)
+def _no_trial(monkeypatch):
+    """tests/kohya/test_patch_trial.py has the real one, which takes seconds."""
+    monkeypatch.setattr(trial, "run", lambda *words: TRIED)
 
 
 @pytest.fixture
@@ -57,20 +62,44 @@ def refusal(act, **where):
     return str(refused.value)
 
 
-@pytest.mark.parametrize("style", [newlines.LF, newlines.CRLF])
-def test_apply_and_revert_whatever_the_line_endings(file, style):
-    original = newlines.from_lf(newlines.to_lf(file.read_bytes()), style)
+def crlf(data):
+    return data.replace(b"\n", b"\r\n")
+
+
+CONTENTS = {
+    "lf": lambda data: data,
+    "crlf": crlf,
+    "mixed, lf at the end": lambda data: data.replace(b"\n", b"\r\n", 2),
+    "mixed, crlf at the end": lambda data: data[:-1] + b"\r\n",
+    "no final newline": lambda data: data[:-1],
+    "crlf, no final newline": lambda data: crlf(data)[:-2],
+    "blank lines at the end": lambda data: data + b"\n\n\n",
+    "byte order mark": lambda data: b"\xef\xbb\xbf" + data,
+    "edited elsewhere": lambda data: data.replace(b"import torch", b"import torch  # mine\t", 1) + b"DEBUG = 1\n",
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_apply_and_revert_whatever_the_line_endings_and_the_edits(file, content):
+    original = CONTENTS[content](file.read_bytes())
     file.write_bytes(original)
     assert state() is State.NOT_PATCHED
     apply()
     assert state() is State.PATCHED
-    assert newlines.style(file.read_bytes()) == style
     assert file.read_bytes().startswith(original)
+    compile(file.read_bytes(), "kohya.py", "exec", dont_inherit=True)
+    windows = original.rstrip(b"\n").endswith(b"\r") if original.endswith(b"\n") else b"\r\n" in original
+    added = file.read_bytes().removeprefix(original)
+    assert added.count(b"\r\n") == (added.count(b"\n") if windows else 0)
     assert swap.kept_original(file).read_bytes() == original
     revert()
     assert state() is State.NOT_PATCHED
     assert file.read_bytes() == original
     assert sorted(path.name for path in file.parent.iterdir()) == ["__init__.py", "kohya.py"]
+    apply()
+    swap.kept_original(file).unlink()
+    revert()
+    assert file.read_bytes() == original
 
 
 def test_twice_is_once_and_says_so(file):
@@ -97,101 +126,138 @@ def test_revert_does_not_trust_a_kept_original_that_was_changed(file):
     original = file.read_bytes()
     apply()
     swap.kept_original(file).write_bytes(b"# something else\n")
-    assert "is not the original any more; delete it" in refusal(revert)
+    assert "is not the original any more, or kohya.py was changed since" in refusal(revert)
     swap.kept_original(file).unlink()
     revert()
     assert file.read_bytes() == original
 
 
-@pytest.mark.parametrize("action", [apply, patch.preview])
-def test_a_changed_file_is_refused_with_every_difference(file, action):
-    lines = file.read_bytes().split(b"\n")
-    lines[9] = b"import torch  # mine\t"
-    lines.insert(100, b"DEBUG = True")
-    del lines[200:202]
-    file.write_bytes(b"\n".join(lines))
-    told = patch.inspect(LYCORIS)
-    assert told.state is State.CHANGED
-    message = refusal(lambda: action(told) if action is patch.preview else action())
-    differences = message.split("4.1.0-4.1.3:\n")[1].split("\nnext: ")[0].splitlines()
-    assert differences == [
-        "  published line 10 is replaced by:",
-        "    10: 'import torch  # mine\\t'",
-        "  added after published line 100:",
-        "    101: 'DEBUG = True'",
-        "  published lines 200 to 201 are missing after line 200",
-    ]
-    assert "--force-reinstall --no-deps lycoris-lora==4.1.3" in message
-
-
-def test_a_long_difference_is_cut_for_apply_and_whole_for_diff(file):
-    file.write_bytes(file.read_bytes() + b"".join(b"x = %d\n" % number for number in range(100)))
-    assert "and 81 more" in refusal(apply)
-    whole = refusal(lambda: patch.preview(patch.inspect(LYCORIS)))
-    assert all(f"'x = {number}'" in whole for number in range(100))
-
-
-def test_revert_refuses_a_patched_file_that_was_changed(file):
-    apply()
-    file.write_bytes(file.read_bytes() + b"x = 1\n")
-    message = refusal(revert)
-    assert "changed locally" in message
-    assert "the published patched file of 4.1.0-4.1.3:\n  added after published line 916:\n    917: 'x = 1'" in message
-
-
-def test_revert_keeps_the_original_of_a_file_that_is_not_known(file):
+def test_a_patched_file_that_was_edited_since_is_not_reverted(file):
+    """In the lines above ours; what stands there may be neither lost nor called the original."""
     original = file.read_bytes()
     apply()
-    start = file.read_bytes().index(b"# >>> hina-kohya >>>")
-    patched = file.read_bytes()
-    file.write_bytes(patched[:start] + patched[patched.index(b"\n", start) + 1 :])  # the first line of ours is gone
-    assert "published line 904 is missing after line 903" in refusal(revert)
+    file.write_bytes(b"import os  # mine\n" + file.read_bytes())
+    assert state() is State.PATCHED
+    assert "changed since it was patched" in patch.inspect(LYCORIS).remarks[0]
+    assert apply().startswith("already patched, nothing to do")
+    assert "kohya.py was changed since it was patched; both were left" in refusal(revert)
+    swap.kept_original(file).unlink()
+    revert()
+    assert file.read_bytes() == b"import os  # mine\n" + original
+
+
+OURS = block.blocks(LYCORIS)[0]
+FIRST = OURS[: OURS.index(b"\n") + 1]
+LAST = OURS[OURS.rindex(b"#") :]
+OTHER_LINES = {
+    "after the block": (lambda data: block.put_in(data, OURS) + b"x = 1\n", 904),
+    "no first line": (lambda data: data + OURS.removeprefix(FIRST), 903),
+    "no last line": (lambda data: data + OURS.removesuffix(LAST), 902),
+    "half a block": (lambda data: block.put_in(data, OURS)[:-100], 904),
+    "a line edited": (lambda data: block.put_in(data, OURS.replace(b".install()", b".install() ")), 904),
+    "a block of a later release": (lambda data: block.put_in(data, OURS.replace(b"else:", b"else:  # 9.0")), 904),
+    "tabs": (lambda data: block.put_in(data, OURS.replace(b"    ", b"\t")), 904),
+    "twice": (lambda data: block.put_in(block.put_in(data, OURS), OURS), 904),
+    "nested": (lambda data: block.put_in(data, OURS.replace(b"else:\n", OURS + b"else:\n")), 904),
+    "of the other target": (lambda data: block.put_in(data, block.blocks(SD_SCRIPTS)[0]), 904),
+    "no gap": (lambda data: data + OURS, 902),
+    "in other line endings": (lambda data: crlf(data) + b"\n\n" + OURS, 904),
+    "an import of ours": (lambda data: b"import hina_kohya\n" + data, 1),
+    "an import of ours above the block": (lambda data: block.put_in(b"import hina_kohya\n" + data, OURS), 1),
+}
+
+
+@pytest.mark.parametrize("action", [apply, revert, patch.preview])
+@pytest.mark.parametrize("lines", OTHER_LINES)
+def test_other_lines_of_ours_are_refused_and_named(file, lines, action):
+    change, number = OTHER_LINES[lines]
+    file.write_bytes(change(file.read_bytes()))
+    status = patch.inspect(LYCORIS)
+    assert (status.state, status.patched) == (State.OTHER_LINES, True)
+    message = refusal(lambda: action(status) if action is patch.preview else action())
+    assert "kohya.py is changed in the lines of hina-kohya, and was left as it is." in message
+    named = message.split("at the end:\n")[1].split("\nnext: ")[0].splitlines()
+    assert int(named[0].partition(":")[0]) == number
+    assert all("hina_kohya" in line or "hina-kohya" in line for line in named)
+    assert "--force-reinstall --no-deps lycoris-lora==4.1.3; then hina-kohya patch apply" in message
+
+
+def test_revert_keeps_the_original_of_a_file_that_is_another(file):
+    original = file.read_bytes()
+    apply()
     file.write_bytes(original + b"x = 1\n")
-    assert revert().startswith("not patched, nothing to do")
+    assert f"{swap.kept_original(file)} is the original of what was patched before; delete it" in revert()
     assert swap.kept_original(file).read_bytes() == original
-    assert state() is State.CHANGED
-    assert "what was patched was 4.1.0-4.1.3" in patch.inspect(LYCORIS).remarks[0]
-
-
-def test_damaged_patch_files_change_nothing(file, tmp_path, monkeypatch):
-    (one,) = [one for one in known(LYCORIS) if one.covered == "4.1.0-4.1.3"]
-    for content in (one.patch.replace("install()", "uninstall()"), one.patch.replace("torch.save", "torch.load")):
-        (tmp_path / "kohya.py.patch").write_text(content)
-        damaged = (dc.replace(one, folder=tmp_path),)
-        monkeypatch.setattr(patch.states, "known", lambda name, damaged=damaged: damaged)
-        assert "are not as published; reinstall hina-kohya" in refusal(apply)
+    assert state() is State.REPLACED
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "state", "named"),
     [
-        (lambda data: data.replace(b"\n", b"\r\n", 2), "line endings are mixed: lines 1, 2 do not end as the rest"),
-        (lambda data: data[:-1], "line 901 has no line ending"),
-        (lambda data: b"\xef\xbb\xbf" + data, "1: '\\ufeffimport os'"),
-        (lambda data: data + b"# caf\xe9\n", "902: '# caf\\udce9'"),
+        (lambda data: data + b"# caf\xe9\n", State.UNREADABLE, "it is not UTF-8: byte 0xe9 in line 902"),
+        (lambda data: data.decode().encode("utf-16"), State.UNREADABLE, "it is not UTF-8: byte 0xff in line 1"),
+        (lambda data: data + b"def f(:\n", State.UNREADABLE, "it is not Python: invalid syntax, line 902"),
+        (lambda data: data + b'"""', State.UNREADABLE, "it is not Python: unterminated triple-quoted string literal"),
+        (lambda data: data + b"\\", State.UNREADABLE, "it is not Python: unexpected EOF"),
+        (lambda data: b"\x7fELF\0\0", State.UNREADABLE, "it is not Python: "),
+        (lambda data: b"", State.UNHOOKABLE, "it defines no create_network"),
+        (lambda data: data.replace(b"create_network", b"make"), State.UNHOOKABLE, "it defines no create_network"),
     ],
 )
-def test_small_changes_are_seen_and_named(file, change, named):
+@pytest.mark.parametrize("action", [apply, patch.preview])
+def test_what_is_no_module_with_the_function_is_refused(file, change, state, named, action):
     file.write_bytes(change(file.read_bytes()))
-    assert state() is State.CHANGED
-    assert named in refusal(apply)
+    status = patch.inspect(LYCORIS)
+    assert (status.state, status.patched) == (state, False)
+    message = refusal(lambda: action(status) if action is patch.preview else action())
+    assert named in message
+    assert "--force-reinstall --no-deps lycoris-lora==4.1.3; then hina-kohya patch apply" in message
+    assert revert().startswith("not patched, nothing to do")
 
 
-def test_an_unknown_version_is_compared_with_the_closest(file, tmp_path, monkeypatch):
+def test_a_name_that_is_imported_is_a_function_to_wrap(file):
+    file.write_bytes(b"try:\n    from lycoris.new import create_network\nexcept ImportError:\n    raise\n")
+    assert state() is State.NOT_PATCHED
+
+
+def test_a_release_that_nobody_tried_is_patched_and_said(file, tmp_path, monkeypatch):
     found(monkeypatch, tmp_path / "site", "9.0.0")
     file.write_bytes(file.read_bytes() + b"new = 1\n")
-    assert state() is State.UNKNOWN
-    message = refusal(apply)
-    for part in ("version 9.0.0", "3.0.0-3.0.0.post1, 3.1.0", "of 4.1.0-4.1.3:", "902: 'new = 1'", "needs no patch"):
-        assert part in message
-    assert revert().startswith("not patched")
+    assert patch.inspect(LYCORIS).remarks == (
+        "nobody has tried the patch on lycoris-lora 9.0.0 yet; apply tries it on a copy first",
+    )
+    assert apply().splitlines() == [
+        f"patched {file}",
+        f"tried on a copy first: {TRIED}",
+        "nobody has tried the patch on lycoris-lora 9.0.0 before",
+    ]
+    assert patch.inspect(LYCORIS).remarks == ()
 
 
-def test_a_known_file_in_a_release_of_another_number_is_patched_and_said(file, tmp_path, monkeypatch):
-    found(monkeypatch, tmp_path / "site", "4.1.4")
-    assert patch.inspect(LYCORIS).remarks == ("version 4.1.4, but the file is that of 4.1.0-4.1.3",)
-    apply()
-    assert state() is State.PATCHED
+def test_a_release_that_was_tried_is_not_said_to_be_new(file):
+    assert patch.inspect(LYCORIS).remarks == ()
+    assert apply().splitlines() == [f"patched {file}", f"tried on a copy first: {TRIED}"]
+
+
+def test_a_failed_trial_changes_nothing(file, monkeypatch):
+    def fails(target, staged, named):
+        assert staged.read_bytes() == block.put_in(file.read_bytes(), OURS)
+        assert named == file
+        raise UserError("the trial failed")
+
+    monkeypatch.setattr(trial, "run", fails)
+    assert refusal(apply) == "the trial failed"
+    file.write_bytes(file.read_bytes() + b"x = 1\n")
+    swap.kept_original(file).write_bytes(b"of an earlier release")
+    assert state() is State.REPLACED
+    refusal(apply)  # the original of the earlier release is there, too
+    assert state() is State.REPLACED
+
+
+def test_what_changes_meanwhile_is_not_overwritten(file):
+    status = patch.inspect(LYCORIS)
+    file.write_bytes(file.read_bytes() + b"x = 1\n")
+    assert "changed by somebody else just now" in refusal(lambda: patch.apply(status))
 
 
 def test_a_reinstallation_under_the_patch_is_noticed(file):
@@ -201,7 +267,7 @@ def test_a_reinstallation_under_the_patch_is_noticed(file):
     file.write_bytes(original)
     told = patch.inspect(LYCORIS)
     assert told.state is State.REPLACED
-    assert "4.1.0-4.1.3" in told.remarks[0]
+    assert told.remarks == ("kohya.py.hina-original is the original of what was patched before",)
     assert told.next == "hina-kohya patch apply --target lycoris"
     apply()
     assert state() is State.PATCHED
@@ -317,12 +383,57 @@ def test_sd_scripts(tmp_path):
     assert apply(SD_SCRIPTS, **where).startswith("already")
     revert(SD_SCRIPTS, **where)
     assert file.read_bytes() == b""
-    file.write_text("import torch\n")
-    with pytest.raises(UserError, match="added at the start:\n    1: 'import torch'"):
-        apply(SD_SCRIPTS, **where)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["__init__.py", "train_util.py"]
 
 
-def test_every_line_that_is_added_says_how_to_get_rid_of_it():
-    for name in (LYCORIS, SD_SCRIPTS):
-        for one in known(name):
-            assert f"+# >>> hina-kohya >>> `hina-kohya patch revert --target {name}`" in one.patch
+@pytest.mark.parametrize("content", [b"import torch\n", b"import torch", b"\r\n", b"\n\n\n"])
+def test_sd_scripts_of_tomorrow_whose_file_is_not_empty(tmp_path, content):
+    file = make_checkout(tmp_path)
+    file.write_bytes(content)
+    apply(SD_SCRIPTS, sd_scripts=tmp_path)
+    assert swap.kept_original(file).read_bytes() == content
+    assert state(SD_SCRIPTS, sd_scripts=tmp_path) is State.PATCHED
+    file.write_bytes(b"")  # as `git checkout` of an older commit would
+    apply(SD_SCRIPTS, sd_scripts=tmp_path)
+    assert not swap.kept_original(file).exists()  # of what is not there any more
+    revert(SD_SCRIPTS, sd_scripts=tmp_path)
+    assert file.read_bytes() == b""
+
+
+@pytest.mark.parametrize("content", [b"", b"import torch\n"])
+def test_a_file_patched_by_an_earlier_release_goes_back_and_is_patched_anew(tmp_path, content):
+    file = make_checkout(tmp_path)
+    new, earlier = block.blocks(SD_SCRIPTS)
+    file.write_bytes(block.put_in(content, earlier))
+    status = patch.inspect(SD_SCRIPTS, tmp_path)
+    assert (status.state, status.patched) == (State.PATCHED, True)
+    assert "by an earlier release of hina-kohya" in status.remarks[0]
+    assert patch.apply(status).startswith("already patched, nothing to do")
+    revert(SD_SCRIPTS, sd_scripts=tmp_path)
+    assert file.read_bytes() == content
+    apply(SD_SCRIPTS, sd_scripts=tmp_path)
+    assert file.read_bytes() == block.put_in(content, new)
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [("def get_optimiser(args): ...\n", "neither library.optimizer.get_optimizer nor"), ("def f(:\n", "cannot read")],
+)
+def test_a_checkout_without_the_function_is_refused(tmp_path, source, named):
+    file = make_checkout(tmp_path)
+    (tmp_path / "library" / "train_util.py").write_text(source)
+    with pytest.raises(UserError, match=named) as refused:
+        apply(SD_SCRIPTS, sd_scripts=tmp_path)
+    assert "a dotted optimizer_type, such as hina_kohya.HinaAdamW, needs no hooks" in str(refused.value)
+    assert file.read_bytes() == b""
+
+
+def test_sd_scripts_of_a_commit_that_nobody_tried(tmp_path):
+    make_checkout(tmp_path)
+    unknown = "nobody has tried the patch on sd-scripts of an unknown version yet; apply tries it on a copy first"
+    assert patch.inspect(SD_SCRIPTS, tmp_path).remarks == (unknown,)
+    (tmp_path / ".git").mkdir()
+    for commit, remark in ((block.tried(SD_SCRIPTS)[-1] + 32 * "0", None), (40 * "a", f"sd-scripts {12 * 'a'} yet")):
+        (tmp_path / ".git" / "HEAD").write_text(f"{commit}\n")
+        remarks = patch.inspect(SD_SCRIPTS, tmp_path).remarks
+        assert remarks == () if remark is None else remark in remarks[0]
