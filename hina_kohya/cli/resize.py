@@ -33,6 +33,9 @@ def main(argv: list[str]) -> int:
     )
     how.add_argument("--rank", type=int, metavar="N", help="as many bytes as rank N everywhere takes; ranks differ")
     how.add_argument("--keep", type=float, metavar="SHARE", help="the share of the energy (squared norm) that stays")
+    parser.add_argument(
+        "--metric", type=Path, metavar="FILE", help="what your data needs, of hina_kohya.loras.gathering"
+    )
     return run("resize", parser.parse_args(argv))
 
 
@@ -55,7 +58,7 @@ def run(command: str, args: argparse.Namespace) -> int:
     try:
         sources = tuple(_source(word) for word in args.files)
         size = _size(args.size, sum(source.path.stat().st_size for source in sources if source.path.is_file()))
-        request = Request(sources, args.output, size, args.rank, args.keep, args.names, args.dtype)
+        request = Request(sources, args.output, size, args.rank, args.keep, args.names, args.dtype, args.metric)
         with Bar() as bar:
             result = resize(request, bar.tick)
     except (AdapterError, OSError) as error:

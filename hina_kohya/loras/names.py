@@ -117,10 +117,10 @@ def named(place: Place, style: str, model: Model) -> str:
     """The name of a place. Raises AdapterError where the style has none for it."""
     if style == "kohya":
         part = {"te1": "te1" if model.sdxl or model.pair or not model.unet else "te"}.get(place.part, place.part)
-        path = _native(place, model) if model.sdxl else place.path
+        path = native(place, model) if model.sdxl else place.path
         return f"lora_{part}_{path.replace('.', '_')}"
     if style == "comfy":
-        return next(prefix for prefix, part in _COMFY.items() if part == place.part) + _native(place, model)
+        return next(prefix for prefix, part in _COMFY.items() if part == place.part) + native(place, model)
     if style == "peft":
         return _PEFT + place.path
     if not model.unet and place.part == UNET:
@@ -131,7 +131,8 @@ def named(place: Place, style: str, model: Model) -> str:
     return next(prefix for prefix, part in _DIFFUSERS.items() if part == place.part) + place.path
 
 
-def _native(place: Place, model: Model) -> str:
+def native(place: Place, model: Model) -> str:
+    """The path in the original model."""
     if place.part == UNET and model.unet:
         return unet_names.to_original(place.path, model.sdxl)
     return place.path

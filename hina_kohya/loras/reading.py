@@ -1,5 +1,6 @@
 """Adapter files, read lazily: the header first, then one tensor at a time."""
 
+import hashlib
 import json
 import math
 import os
@@ -20,14 +21,14 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 class AdapterFile:
-    """An open file of one adapter. Raises AdapterError for what is none, in one line.
+    """An open file of one adapter. Raises AdapterError, one line, for what is none; not `strict`: for what is damaged.
 
     modules : module -> part -> key, in the file's order; `parts.ENDINGS` has the parts
     shapes  : key -> shape
     dtypes  : key -> safetensors' name of the dtype
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, strict: bool = True):
         self.path = path
         header = _header(path)
         try:
@@ -37,7 +38,7 @@ class AdapterFile:
         self.metadata: dict[str, str] = dict(header.pop("__metadata__", None) or {})
         self.shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
         self.dtypes = {key: entry["dtype"] for key, entry in header.items()}
-        self.modules = self._modules()
+        self.modules = self._modules() if strict else {}
 
     @property
     def size(self) -> int:
@@ -149,6 +150,15 @@ def _entry_is_sound(entry: dict[str, Any]) -> bool:
     if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
         return False
     return isinstance(entry.get("dtype"), str) and math.prod(shape) < 1 << 48
+
+
+def sha256(path: Path) -> str:
+    """Of a whole file, in hex."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def refuse_same(sources: list[Path], target: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from hina_kohya.loras import level, metadata, names, peft_config, writing
 from hina_kohya.loras.errors import AdapterError
+from hina_kohya.loras.metric import Metric
 from hina_kohya.loras.reading import AdapterFile, refuse_same
 from hina_kohya.loras.slots import Slot, slot
 from hina_kohya.loras.summing import Module, Source, gather
@@ -26,6 +27,7 @@ class Request:
 
     names : a style of `names.STYLES`, or None for the names of the files
     dtype : a key of DTYPES, or None for the widest of the files' factors
+    metric: a file of `metric`, or None for the weights alone
     """
 
     sources: tuple[Source, ...]
@@ -35,6 +37,7 @@ class Request:
     keep: float | None = None
     names: str | None = None
     dtype: str | None = None
+    metric: Path | None = None
 
 
 @dc.dataclass(frozen=True)
@@ -53,7 +56,7 @@ def resize(request: Request, tick: Tick = lambda what, total: None) -> Result:
     """Write the file that is asked for. Raises AdapterError and OSError; then nothing is written."""
     _check(request)
     sources = [source.path for source in request.sources]
-    refuse_same(sources, request.output)
+    refuse_same([*sources, *([request.metric] if request.metric else [])], request.output)
     modules, model, files, notes = gather(request.sources)
     wanted, style = _style(request, files)
     if style == "peft":
@@ -61,11 +64,14 @@ def resize(request: Request, tick: Tick = lambda what, total: None) -> Result:
         peft_config.check_folder(request.output, sources)
     dtype = DTYPES[request.dtype] if request.dtype else _widest(files)
     most = request.size or 100 * sum(file.size for file in files)
+    metric = Metric(request.metric, request.sources) if request.metric else None
     slots = []
     for module in modules:
-        slots.append(slot(module, _name(module, wanted, model), style, dtype, None, most))
+        moments = metric.moments(module) if metric else None
+        slots.append(slot(module, _name(module, wanted, model), style, dtype, moments, most))
         tick("singular values", len(modules))
-    plan = _Plan(request, slots, files, style)
+    by = f"by {metric.samples} samples of data" if metric else WEIGHTS_ONLY
+    plan = _Plan(request, slots, files, style, by)
     ranks = plan.ranks()
     plan.write(ranks, tick)
     return plan.result(ranks, notes)
@@ -86,6 +92,7 @@ class _Plan:
     slots: list[Slot]
     files: list[AdapterFile]
     style: str
+    by: str
 
     @property
     def spectra(self) -> list[level.Spectrum]:
@@ -169,7 +176,7 @@ class _Plan:
         spread = f"rank {kept[0]}" if len(set(kept)) == 1 else f"ranks {min(kept)} to {max(kept)}"
         mean = sum(kept) / len(kept)
         share = level.energy(self.spectra, ranks)
-        return f"{sources}: {len(kept)} modules, {spread}, mean {mean:.3g}, {share:.2%} of the energy, {WEIGHTS_ONLY}"
+        return f"{sources}: {len(kept)} modules, {spread}, mean {mean:.3g}, {share:.2%} of the energy, {self.by}"
 
     def write(self, ranks: Sequence[int], tick: Tick) -> None:
         layout = self.layout(ranks)
