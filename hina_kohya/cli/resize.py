@@ -44,6 +44,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE[:WEIGHT]", help="a .safetensors file of an adapter")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="never one of the inputs")
     parser.add_argument("--names", choices=STYLES, help="module names of the result; the input's by default")
+    parser.add_argument("--uniform", action="store_true", help="one rank for every module, which diffusers needs")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="the input's by default")
 
 
@@ -58,7 +59,9 @@ def run(command: str, args: argparse.Namespace) -> int:
     try:
         sources = tuple(_source(word) for word in args.files)
         size = _size(args.size, sum(source.path.stat().st_size for source in sources if source.path.is_file()))
-        request = Request(sources, args.output, size, args.rank, args.keep, args.names, args.dtype, args.metric)
+        request = Request(
+            sources, args.output, size, args.rank, args.keep, args.names, args.dtype, args.metric, args.uniform
+        )
         with Bar() as bar:
             result = resize(request, bar.tick)
     except (AdapterError, OSError) as error:

@@ -82,7 +82,7 @@ class Gathering:
         self._handles.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """`<module>.inputs`, a mean over positions, and `<module>.gradients`, summed over positions, a mean over samples.
+        """`<module>.inputs`, a mean over positions, and `<module>.gradients`, a mean over samples of their sums.
 
         Raises AdapterError for modules that no gradient reached.
         """

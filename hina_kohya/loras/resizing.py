@@ -28,6 +28,7 @@ class Request:
     names : a style of `names.STYLES`, or None for the names of the files
     dtype : a key of DTYPES, or None for the widest of the files' factors
     metric: a file of `metric`, or None for the weights alone
+    uniform: one rank for every module
     """
 
     sources: tuple[Source, ...]
@@ -38,6 +39,7 @@ class Request:
     names: str | None = None
     dtype: str | None = None
     metric: Path | None = None
+    uniform: bool = False
 
 
 @dc.dataclass(frozen=True)
@@ -71,7 +73,7 @@ def resize(request: Request, tick: Tick = lambda what, total: None) -> Result:
         slots.append(slot(module, _name(module, wanted, model), style, dtype, moments, most))
         tick("singular values", len(modules))
     by = f"by {metric.samples} samples of data" if metric else WEIGHTS_ONLY
-    plan = _Plan(request, slots, files, style, by)
+    plan = _Plan(request, slots, files, style, by, model.unet)
     ranks = plan.ranks()
     plan.write(ranks, tick)
     return plan.result(ranks, notes)
@@ -93,6 +95,7 @@ class _Plan:
     files: list[AdapterFile]
     style: str
     by: str
+    is_unet: bool
 
     @property
     def spectra(self) -> list[level.Spectrum]:
@@ -104,8 +107,8 @@ class _Plan:
 
     @property
     def is_uniform(self) -> bool:
-        """diffusers takes the alpha of one module for all, so modules of several ranks would differ in strength."""
-        return self.style == "diffusers"
+        """diffusers' names have no alpha, and diffusers takes one for all: other ranks would have other strengths."""
+        return self.request.uniform or self.style == "diffusers"
 
     def ranks(self) -> list[int]:
         request, spectra = self.request, self.spectra
@@ -191,6 +194,11 @@ class _Plan:
             named = {slot.name: rank for slot, rank in zip(self.slots, ranks, strict=True) if rank}
             peft_config.write(self.request.output, named, self.has_magnitudes)
 
+    def _trips_diffusers(self, ranks: Sequence[int]) -> bool:
+        """It reads the alphas of kohya's names for U-Nets alone, up to 0.32 at least (tests/loras/test_loaders.py)."""
+        places = [slot.module.place for slot, rank in zip(self.slots, ranks, strict=True) if rank]
+        return not self.is_unet or any(place is not None and place.part != names.UNET for place in places)
+
     def result(self, ranks: Sequence[int], notes: Sequence[str]) -> Result:
         notes = list(notes)
         if self.has_magnitudes:
@@ -198,8 +206,16 @@ class _Plan:
                 "DoRA: the direction is resized, the magnitudes stay as trained, and the file stays a DoRA, which "
                 "LyCORIS, ComfyUI and peft load and sd-scripts' networks.lora does not"
             )
-        if self.is_uniform:
+        if self.style == "diffusers" and not self.request.uniform:
             notes.append("diffusers' names have no alpha, and diffusers takes one for all: every module has one rank")
+        if (
+            self.style in ("kohya", "comfy")
+            and len({rank for rank in ranks if rank}) > 1
+            and self._trips_diffusers(ranks)
+        ):
+            notes.append(
+                "for diffusers make it with --uniform: it gives these modules of several ranks wrong strengths"
+            )
         dropped = sum(bool(len(spectrum.values)) and not rank
                       for spectrum, rank in zip(self.spectra, ranks, strict=True))  # fmt: skip
         if dropped:
@@ -207,6 +223,11 @@ class _Plan:
         kept = tuple(rank for rank in ranks if rank)
         before = sum(file.size for file in self.files)
         after = self.request.output.stat().st_size
+        grows = {"LoKr", "LoHa", "full"} & {term.algorithm for slot in self.slots for term in slot.module.terms}
+        if grows and after > before:
+            notes.append(
+                "it is larger than what it was made of: a LoKr or LoHa has more directions than a LoRA of its size"
+            )
         return Result(self.line(ranks), kept, after, before, level.energy(self.spectra, ranks), tuple(notes))
 
 

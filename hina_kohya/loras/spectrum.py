@@ -38,10 +38,10 @@ def values(form: Form, moments: Moments | None = None) -> Tensor:
     if isinstance(form, Kronecker) and moments is None:
         left, right = (values(side) for side in (form.left, form.right))
         s = torch.outer(left, right).flatten().sort(descending=True).values
-        return s[: _rank(s)]
+        return _kept(s[: _rank(s)])
     up_root, down_root = _roots(form.product(), moments)
     s = torch.linalg.svdvals(up_root @ down_root.T)
-    return s[: _rank(s, up_root, down_root)]
+    return _kept(s[: _rank(s, up_root, down_root)])
 
 
 def factors(form: Form, rank: int, moments: Moments | None = None) -> Product:
@@ -86,6 +86,11 @@ def _triangle(matrix: Tensor) -> Tensor:
 def _root(gram: Tensor) -> Tensor:
     eigenvalues, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     return eigenvalues.clamp_min(0).sqrt().unsqueeze(1) * vectors.T
+
+
+def _kept(s: Tensor) -> Tensor:
+    """A copy in numpy's memory: a small tensor of torch's that lives on pins the large ones freed around it (glibc)."""
+    return torch.from_numpy(s.numpy().copy())
 
 
 def _rank(s: Tensor, *roots: Tensor) -> int:

@@ -262,3 +262,65 @@ def test_sd_scripts_resizer_agrees_at_one_rank(tmp_path, sd_scripts):
     lost = sum((whole[name] - dense(tmp_path / "b.safetensors").get(name, 0)).square().sum() for name in whole)
     assert lost <= sum((whole[name] - result[name]).square().sum() for name in whole) * (1 + 1e-6)
     assert mine.ranks
+
+
+def test_diffusers_loads_kohya_s_names_at_full_strength_whatever_the_ranks(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(16, 32), layers_per_block=2, sample_size=8, norm_num_groups=4, cross_attention_dim=24,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=4,
+    )  # fmt: skip
+    wanted = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out")
+    shapes = {
+        files.kohya(name): tuple(layer.weight.shape) for name, layer in unet.named_modules() if name.endswith(wanted)
+    }
+    tensors = files.plain(tmp_path / "a.safetensors", shapes, rank=6, decay=0.7)
+    for number, name in enumerate(shapes):
+        tensors[f"{name}.lora_up.weight"] *= 1.3 ** (number % 9)
+    save_file(tensors, tmp_path / "a.safetensors")
+    result = run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", rank=3)
+    assert len(set(result.ranks)) > 2
+    loader = diffusers.loaders.StableDiffusionLoraLoaderMixin
+    state, alphas = loader.lora_state_dict(load_file(tmp_path / "b.safetensors"), unet_config=unet.config)
+    loader.load_lora_into_unet(state, alphas, unet)
+    expected = dense(tmp_path / "b.safetensors")
+    loaded = {files.kohya(name): layer for name, layer in unet.named_modules() if hasattr(layer, "lora_A")}
+    assert set(loaded) == set(expected)
+    for name, layer in loaded.items():
+        delta = layer.get_delta_weight(next(iter(layer.lora_A))).double().flatten(1)
+        assert (delta - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
+
+
+def test_diffusers_loads_a_text_encoder_at_full_strength_where_ranks_are_one(tmp_path):
+    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    config = transformers.CLIPTextConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+    )
+    encoder = transformers.CLIPTextModel(config)
+    wanted = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    shapes = {f"lora_te_{name.replace('.', '_')}": tuple(layer.weight.shape)
+              for name, layer in encoder.named_modules() if name.endswith(wanted)}  # fmt: skip
+    tensors = files.plain(tmp_path / "a.safetensors", shapes, rank=6, decay=0.7)
+    for number, name in enumerate(shapes):
+        tensors[f"{name}.lora_up.weight"] *= 1.3 ** (number % 9)
+    save_file(tensors, tmp_path / "a.safetensors")
+    loader = diffusers.loaders.StableDiffusionLoraLoaderMixin
+    for uniform in (False, True):
+        result = run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", rank=3, uniform=uniform)
+        assert (len(set(result.ranks)) == 1) == uniform
+        assert any("make it with --uniform" in note for note in result.notes) != uniform
+        if not uniform:
+            continue
+        state, alphas = loader.lora_state_dict(load_file(tmp_path / "b.safetensors"))
+        loader.load_lora_into_text_encoder(state, alphas, encoder, prefix="text_encoder")
+        expected = dense(tmp_path / "b.safetensors")
+        loaded = {f"lora_te_{name.replace('.', '_')}": layer
+                  for name, layer in encoder.named_modules() if hasattr(layer, "lora_A")}  # fmt: skip
+        assert set(loaded) == set(expected)
+        for name, layer in loaded.items():
+            delta = layer.get_delta_weight(next(iter(layer.lora_A))).double().flatten(1)
+            assert (delta - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
