@@ -1,9 +1,4 @@
-"""Other programs' files go in, and they load the result again: peft, sd-scripts, DoRA in LyCORIS and peft."""
-
-import copy
-import os
-import sys
-from pathlib import Path
+"""Other programs' files go in, and they load the result again: peft, diffusers, DoRA in LyCORIS and peft."""
 
 import pytest
 import torch
@@ -16,8 +11,6 @@ from hina_kohya.loras.resizing import Request, resize
 from hina_kohya.loras.summing import Source
 from tests.loras import files
 from tests.loras.dense import dense, truncated
-
-SD_SCRIPTS = Path(os.environ.get("SD_SCRIPTS_HOME", "/work/ext/sd-0.11.1"))
 
 
 def run(source, out, **how):
@@ -209,59 +202,6 @@ def test_a_dora_is_no_part_of_a_sum(tmp_path, word, capsys):
     said = capsys.readouterr().err
     assert "which no sum can hold without the base model" in said
     assert said.count("\n") == 1
-
-
-# sd-scripts
-
-
-@pytest.fixture
-def sd_scripts(monkeypatch):
-    if not (SD_SCRIPTS / "networks/resize_lora.py").is_file():
-        pytest.skip(f"no checkout of sd-scripts at {SD_SCRIPTS}; set SD_SCRIPTS_HOME")
-    monkeypatch.syspath_prepend(str(SD_SCRIPTS))
-    before = set(sys.modules)
-    yield SD_SCRIPTS
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("networks", "library"):
-            del sys.modules[name]
-
-
-def test_sd_scripts_loads_the_result_and_computes_the_same(tmp_path, sd_scripts):
-    lora = pytest.importorskip("networks.lora")
-    before = files.lycoris(tmp_path / "a.safetensors", "lokr")
-    run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", keep=1.0)
-    tensors = load_file(tmp_path / "b.safetensors")
-    torch.manual_seed(0)
-    for name, layer in files.Layers().layers().items():
-        own = copy.deepcopy(layer)
-        found = {key.removeprefix(f"{files.kohya(name)}."): tensor for key, tensor in tensors.items()
-                 if key.startswith(f"{files.kohya(name)}.")}  # fmt: skip
-        rank = found["lora_down.weight"].shape[0]
-        module = lora.LoRAModule(files.kohya(name), own, 1.0, rank, found["alpha"])
-        module.apply_to()
-        module.load_state_dict(found)
-        with torch.no_grad():
-            x = files.inputs(layer)
-            added = (own(x) - layer(x)).double()
-        assert (added - before[name]).abs().max() <= 1e-5 * before[name].abs().max()
-
-
-def test_sd_scripts_resizer_agrees_at_one_rank(tmp_path, sd_scripts):
-    """Its mode of one rank is a truncated SVD, too: the same changes of the weights where ranks are equal."""
-    resizer = pytest.importorskip("networks.resize_lora")
-    shapes = {"lora_unet_x": (40, 30), "lora_unet_y": (40, 30), "lora_unet_c": (20, 10, 3, 3)}
-    tensors = files.plain(tmp_path / "a.safetensors", shapes, rank=8, alpha=8.0)
-    theirs = resizer.resize_lora_model(
-        tensors, 3, 3, torch.float32, "cpu", None, None, False, 0
-    )[0]  # fmt: skip
-    save_file({key: tensor.contiguous() for key, tensor in theirs.items()}, tmp_path / "theirs.safetensors")
-    result, whole = dense(tmp_path / "theirs.safetensors"), dense(tmp_path / "a.safetensors")
-    for name, matrix in whole.items():
-        assert (result[name] - truncated(matrix, 3)).norm() <= 1e-4 * matrix.norm()
-    mine = run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", rank=3)
-    lost = sum((whole[name] - dense(tmp_path / "b.safetensors").get(name, 0)).square().sum() for name in whole)
-    assert lost <= sum((whole[name] - result[name]).square().sum() for name in whole) * (1 + 1e-6)
-    assert mine.ranks
 
 
 def test_diffusers_loads_kohya_s_names_at_full_strength_whatever_the_ranks(tmp_path):

@@ -229,3 +229,59 @@ def test_inputs_stay_as_they_are(tmp_path):
             run(tmp_path, tmp_path / "a.safetensors", rank=1, out=target)
     assert (tmp_path / "a.safetensors").read_bytes() == before
     assert [each.name for each in sorted(Path(tmp_path).iterdir())] == ["a.safetensors", "link.safetensors"]
+
+
+@pytest.mark.parametrize(("width", "dims"), [(768, 4), (1024, 2), (2048, 2)])
+@pytest.mark.parametrize("kind", ["hada", "lokr"])
+def test_sd1_has_convolutions_where_others_have_linear_layers(tmp_path, width, dims, kind):
+    """LoHa and LoKr files do not say so: the width of the text encoder does."""
+
+    def module(name, out, inputs):
+        if kind == "hada":
+            return {f"{name}.hada_w{i}_{side}": torch.rand(shape) for i in (1, 2)
+                    for side, shape in (("a", (out, 2)), ("b", (2, inputs)))}  # fmt: skip
+        return {f"{name}.lokr_w1": torch.rand(2, 2), f"{name}.lokr_w2": torch.rand(out // 2, inputs // 2)}
+
+    attention = "lora_unet_down_blocks_0_attentions_0"
+    tensors = module(f"{attention}_proj_in", 8, 8) | module(f"{attention}_transformer_blocks_0_attn2_to_k", 8, width)
+    save_file(tensors, tmp_path / "a.safetensors")
+    run(tmp_path, tmp_path / "a.safetensors", keep=1.0)
+    result = load_file(tmp_path / "out.safetensors")
+    assert result[f"{attention}_proj_in.lora_down.weight"].dim() == dims
+    assert result[f"{attention}_transformer_blocks_0_attn2_to_k.lora_down.weight"].dim() == 2
+
+
+def test_fp8_becomes_bf16_and_two_halves_fp32(tmp_path):
+    low = files.plain(tmp_path / "a.safetensors", {"lora_unet_x": (16, 8)}, dtype=torch.float8_e4m3fn)
+    run(tmp_path, tmp_path / "a.safetensors", keep=1.0)
+    assert load_file(tmp_path / "out.safetensors")["lora_unet_x.lora_up.weight"].dtype is torch.bfloat16
+    whole, result = dense(tmp_path / "a.safetensors"), dense(tmp_path / "out.safetensors")
+    assert low
+    assert (whole["lora_unet_x"] - result["lora_unet_x"]).norm() <= 1e-2 * whole["lora_unet_x"].norm()
+    files.plain(tmp_path / "b.safetensors", {"lora_unet_x": (16, 8)}, dtype=torch.float16)
+    files.plain(tmp_path / "c.safetensors", {"lora_unet_x": (16, 8)}, dtype=torch.bfloat16)
+    run(tmp_path, tmp_path / "b.safetensors", tmp_path / "c.safetensors", keep=1.0)
+    assert load_file(tmp_path / "out.safetensors")["lora_unet_x.lora_up.weight"].dtype is torch.float32
+
+
+def test_metadata_of_several_files_is_what_all_say_alike(tmp_path):
+    for seed, (name, rate) in enumerate((("a", "1"), ("b", "2"))):
+        training = {"ss_sd_model_name": "base", "ss_learning_rate": rate}
+        files.plain(tmp_path / f"{name}.safetensors", seed=seed, metadata=training)
+    run(tmp_path, tmp_path / "a.safetensors", Source(tmp_path / "b.safetensors", 0.5), keep=1.0)
+    metadata = safe_open(tmp_path / "out.safetensors", "pt").metadata()
+    assert metadata["ss_sd_model_name"] == "base"
+    assert "ss_learning_rate" not in metadata
+    assert "a.safetensors + b.safetensors x 0.5" in metadata["ss_training_comment"]
+    assert metadata["ss_network_dim"] == "8" == metadata["ss_network_alpha"]
+
+
+def test_nobody_s_names_keep_their_endings(tmp_path):
+    tensors = files.plain(tmp_path / "a.safetensors", {"lycoris_blocks_0": (6, 5)})
+    run(tmp_path, tmp_path / "a.safetensors", keep=1.0)
+    assert set(load_file(tmp_path / "out.safetensors")) == set(tensors)
+    renamed = {key.replace("lycoris_", "model.").replace("lora_down", "lora_A").replace("lora_up", "lora_B"): tensor
+               for key, tensor in tensors.items()}  # fmt: skip
+    save_file(renamed, tmp_path / "b.safetensors")
+    run(tmp_path, tmp_path / "b.safetensors", keep=1.0)
+    assert set(load_file(tmp_path / "out.safetensors")) == set(renamed)
