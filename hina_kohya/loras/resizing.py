@@ -69,6 +69,7 @@ def resize(request: Request, tick: Tick = lambda what, total: None) -> Result:
     metric = Metric(request.metric, request.sources) if request.metric else None
     slots = []
     for module in modules:
+        module.check_sum()
         moments = metric.moments(module) if metric else None
         slots.append(slot(module, _name(module, wanted, model), style, dtype, moments, most))
         tick("singular values", len(modules))

@@ -42,6 +42,7 @@ def two_files(first: FileSummary, second: FileSummary, likeness: dict[str, Liken
         f"A  {first.path}: {first.bytes / 1e6:.2f} MB\nB  {second.path}: {second.bytes / 1e6:.2f} MB\n"
         f"  {shared} modules in both, {lone[0]} in A alone, {lone[1]} in B alone"
     )
+    text = "\n".join([text, *(f"  {note}" for note in dict.fromkeys((*first.notes, *second.notes)))])
     table = _table("block", "modules", "norm of A", "norm of B", "cosine", "of A where B is")
     whole = Likeness()
     for block, each in likeness.items():

@@ -76,6 +76,10 @@ def summarise(path: Path, tick: Callable[[str, int], object] = lambda what, tota
     style = names.styles_of([*file.modules])
     order = {name: number for number, name in enumerate(blocks)}
     found.sort(key=lambda module: order[module.name])
+    if any(module.is_dora for module in modules):
+        notes.append(
+            "DoRA: norms and spectra are of the directions; its magnitudes act on the base model and are not looked at"
+        )
     return FileSummary(path, file.size, tuple(sorted(dtypes)), style, tuple(found), file.metadata, tuple(notes))
 
 

@@ -109,7 +109,7 @@ class Module:
         key = term.file.modules[term.module][MAGNITUDE]
         return key, term.file.shapes[key]
 
-    def check(self) -> None:
+    def check_sum(self) -> None:
         """Raises AdapterError for a sum that no file can hold without the base model."""
         for term in self.terms:
             if MAGNITUDE not in term.parts:
@@ -141,7 +141,6 @@ def gather(sources: Sequence[Source]) -> tuple[list[Module], names.Model, list[A
         place = key if isinstance(key, Place) else None
         kernel = kernels.kernel(place, is_sd1) or None if place and model.unet else None
         modules.append(Module(found[0].module, place, tuple(found), kernel))
-        modules[-1].check()
     notes = [scale.note for scale in scales if scale.note]
     return modules, model, files, notes
 

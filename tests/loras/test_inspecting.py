@@ -50,7 +50,9 @@ def test_likeness_is_that_of_dense_matrices(tmp_path):
 def test_a_file_is_like_itself_and_unlike_its_opposite(tmp_path):
     files.plain(tmp_path / "a.safetensors")
     tensors = load_file(tmp_path / "a.safetensors")
-    save_file({key: -tensor if "up" in key else tensor for key, tensor in tensors.items()}, tmp_path / "b.safetensors")
+    save_file(
+        {key: -tensor if "lora_up" in key else tensor for key, tensor in tensors.items()}, tmp_path / "b.safetensors"
+    )
     for other, cosine in (("a", 1.0), ("b", -1.0)):
         blocks, _ = likeness.compare(tmp_path / "a.safetensors", tmp_path / f"{other}.safetensors")
         for block in blocks.values():
@@ -111,3 +113,23 @@ def test_help_has_an_example(command, capsys):
         main([command, "--help"])
     assert left.value.code == 0
     assert f"hina-kohya {command} " in capsys.readouterr().out.partition("examples:")[2]
+
+
+def test_two_doras_can_be_compared_and_what_is_not_looked_at_is_said(tmp_path, capsys):
+    for seed, name in enumerate("ab"):
+        files.lycoris(tmp_path / f"{name}.safetensors", "lora", seed=seed, weight_decompose=True)
+    paths = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
+    for words in (paths[:1], paths):
+        assert main(["inspect", *words]) == 0
+        assert "magnitudes act on the base model and are not looked at" in capsys.readouterr().out
+
+
+def test_a_file_of_zeros_can_be_looked_at(tmp_path, capsys):
+    tensors = files.plain(tmp_path / "a.safetensors")
+    save_file(
+        {key: tensor * 0 if "lora_up" in key else tensor for key, tensor in tensors.items()}, tmp_path / "a.safetensors"
+    )
+    for words in ([], [str(tmp_path / "a.safetensors")]):
+        picture = ["-o", str(tmp_path / "a.png")]
+        assert main(["inspect", str(tmp_path / "a.safetensors"), *words, *picture]) == 0
+        assert "nan" not in capsys.readouterr().out
