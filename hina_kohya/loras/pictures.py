@@ -22,7 +22,7 @@ def one_file(path: Path, summary: FileSummary) -> None:
     shares = [100 * sum(module.energy for module in modules) / total for modules in blocks.values()]
     _bars(energy, list(blocks), shares, ACCENT)
     _title(energy, "where the energy is", "% of the squared norm")
-    count = max((len(module.values) for module in summary.modules), default=1)
+    count = max([1, *(len(module.values) for module in summary.modules)])
     table = torch.zeros(len(blocks), min(count, _POINTS), dtype=torch.float64)
     for row, modules in zip(table, blocks.values(), strict=True):
         for module in modules:
@@ -55,6 +55,7 @@ def two_files(path: Path, first: FileSummary, second: FileSummary, likeness: dic
         norms.barh([number + offset for number in place], values, 0.4, color=colour, label=label)
     norms.set_yticks(list(place), names, size=8)
     norms.invert_yaxis()
+    norms.set_xlim(0, 1.05 * max((max(each.first, each.second) ** 0.5 for each in likeness.values()), default=0) or 1.0)
     norms.legend(frameon=False, fontsize=8)
     _title(norms, "norm of the change", "norm")
     _bars(alike, [""] * len(names), [each.cosine for each in likeness.values()], INK)
@@ -71,6 +72,7 @@ def _figure(width: float) -> Any:
 
 def _bars(axes: Any, names: list[str], values: list[float], colour: str) -> None:
     axes.barh(range(len(names)), values, color=colour)
+    axes.set_xlim(0, 1.05 * max(values, default=0.0) or 1.0)
     axes.set_yticks(range(len(names)), names, size=8)
     axes.invert_yaxis()
 

@@ -103,7 +103,8 @@ def blocks_of(modules: Sequence[Module]) -> dict[str, str]:
 def _head(place: Place | None, name: str) -> tuple[str, int]:
     """Words before the first number, and the number; -1 where there is none."""
     text = name if place is None else f"{place.part} {place.path}"
-    match = re.match(r"(.*?)[._](\d+)(?:[._]|$)", text)
+    dot = r"[._]" if place is None else r"\."
+    match = re.match(rf"(.*?){dot}(\d+)(?:{dot}|$)", text)
     if match is None:
         return (text if place is None else f"{place.part} {place.path.partition('.')[0]}"), -1
     head = match[1].replace("text_model.encoder.layers", "layers")
