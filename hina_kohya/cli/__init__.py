@@ -14,9 +14,12 @@ COMMANDS = {
     "adlrns": "plain LoRA files out of ADLRNS's, and the standalone layer at work",
     "check": "find what is wrong with a run before a model is loaded: a TOML, a command line, a script",
     "doctor": "versions, hashes, what is active, what is known to break",
+    "inspect": "what is in an adapter file, and how alike two are",
     "launch": "start a trainer of sd-scripts with the hooks, after a check",
+    "merge": "one LoRA file out of several with weights, exactly",
     "optimizers": "list the optimizers, or show what one accepts",
     "patch": "put the hooks into LyCORIS and sd-scripts, and take them out again",
+    "resize": "a smaller LoRA file out of any LoRA, LoCon, LoKr or LoHa, by bytes, rank or share of energy",
     "train": "teach a small text-to-image model new digits through an adapter",
 }
 UNEXPECTED = 70  # of sysexits.h: a fault of the program itself

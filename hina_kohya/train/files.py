@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written beside their place, then moved into it."""
+"""Folders appear whole or not at all, as files do; whether a folder can be written to."""
 
 import os
 import shutil
@@ -20,20 +20,8 @@ def writable(folder: Path) -> str:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yields a path of the same suffix to write to; it takes the place of `path` if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder, which cannot be replaced in one move: the old one steps aside first."""
+    """`hina_kohya.files.atomic` for a folder, which cannot be replaced in one move: the old one steps aside first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("new", "old"))
     try:

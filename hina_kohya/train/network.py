@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccessIssue]
 from safetensors.torch import load_file
 
+from hina_kohya.files import atomic
+
 from .errors import TrainingError, UserError
-from .files import atomic
 from .model import DigitModel
 from .settings import Settings
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 import hina_kohya
+from hina_kohya.files import atomic
 from hina_kohya.monitor import plots
 
 from .data import WORDS, caption, load_digits
-from .files import atomic
 from .judge import Judge, Verdict
 from .model import DigitModel
 from .sample import sample

@@ -9,11 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "hina_kohya"
 FLOORS = {
+    "files": 0,
     "numerics": 0,
     "core": 1,
     "techniques": 2,
     "optim": 3,
     "monitor": 3,
+    "loras": 3,
     "trainers": 4,
     "adlrns": 5,
     "launch": 5,

@@ -1,0 +1,131 @@
+"""`hina-kohya resize FILE[:WEIGHT] ... --size 20MB -o OUT`: a smaller LoRA out of any adapter."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from hina_kohya.cli.parser import Parser
+
+EXAMPLE = """examples:
+  hina-kohya resize lora.safetensors --size 20MB -o small.safetensors
+  hina-kohya resize lokr.safetensors --size 25% -o small.safetensors      a quarter of the bytes, as a LoRA
+  hina-kohya resize lora.safetensors --rank 8 -o small.safetensors        the bytes of rank 8, more where it pays
+  hina-kohya resize lora.safetensors --keep 0.98 -o small.safetensors     98 % of the energy in the fewest bytes
+  hina-kohya resize style.safetensors:0.8 face.safetensors:0.5 --size 40MB -o both.safetensors"""
+STYLES = ("kohya", "peft", "diffusers", "comfy")
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="hina-kohya resize",
+        description="A smaller LoRA out of a LoRA, LoCon, LoKr, LoHa or DoRA file, or out of a sum of several: of all "
+        "modules' directions, those that keep the most of the change of the weights for each byte.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_files(parser)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument(
+        "--size", metavar="SIZE", help="bytes of the file at most: 20MB, 19MiB, 20000000, or 25%% of the input"
+    )
+    how.add_argument("--rank", type=int, metavar="N", help="as many bytes as rank N everywhere takes; ranks differ")
+    how.add_argument("--keep", type=float, metavar="SHARE", help="the share of the energy (squared norm) that stays")
+    parser.add_argument(
+        "--metric", type=Path, metavar="FILE", help="what your data needs, of hina_kohya.loras.gathering"
+    )
+    return run("resize", parser.parse_args(argv))
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `resize` and `merge` alike."""
+    parser.add_argument("files", nargs="+", metavar="FILE[:WEIGHT]", help="a .safetensors file of an adapter")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="never one of the inputs")
+    parser.add_argument("--names", choices=STYLES, help="module names of the result; the input's by default")
+    parser.add_argument("--uniform", action="store_true", help="one rank for every module, which diffusers needs")
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="the input's by default")
+
+
+def run(command: str, args: argparse.Namespace) -> int:
+    """Resize with a progress bar, and say what was done."""
+    import torch  # noqa: PLC0415 (not for --help)
+
+    from hina_kohya.loras.errors import AdapterError  # noqa: PLC0415
+    from hina_kohya.loras.resizing import Request, resize  # noqa: PLC0415
+
+    torch.set_num_threads(1)  # thousands of small matrices: threads would wait for each other for longer than they work
+    try:
+        sources = tuple(_source(word) for word in args.files)
+        size = _size(args.size, sum(source.path.stat().st_size for source in sources if source.path.is_file()))
+        request = Request(
+            sources, args.output, size, args.rank, args.keep, args.names, args.dtype, args.metric, args.uniform
+        )
+        with Bar() as bar:
+            result = resize(request, bar.tick)
+    except (AdapterError, OSError) as error:
+        print(f"hina-kohya {command}: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.output}: {result.bytes / 1e6:.2f} MB of {result.bytes_before / 1e6:.2f} MB")
+    print(f"  {result.line}")
+    for note in result.notes:
+        print(f"  {note}")
+    return 0
+
+
+def _source(word: str) -> Any:
+    """`lora.safetensors:0.5`; a colon may also be part of a path."""
+    from hina_kohya.loras.errors import AdapterError  # noqa: PLC0415
+    from hina_kohya.loras.summing import Source  # noqa: PLC0415
+
+    path, colon, weight = word.rpartition(":")
+    if not colon or Path(word).exists() or not path.endswith(".safetensors"):
+        return Source(Path(word))
+    try:
+        value = float(weight)
+    except ValueError:
+        raise AdapterError(f"the weight of {word} is {weight!r} and must be a number, as in {path}:0.5") from None
+    if value == 0 or not abs(value) < float("inf"):
+        raise AdapterError(f"the weight of {word} must be finite and not 0; leave the file out")
+    return Source(Path(path), value)
+
+
+def _size(text: str | None, before: int) -> int | None:
+    from hina_kohya.loras.errors import AdapterError  # noqa: PLC0415
+
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[kmg]?i?b?)", text.strip(), re.IGNORECASE)
+    unit = match[2].upper() if match else "?"
+    if unit[:1] in ("K", "M", "G") and not unit.endswith("B"):
+        unit += "B"
+    if match is None or (unit != "%" and unit not in _UNITS):
+        raise AdapterError(f"--size {text!r} is no size; write 20MB, 19MiB, 20000000 or 25%")
+    return int(float(match[1]) * (before / 100 if unit == "%" else _UNITS[unit]))
+
+
+class Bar:
+    """One bar a pass on a terminal, nothing in a log."""
+
+    def __enter__(self) -> "Bar":
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import Progress  # noqa: PLC0415
+
+        console = Console(stderr=True)
+        self._progress = Progress(console=console, transient=True) if console.is_terminal else None
+        self._tasks: dict[str, Any] = {}
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def tick(self, what: str, total: int) -> None:
+        if self._progress is None:
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total)
+        self._progress.advance(self._tasks[what])
