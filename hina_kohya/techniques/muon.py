@@ -49,9 +49,7 @@ class Muon(Technique):
     nesterov: bool = hyper(True, doc="let the newest gradient count more: w above, else w = m")
     rms: float = hyper(0.2, "(0, inf)", doc="rho: RMS of the step over the learning rate")
     rounds: int = hyper(5, "[1, 20]", doc="rounds of Newton-Schulz")
-    largest: float = hyper(
-        math.inf, "[1, inf]", doc="k above which a matrix is left to the other technique, for its cost"
-    )
+    largest: float = hyper(float("inf"), "[1, inf]", doc="k above which a matrix is left to the other technique")
     normuon: bool = hyper(False, doc="even out the neurons' shares of the step")
     beta2: float = hyper(0.95, "[0, 1)", doc="NorMuon: decay of the average of squares")
     eps: float = hyper(1e-8, "(0, inf)", doc="NorMuon: added to its root")
