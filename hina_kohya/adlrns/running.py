@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ EXAMPLE = """examples:
   hina-kohya adlrns run --config configs/adlrns/patches.toml --methods static dynamic --budgets 10 --ranks 8"""
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+def main(argv: list[str], make_parser: Callable[..., argparse.ArgumentParser]) -> int:
+    parser = make_parser(
         prog="hina-kohya adlrns run",
         description="Patch denoising on scikit-learn's sample images: PSNR against multiply-adds, and an ablation. "
         "Writes results.md, results.json and psnr_per_mac.png.",

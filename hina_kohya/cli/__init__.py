@@ -7,6 +7,7 @@ import traceback
 from importlib import import_module
 
 import hina_kohya
+from hina_kohya.cli.parser import Parser
 from hina_kohya.core.hyper import did_you_mean
 
 # name: what it does. A command is a module of this package with `main(argv) -> exit code`.
@@ -28,9 +29,7 @@ _TRACEBACK = "--traceback"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="hina-kohya", description="Optimizers and adapters for sd-scripts and musubi-tuner."
-    )
+    parser = Parser(prog="hina-kohya", description="Optimizers and adapters for sd-scripts and musubi-tuner.")
     parser.add_argument("--version", action="version", version=hina_kohya.__version__)
     parser.add_argument(_TRACEBACK, action="store_true", help="show where in the program an unexpected error came from")
     commands = "\n".join(f"  {name:10s} {doc}" for name, doc in COMMANDS.items())

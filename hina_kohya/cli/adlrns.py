@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     show.set_defaults(run=_show)
     commands.add_parser("run", help="compress a denoiser, and see what each part is worth", add_help=False)
     if argv[:1] == ["run"]:
-        return running.main(argv[1:])
+        return running.main(argv[1:], Parser)
     args = parser.parse_args(argv)
     try:
         return args.run(args)

@@ -45,6 +45,13 @@ def test_near_commands_are_named(typed, meant, capsys):
         (["optimizers", "AdamW", "Lion"], "one word too many: Lion"),
         (["patch", "status", "--ycoris"], "there is no option --ycoris; "),
         (["adlrns", "show", "x.safetensors", "--output=y.png", "--bins", "2"], "there is no option --bins; "),
+        # Where the misspelt option is one that is required, or something else that is required is missing.
+        (["adlrns", "export", "x.safetensors", "--rnk", "4", "-o", "y"], "no option --rnk; did you mean --rank?"),
+        (["adlrns", "run", "--confg=x.toml"], "there is no option --confg; did you mean --config?"),
+        (["check", "--frmat=json"], "there is no option --frmat; did you mean --format"),
+        (["--verson"], "there is no option --verson; did you mean --version?"),
+        (["adlrns", "export", "x.safetensors", "-o", "y"], "one of the arguments --rank --budget --mean-field is"),
+        (["check", "--form=json"], "the following arguments are required: CONFIG.toml"),
     ],
 )
 def test_an_option_that_there_is_not(words, message, capsys):
