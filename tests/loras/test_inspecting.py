@@ -13,7 +13,7 @@ from hina_kohya.loras.errors import AdapterError
 from hina_kohya.trainers.facts.architectures import ARCHITECTURES
 from tests.loras import files
 from tests.loras.dense import dense
-from tests.loras.test_names import kohya
+from tests.loras.test_lora_names import kohya
 
 
 @pytest.mark.parametrize("kind", files.KINDS)
