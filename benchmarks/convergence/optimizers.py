@@ -138,7 +138,7 @@ OURS: dict[str, Entry] = {
     # One more technique on top of the default.
     "normuon-alora4": ours(use_muon=True, use_alora=True, alora_ratio=4.0, scale=0.5, kinds=ADAPTERS),
     "normuon-alora16": ours(use_muon=True, use_alora=True, scale=0.25, kinds=ADAPTERS),
-    "default-kronecker-rms": ours(use_kronecker_rms=True, scale=0.125, kinds=("lokr",)),
+    "normuon-kronecker-rms": ours(use_muon=True, use_kronecker_rms=True, scale=0.125, kinds=("lokr",)),
     "default-tam": ours(use_tam=True),
     "default-orthograd": ours(use_orthogonal_grad=True),
     "default-spd": ours(use_spd=True),
