@@ -82,6 +82,8 @@ EXCLUSIVE = {
     "lora_rite": ("lora_muon",),
     "spd": ("weight_decay", "cautious_weight_decay", "dynamic_weight_decay"),
 }
+# What else yields to LoRA-Muon says that it is not wanted; these are for the parameters that it leaves.
+BESIDE_LORA_MUON = {"cautious", "rank_free"}
 OWN_ADAM = {"adopt", "adatam", "came"}  # instead of Adam, for every parameter
 ADAPTERS_ONLY = ("lora_plus", "allora_rows", "kronecker_rms", "lora_muon", "lora_rite", "rank_free", "rank_penalty")
 # Of the bitsandbytes-based classes these names come from; nothing here corresponds to them.
@@ -179,7 +181,7 @@ def _wanted(settings: Settings, given: Mapping[str, Any], conflicts: list[str]) 
     if asked & OWN_ADAM and "muon" not in asked:  # both are fine: Muon for matrices, the other for the rest
         on.discard("muon")
     displaced = {name for name in asked if {"lora_muon"} & set(registry.technique(name).yields_to)}
-    if "lora_muon" not in asked and displaced - {"cautious"}:  # Cautious is for what LoRA-Muon leaves, and on as well
+    if "lora_muon" not in asked and displaced - BESIDE_LORA_MUON:
         on.discard("lora_muon")
     for winner, losers in EXCLUSIVE.items():
         for loser in losers:

@@ -108,3 +108,12 @@ def test_the_first_line_says_it(cls, caplog):
 def test_a_wrong_alpha_is_refused(value):
     with pytest.raises(ValueError, match="lora_scale"):
         HinaAdamW(make_params().items(), lora_scale=value)
+
+
+@pytest.mark.parametrize("cls", ["HinaAdamW", "AdaptiveHinaAdamW"])
+def test_does_not_take_the_place_of_lora_muon(cls):
+    params = make_params(shapes={"lora_unet_a.lora_down.weight": (4, 6), "lora_unet_a.lora_up.weight": (5, 4)})
+    plain, free = (getattr(hina_kohya, cls)(params.items(), **more) for more in ({}, {"rank_free_lr": True}))
+    for before, after in zip(plain.chains(), free.chains(), strict=True):
+        assert [technique.name for technique in before] == [technique.name for technique in after]
+    assert all(technique.rank_free for chain in free.chains() for technique in chain if technique.name == "lora_muon")
