@@ -121,7 +121,11 @@ def resolve(
     on = _wanted(settings, plain, conflicts)
     options = _options(settings, plain, on)
     targets = {**OPTIONS, **settings.targets}
-    idle = [name for name in given if name in targets and not {t.split(".")[0] for t in targets[name]} & set(on)]
+    idle = [
+        name
+        for name in given
+        if name in targets and not {FLAGS.get(name), *(target.split(".")[0] for target in targets[name])} & set(on)
+    ]
     if idle:
         logger.warning("without effect, since the technique is off: %s", ", ".join(idle))
     for name, value in dotted.items():

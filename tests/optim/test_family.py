@@ -1,8 +1,10 @@
 """Every optimizer of the family: what it equals when bare, that each flag acts, that it resumes, and what it costs."""
 
+import dataclasses as dc
 import inspect
 import io
 import json
+import re
 
 import pytest
 import torch
@@ -172,10 +174,31 @@ FAMILY_FLAGS = [
 
 
 @pytest.mark.parametrize(("cls", "options"), FAMILY_FLAGS, ids=str)
-def test_every_flag_changes_the_update(cls, options):
-    """And not only because another flag of the same line does."""
-    base = {key: value for key, value in options.items() if key != list(options)[-1]}
+def test_every_flag_changes_the_update(cls, options, caplog):
+    """And not only because another flag of the same line does; nor is it said to be without effect."""
+    last = list(options)[-1]
+    base = {key: value for key, value in options.items() if key != last}
     assert not torch.equal(trained(cls, **base), trained(cls, **options))
+    assert not re.search(rf"without effect.*\b{re.escape(last)}\b", caplog.text)
+
+
+# What else says how a pair is stepped; each other flag leaves LoRA-Muon where it is.
+INSTEAD_OF_LORA_MUON = {
+    "use_muon", "use_lora_rite", "use_adopt_stability", "tam_paper_form", "use_grams", "use_alora", "use_allora_rows"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", ["HinaAdamW", "AdaptiveHinaAdamW"])
+def test_which_flags_take_the_place_of_lora_muon(cls):
+    switches = [field.name for field in dc.fields(getattr(hina_kohya, cls).Settings) if field.default is False]
+    params = make_params(shapes={name: shape for name, shape in SHAPES.items() if name.startswith("lora_unet_a")})
+    displaced = set()
+    for name in switches:
+        more = {"use_tam": True} if name == "tam_paper_form" else {}
+        chains = make(cls, params, **{name: True, **more}).chains()
+        if not any(technique.name == "lora_muon" for chain in chains for technique in chain):
+            displaced.add(name)
+    assert displaced == INSTEAD_OF_LORA_MUON
 
 
 def test_no_flag_was_forgotten():
