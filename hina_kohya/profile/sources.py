@@ -107,10 +107,10 @@ def of_run(file: Path, how: How, listener: Listener | None = None) -> Source:
     if source.form is Form.DATASETS:
         raise UserError(f"{file} is a file of datasets; give the file of a run, or --shapes")
     run = run_of(source, how)
-    if run.architecture is None:
-        raise UserError(f"{file}: the model of {run.trainer.script} is not known here; add --arch, or give --shapes")
     if not run.network.module:
         raise UserError(f"{file}: network_module is missing; name it, or give --shapes")
+    if run.architecture is None:
+        raise UserError(f"{file}: the model of {run.trainer.script} is not known here; add --arch, or give --shapes")
     groups, notes = parameters(**arguments_of(run), process=SHARED, listener=listener)
     lr, optimizer = run.args["learning_rate"], run.optimizer
     return Source(
