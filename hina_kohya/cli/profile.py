@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ torch's AdamW and bitsandbytes' AdamW8bit are stepped beside them. No model, no 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else idle threads of one optimizer slow down the next
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says when it starts and stops
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it warns of a kernel that no optimizer needs
     try:
         text = _profiled(args)
     except UserError as error:
@@ -81,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, nargs="?", metavar="RUN.toml", help="what `hina-kohya check` takes")
+    parser.add_argument(
+        "run", type=Path, nargs="?", metavar="RUN.toml", help="the file of a run: a TOML, a script, a JSON of kohya_ss"
+    )
     parser.add_argument("--shapes", metavar="LIST", help="instead: sets, shapes with counts, LoRAs; see below")
     parser.add_argument(
         "--optimizer", action="append", default=[], metavar='"NAME ARG=VALUE ..."',

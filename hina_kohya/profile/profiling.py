@@ -1,6 +1,5 @@
 """`profile`: step optimizers beside each other on the same gradients, and say what a step costs and whose it is."""
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ BITSANDBYTES = "bitsandbytes AdamW8bit"
 BESIDE = {ADAMW: Choice("AdamW"), BITSANDBYTES: Choice("AdamW8bit")}  # as trainers make them
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Tick = Callable[[str, int], None]  # what goes on, and of how many parts one is done
+_STAGES = 4  # of making the network: its module, itself, its groups, the answer
 # What another library's optimizer raises where it cannot step here.
 _MISTAKES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError, OSError)
 
@@ -115,8 +115,7 @@ def _source(what: str | Path | Iterable[tuple[str, Tensor]], dtype: str, how: Ho
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     if isinstance(what, Path):
-        stages = itertools.count()
-        listener = (lambda _content: tick("reading the run", next(stages))) if tick else None
+        listener = (lambda _content: tick("reading the run", _STAGES)) if tick else None
         return sources.of_run(what, how, listener)
     if isinstance(what, str):
         return sources.of_shapes(what, DTYPES[dtype])

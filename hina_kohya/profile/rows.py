@@ -36,6 +36,7 @@ class Part:
 class Row:
     """An optimizer's step.
 
+    ms    : wall time, median and (iqr) middle half; cpu_ms: what the process's threads worked, which others leave alone
     counts: None where they cannot be known (compile=True)
     parts : of our optimizers, what acts, in the order of the step
     error : why it could not be stepped here; the other figures are then 0
@@ -47,6 +48,7 @@ class Row:
     counts: Counts | None = None
     ms: float = 0.0
     iqr: float = 0.0
+    cpu_ms: float = 0.0
     parts: tuple[Part, ...] = ()
     error: str = ""
 

@@ -36,6 +36,7 @@ class Subject:
         ]
         self.optimizer: Any = chosen.build(own)
         self._wall: list[float] = []
+        self._cpu: list[float] = []
         self._shares: list[dict[Owner, float]] = []
 
     @property
@@ -48,7 +49,9 @@ class Subject:
 
     def measure(self) -> None:
         """One step as it is; then, of ours, one in which each technique is timed."""
-        self._wall.append(timed(self.optimizer.step, self.device)[0])
+        wall, cpu = timed(self.optimizer.step, self.device)
+        self._wall.append(wall)
+        self._cpu.append(cpu)
         if self.is_told_apart:
             clock = _clock(self.device)
             with charged(self.optimizer, clock):
@@ -66,6 +69,7 @@ class Subject:
             whole,
             wall["median"],
             wall["iqr"],
+            spread(self._cpu)["median"],
             tuple(self._parts(shares)) if self.is_told_apart else (),
         )
 

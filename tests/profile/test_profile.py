@@ -281,6 +281,12 @@ def test_the_trace_is_json_with_the_techniques(name, tmp_path):
     assert all(any(s["ts"] <= m["ts"] and m["ts"] + m["dur"] <= s["ts"] + s["dur"] for s in steps) for m in muon)
 
 
+def test_progress_reaches_its_total():
+    parts = []
+    profile(LIST, steps=3, warmup=2, beside=True, tick=lambda what, total: parts.append((what, total)))
+    assert parts == [("steps", 12)] * 12  # the first of the warm-up shows whether they can step at all
+
+
 # Shapes
 
 
