@@ -10,11 +10,13 @@ from torch import Tensor
 
 from hina_kohya.check.forecast import parameters
 from hina_kohya.check.forecast.optimizer import Chosen, choose
+from hina_kohya.check.optimizer import optimizer_of
 from hina_kohya.check.process import SHARED, Listener
 from hina_kohya.check.reading import read
 from hina_kohya.check.reading.source import Form
 from hina_kohya.check.report import arguments_of
 from hina_kohya.check.run import How, run_of
+from hina_kohya.core import roles
 from hina_kohya.profile import shapes
 from hina_kohya.trainers.errors import UserError
 
@@ -36,7 +38,7 @@ class Choice:
         name, *words = text.split() or [""]
         if not name:
             raise UserError("--optimizer: there is no name; write --optimizer HinaAdamW")
-        return cls(name, tuple(words))
+        return cls(name, tuple(words), 1.0 if optimizer_of(name, words, True).finds_lr else LR)
 
     @property
     def label(self) -> str:
@@ -61,20 +63,18 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def tensors(self, device: torch.device, seed: int = 0) -> list[dict[str, Any]]:
-        """The groups with values as after some training: no factor is zero."""
+        """The groups with values by chance, and zeros where a training starts with them: state may depend on it."""
         generator = torch.Generator().manual_seed(seed)
-        return [
-            {**group, "params": [(name, self._filled(shape, marks, generator, device))
-                                 for name, shape, marks in group["params"]]}
-            for group in self.groups
-        ]  # fmt: skip
 
-    def _filled(
-        self, shape: Sequence[int], marks: Mapping[str, Any], generator: torch.Generator, device: torch.device
-    ) -> Tensor:
-        param = torch.nn.Parameter(torch.randn(*shape, generator=generator).mul_(0.02).to(device, self.dtype))
-        vars(param).update(marks)
-        return param
+        def param(name: str | None, shape: Sequence[int], marks: Mapping[str, Any]) -> tuple[str | None, Tensor]:
+            values = torch.randn(*shape, generator=generator).mul_(0.02).to(device, self.dtype)
+            if roles.identify(name or "", tuple(shape))[1].zero_init:
+                values.zero_()
+            filled = torch.nn.Parameter(values)
+            vars(filled).update(marks)
+            return name, filled
+
+        return [{**group, "params": [param(*row) for row in group["params"]]} for group in self.groups]
 
 
 def of_shapes(text: str, dtype: torch.dtype) -> Source:

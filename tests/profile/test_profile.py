@@ -33,15 +33,23 @@ CLASSES = [(cls, state) for cls in hina_kohya.__all__ if cls != "__version__" fo
 FEW = {"steps": 2, "warmup": 1, "beside": False}
 
 
+def as_at_the_start(text):
+    params = make_params(shapes=dict(sets.parse(text)))
+    for name, param in params.items():
+        if "lora_up" in name:
+            param.data.zero_()
+    return params
+
+
 def real(text, cls="HinaAdamW", **arguments):
     """Parameters and an optimizer on them, without anything of `hina_kohya.profile` but the names and shapes."""
-    params = make_params(shapes=dict(sets.parse(text)))
+    params = as_at_the_start(text)
     return params, getattr(hina_kohya, cls)(params.items(), lr=1e-4, **arguments)
 
 
 def seen_from_outside(cls, state, steps=7):
     """Bytes of tensors and arrays that live because of an optimizer; after the looks for pairs, which keep some."""
-    params = make_params(shapes=dict(sets.parse(LIST)))
+    params = as_at_the_start(LIST)
     set_grads(params, 0)
     tensors_before, arrays_before = alive()
     optimizer = getattr(hina_kohya, cls)(params.items(), lr=1e-4, state=state)
@@ -233,6 +241,12 @@ def test_what_is_said_while_it_is_made_is_a_note(caplog):
     assert "use_kronecker_rms=True acts on no parameter" in note
     assert f"note: {note}" in result.text()
     assert caplog.records == []
+
+
+def test_what_finds_its_learning_rate_gets_one(caplog):
+    result = profile(LIST, ["HinaAuto", "HinaAdamW use_auto_lr=True"], **FEW)
+    assert (result.notes, caplog.records) == ((), [])
+    assert [Choice.of(name).lr for name in ("HinaAuto", "Prodigy", "HinaAdamW")] == [1.0, 1.0, 1e-4]
 
 
 def test_what_is_seen_in_gradients_by_chance_is_not_said(caplog):
