@@ -7,7 +7,7 @@ from benchmarks import eight_bit
 from hina_kohya import AutomagicCameAMP8bit, COptim8bit, HinaAdamW
 from hina_kohya.core.codec import EightBit
 from hina_kohya.core.registry import build
-from tests.conftest import make_params
+from tests.support.stepping import make_params
 
 # What a spike leaves behind, and a fall of the gradients, shows after a time constant of beta2.
 STEPS, SEED = 2500, 7

@@ -9,8 +9,8 @@ import torch
 
 from hina_kohya import AdaptiveHinaAdamW, HinaAdamW
 from hina_kohya.core.counters import EVERY
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter
+from tests.support.counting import Counter
+from tests.support.stepping import make_params, set_grads, train
 
 
 def poisoned(optimizer, params, steps, victims, start=0, value=math.nan):

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from torch import distributed
 
 from hina_kohya import HinaAdamW
-from tests.conftest import make_params, set_grads
+from tests.support.stepping import make_params, set_grads
 
 
 def work(rank, folder, results):

@@ -8,7 +8,7 @@ import pytest
 from hina_kohya.check import printing, report
 from hina_kohya.check.finding import Level
 from hina_kohya.cli.check import main
-from tests.kohya import places
+from tests.support import places
 
 BASE = {
     "pretrained_model_name_or_path": '"sd15.safetensors"', "train_data_dir": '"data"', "caption_extension": '".txt"',

@@ -10,7 +10,7 @@ from hina_kohya.check.finding import Level
 from hina_kohya.check.rules import combinations, optimizer_names, packages, rules
 from hina_kohya.check.run import How
 from hina_kohya.trainers import optimizer_names as registered_names
-from tests.kohya.mending import assert_mends, typed
+from tests.support.mending import assert_mends, typed
 
 BASE = """
 pretrained_model_name_or_path = "model.safetensors"

@@ -16,7 +16,7 @@ from packaging.version import Version
 from hina_kohya.patch import block
 from hina_kohya.patch.states import taken_out
 from hina_kohya.patch.targets import FILES, LYCORIS, SD_SCRIPTS
-from tests.kohya.patch_site import make_checkout, make_site, published
+from tests.support.patch_site import make_checkout, make_site, published
 
 ROOT = Path(__file__).parents[2]
 ALL = [

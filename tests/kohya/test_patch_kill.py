@@ -21,7 +21,7 @@ from hina_kohya import patch
 from hina_kohya.patch import State, swap, trial
 from hina_kohya.patch.targets import LYCORIS
 from hina_kohya.trainers.errors import UserError
-from tests.kohya.patch_site import make_site, published, use
+from tests.support.patch_site import make_site, published, use
 
 ROOT = Path(__file__).parents[2]
 KILLS = 200

@@ -13,7 +13,7 @@ from hina_kohya import patch
 from hina_kohya.patch import block, targets, trial
 from hina_kohya.patch.targets import FILES, LYCORIS, SD_SCRIPTS, Target
 from hina_kohya.trainers.errors import UserError
-from tests.kohya.patch_site import make_checkout, make_site, published
+from tests.support.patch_site import make_checkout, make_site, published
 
 pytestmark = pytest.mark.slow  # each process imports torch
 ROOT = Path(__file__).parents[2]

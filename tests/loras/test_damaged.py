@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from hina_kohya.cli import main
-from tests.loras import files
+from tests.support import lora_files as files
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ import torch
 import hina_kohya
 from hina_kohya import HinaAdamW
 from hina_kohya.optim import presets
-from tests.conftest import make_params, train
+from tests.support.stepping import make_params, train
 
 
 def make(**arguments):

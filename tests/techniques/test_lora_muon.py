@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hina_kohya import HinaAdamW
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from tests.conftest import make_params, set_grads
 from tests.oracles import lora_muon
-from tests.techniques.test_against_oracles import gradients, rate, sparse, start
+from tests.support.oracle_runs import gradients, rate, sparse, start
+from tests.support.stepping import make_params, set_grads
 
 STEPS, LR, DECAY = 30, 1e-2, 0.1
 # (A, B) by module: tall, wide, convolution, rank 1, as much rank as sides; GLoRA starts a2, which is A, at zero.

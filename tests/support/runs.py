@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.kohya import contract
-from tests.kohya.inside import DOUBLE, DOUBLE_MUSUBI, HARMLESS, checkout, single_spaces, train_here
+from tests.support import contract
+from tests.support.inside import DOUBLE, DOUBLE_MUSUBI, HARMLESS, checkout, single_spaces, train_here
 
 ROOT = Path(__file__).parents[2]
 HARNESS = Path(os.environ.get("HINA_HARNESS", ROOT.parent / "shared" / "harness"))
@@ -86,12 +86,12 @@ class Report:
 
     @property
     def groups(self):
-        """What `tests.kohya.group_probe.AdamW` was given."""
+        """What `tests.support.group_probe.AdamW` was given."""
         return json.loads((self.out / "groups.json").read_text())
 
     @property
     def events(self):
-        """What `tests.kohya.order_probe` wrote down."""
+        """What `tests.support.order_probe` wrote down."""
         return (self.out / "events.txt").read_text(encoding="utf-8").splitlines()
 
 
@@ -271,3 +271,6 @@ def _apart(home, request, words, environment):
         env={**os.environ, **environment, "PYTHONPATH": paths},
     )  # fmt: skip
     return run.returncode, single_spaces(run.stdout)
+
+
+OURS = "hina_kohya.optim.hina_adamw.HinaAdamW"
