@@ -1,9 +1,14 @@
 """Where helpers of the tests are: in tests/support, so that a test can be renamed, moved or run alone."""
 
 import ast
+import importlib.util
+import subprocess
+import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
+
+from tests.support.children import without_peft  # noqa: F401 (a fixture)
 
 TESTS = Path(__file__).parent
 FILES = sorted(TESTS.rglob("*.py"))
@@ -30,13 +35,13 @@ def of_tests(source, package=("tests", "core")):
 
 
 def test_no_file_imports_a_test():
-    found = {
+    wrong = {
         str(path.relative_to(TESTS)): of_tests(
             path.read_text(encoding="utf-8"), ("tests", *path.relative_to(TESTS).parent.parts)
         )
         for path in FILES
     }
-    assert {name: names for name, names in found.items() if names} == {}
+    assert {name: names for name, names in wrong.items() if names} == {}
 
 
 def test_helpers_are_in_support():
@@ -73,3 +78,9 @@ def test_an_import_of_a_test_is_seen(line):
 )
 def test_other_imports_are_none(line):
     assert of_tests(line) == []
+
+
+def test_processes_of_a_test_have_no_peft():
+    assert importlib.util.find_spec("peft")
+    code = "import importlib.util as u, sys; sys.exit(u.find_spec('peft') is not None or u.find_spec('torch') is None)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

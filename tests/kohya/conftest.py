@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support import old_layout
+from tests.support.children import without_peft  # noqa: F401 (a fixture)
 
 
 class Trainer:

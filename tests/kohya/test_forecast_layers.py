@@ -10,8 +10,9 @@ import torch
 from hina_kohya.check.forecast import forecast, layers, table
 
 
-def faults(**arguments):
-    return forecast("sdxl", "lycoris.kohya", network_dim=4, network_args={"preset": "attn-mlp", **arguments}).faults
+def faults(architecture="sd15", **arguments):
+    network = {"preset": "attn-mlp", **arguments}
+    return forecast(architecture, "lycoris.kohya", network_dim=4, network_args=network).faults
 
 
 @pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "full", "ia3", "dylora", "diag-oft", "glora", "tlora"])
@@ -21,7 +22,7 @@ def test_what_trains_has_no_fault(algorithm):
 
 def test_rank_dropout_of_lokr_mixes_devices():
     """LyCORIS #291, in 4.1.3."""
-    (fault,) = faults(algo="lokr", rank_dropout="0.5")
+    (fault,) = faults("sdxl", algo="lokr", rank_dropout="0.5")
     assert fault.startswith("warning: network_args: LokrModule stops on a GPU: it mixes tensors of two devices")
 
 
@@ -79,4 +80,4 @@ def test_bypass_is_the_same_layer(algorithm, more, layer):
 
 
 def test_convolutions_too():
-    assert faults(algo="lora", preset="full", conv_dim="4") == ()
+    assert faults("sdxl", algo="lora", preset="full", conv_dim="4") == ()
