@@ -108,6 +108,7 @@ def test_without_warmup_states_begin_with_the_same_prefix():
         assert table.tolist() == [[True] * 2 + [False] * 4] * len(table)
 
 
+@pytest.mark.slow
 def test_it_learns_more_with_the_same_mean_rank():
     """The sign of the adapter that is right depends on the timestep: what one table for all cannot do."""
     losses = {}
@@ -290,6 +291,7 @@ os._exit(0)  # see tests/core/test_ranks.py
 """
 
 
+@pytest.mark.slow
 def test_two_processes_choose_alike(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)

@@ -8,6 +8,7 @@ from tests.support.adamw import OFF, run
 from tests.support.stepping import make_params, set_grads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.95)])
 def test_equals_torch_bit_for_bit(foreach, betas):

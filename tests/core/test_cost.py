@@ -18,6 +18,7 @@ def count(params, steps=3, **options):
     return counter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "most"),
     [

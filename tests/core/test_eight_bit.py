@@ -21,6 +21,7 @@ def runs():
     return {row["scenario"]: row for row in eight_bit.summary(found)[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", [each.name for each in eight_bit.SCENARIOS])
 def test_steps_are_those_of_fp32(runs, scenario):
     """The median within 5 %, the 99th percentile at most 1.6, in every window."""
@@ -33,6 +34,7 @@ def test_steps_are_those_of_fp32(runs, scenario):
     assert row["direction"] <= 0.03
 
 
+@pytest.mark.slow
 def test_the_optimizer_itself_follows():
     """HinaAdamW through its own step: one spike in each block, and 1,500 steps later."""
     results = []

@@ -32,6 +32,7 @@ def measure(shapes):
     return used / total, optimizer.get_memory_efficiency_report()
 
 
+@pytest.mark.slow
 def test_at_most_2_3_bytes_a_parameter_with_everything_on():
     for shapes in (lora_set(), lokr_set()):
         measured, report = measure(shapes)

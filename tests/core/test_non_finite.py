@@ -25,6 +25,7 @@ def warnings(caplog):
     return [record.message for record in caplog.records if "not finite" in record.message]
 
 
+@pytest.mark.slow
 def test_it_is_logged_by_name_and_again_when_it_has_doubled(caplog):
     params = make_params()
     optimizer = HinaAdamW(params.items())
@@ -63,6 +64,7 @@ def test_the_report_counts_them_at_any_time_and_over_new_plans():
     assert optimizer.get_optimization_info()["training_stats"]["global_step"] == 5
 
 
+@pytest.mark.slow
 def test_counting_never_waits():
     params = make_params()
     optimizer = HinaAdamW(params.items())

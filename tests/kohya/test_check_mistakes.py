@@ -402,6 +402,7 @@ def test_every_line_removes_its_finding_and_adds_none(folder, snippet):
         assert_mends(checked, remedy, after)
 
 
+@pytest.mark.slow
 def test_most_mistakes_have_a_line(folder):
     """What has none needs something that only the user knows."""
     without = []

@@ -255,6 +255,7 @@ NETWORKS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", Schema().scripts)
 def test_no_value_of_any_key_stops_the_check(tmp_path, monkeypatch, script):
     """Every value with every script, and with every network in one script or another: all triples take minutes."""

@@ -55,6 +55,7 @@ def test_short_name(trainer, way):
     lokr_pairs(report)
 
 
+@pytest.mark.slow
 @pytest.mark.old_layout_too
 def test_short_name_in_a_patched_checkout(trainer, tmp_path, monkeypatch):
     copy = shutil.copytree(trainer.home, tmp_path / "checkout", ignore=shutil.ignore_patterns(".git"))
@@ -129,6 +130,7 @@ def test_a_trainer_that_passes_the_hooks_by_stops(trainer, tmp_path, monkeypatch
     assert not report.weights.exists()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_same_bits(trainer):
     report = trainer.train(
         network_args=LOKR, hooks=True, launch="torchrun", steps=3, optimizer="tests.support.rank_probe.Probe"

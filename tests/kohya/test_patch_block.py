@@ -134,6 +134,7 @@ def run(module, file, *options, prelude="", after=""):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
 
 
+@pytest.mark.slow
 def test_the_lines_install_the_hooks_at_once(patched_module):
     module, file = patched_module
     wrapped = "hasattr(lycoris.kohya.create_network, '__wrapped__')" if module == "lycoris.kohya" else "True"

@@ -183,6 +183,7 @@ def rounds(mode, folder):
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     seen = rounds("random", tmp_path)
     assert seen["killed"] == KILLS

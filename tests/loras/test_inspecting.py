@@ -16,6 +16,7 @@ from tests.support.dense import dense
 from tests.support.kohya_names import kohya
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", files.KINDS)
 def test_singular_values_are_those_of_the_dense_matrix(tmp_path, kind):
     files.lycoris(tmp_path / "a.safetensors", kind)

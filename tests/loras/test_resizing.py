@@ -88,6 +88,7 @@ def test_the_scale_is_one_and_the_dtype_is_the_inputs(tmp_path, dtype):
             assert tensor.dtype is dtype
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(share=st.floats(0.02, 1.2), seed=st.integers(0, 5), entries=st.integers(0, 400))
 def test_a_size_is_never_passed_and_nearly_reached(tmp_path_factory, share, seed, entries):

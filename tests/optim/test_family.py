@@ -265,6 +265,7 @@ def test_zero_gradients_and_bf16_parameters_stay_finite(cls, options):
         assert flat(params).isfinite().all()
 
 
+@pytest.mark.slow
 @variants
 def test_no_synchronisation_and_no_operation_more_for_more_matrices(cls, options):
     counts = []

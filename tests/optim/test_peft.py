@@ -152,6 +152,7 @@ def by_class(model):
     return {"optimizer_cls_and_kwargs": (HinaAdamW, {"params": list(model.named_parameters()), **OPTIONS})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [given, by_class])
 @pytest.mark.parametrize("adapter", [{}, {"use_dora": True}], ids=["lora", "dora"])
 def test_trainer_saves_and_resumes_by_the_bit(way, adapter, tmp_path):

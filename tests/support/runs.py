@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from tests.support import contract
+from tests.support.children import VENV as CHILDREN
 from tests.support.inside import DOUBLE, DOUBLE_MUSUBI, HARMLESS, checkout, single_spaces, train_here
 
 ROOT = Path(__file__).parents[2]
@@ -264,7 +265,7 @@ class Real:
 def _apart(home, request, words, environment):
     """The same in a process of its own, through a launcher: (exit status, log)."""
     command = [sys.executable, *LAUNCHERS[request.launch].split(), *(["-m", LAUNCH] if request.hooks else [])]
-    paths = os.pathsep.join(map(str, (ROOT, home, *request.plugins)))
+    paths = os.pathsep.join(map(str, (ROOT, home, *request.plugins, CHILDREN)))
     run = subprocess.run(
         [*command, str(home / request.script), *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300,

@@ -241,6 +241,7 @@ def test_slots_follow_the_shape():
     assert set(optimizer.state[params["head.bias"]]) == {"step", "came.exp_avg", "came.exp_avg_sq"}
 
 
+@pytest.mark.slow
 def test_bytes_a_parameter_at_rank_16():
     found = {}
     for state in STATES:

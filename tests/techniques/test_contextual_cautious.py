@@ -45,6 +45,7 @@ def run(optimizer, params, grads):
         optimizer.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["adam", "came"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_against_the_oracle(options, moment):
@@ -232,6 +233,7 @@ def test_operations_go_with_shapes_and_nothing_waits():
     assert promises.operations_go_with_shapes(contextual) <= 1400
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_for_all_matrices(monkeypatch):
     """With the second momentum in the chain, whose way out of the momentum is compiled along."""
     chosen = [build("adam"), build("dual_momentum"), build("contextual_cautious")]

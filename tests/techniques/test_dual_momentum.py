@@ -175,6 +175,7 @@ def test_one_slot_and_nothing_waits():
     promises.operations_go_with_shapes(dual)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("state", "beta"), [("8bit", 0.99), ("bf16", 0.99), ("bf16", 0.999), ("bf16", 0.9999)])
 def test_a_compressed_long_average_follows_noise_with_a_small_mean(state, beta):
     """Its changes are far smaller than its values' codes; the noise on them makes the rounding harmless."""

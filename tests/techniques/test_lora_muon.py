@@ -68,6 +68,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("zero_start", "holes"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_against_the_oracle(options, zero_start, holes):
@@ -99,6 +100,7 @@ def product_path(change, seed, steps=20, **options):
     return torch.stack(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), condition=st.sampled_from([1.0, 10.0, 100.0]))
 def test_the_path_of_w_does_not_see_how_it_is_split(seed, condition):
