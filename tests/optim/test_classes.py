@@ -9,11 +9,12 @@ import torch
 
 import hina_kohya
 from hina_kohya.core.technique import Stage
-from tests import promises
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter, small_matrices
-from tests.optim.test_family import CLASSES, GUARDED
-from tests.techniques.test_table import Rounded, left_alone, tf32
+from tests.support import promises
+from tests.support.classes import CLASSES, GUARDED
+from tests.support.counting import Counter, small_matrices
+from tests.support.precision import Rounded, tf32
+from tests.support.promises import left_alone
+from tests.support.stepping import make_params, set_grads, train
 
 EIGHT = {cls for cls in CLASSES if cls.endswith("8bit")}
 CASES = [

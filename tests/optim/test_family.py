@@ -13,24 +13,13 @@ import hina_kohya
 from hina_kohya.optim import presets
 from hina_kohya.optim.automagic_cameamp import PROFILES
 from hina_kohya.optim.resolving import FLAGS, OPTIONS
-from tests.conftest import SHAPES, make_params, set_grads, train
-from tests.core.test_cost import Counter, small_matrices
-from tests.techniques.test_invariants import FLAGS as SHARED
+from tests.support.chains import FLAGS as SHARED
+from tests.support.classes import CLASSES, GUARDED
+from tests.support.counting import Counter, small_matrices
+from tests.support.stepping import SHAPES, make_params, set_grads, train
 
-CLASSES = ["HinaAdamW", "HinaAuto", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim",
-           "COptim8bit"]  # fmt: skip
 BARE = {"use_lora_muon": False, "use_cautious": False, "use_lr_mask": False, "use_dynamic_adaptation": False,
         "use_context": False, "bias_correct_confidence": False, "weight_decay": 0.0}  # fmt: skip
-GUARDED = {
-    "edge_suppression": True,
-    "spatial_awareness": True,
-    "background_regularization": True,
-    "enable_dual_momentum": True,
-    "lora_rank_penalty": True,
-    "use_tam": True,
-    "use_allora_rows": True,
-    "use_lr_mask": True,
-}
 VARIANTS = {
     "adaptive": ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "use_lr_mask": True}),
     "camp": ("AutomagicCameAMP", {}),
@@ -279,6 +268,7 @@ def test_zero_gradients_and_bf16_parameters_stay_finite(cls, options):
         assert flat(params).isfinite().all()
 
 
+@pytest.mark.slow
 @variants
 def test_no_synchronisation_and_no_operation_more_for_more_matrices(cls, options):
     counts = []

@@ -10,12 +10,12 @@ from hina_kohya import HinaAuto
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.core.report import found_rate
-from tests import promises
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_edges import states
-from tests.core.test_resume import copy_of, through_file
 from tests.oracles.adamw import AdamW
 from tests.oracles.prodigy import Rate
+from tests.support import promises
+from tests.support.chains import states
+from tests.support.checkpoints import copy_of, through_file
+from tests.support.stepping import make_params, set_grads, train
 
 GROUPS = (
     {

@@ -3,7 +3,7 @@
 import importlib.util
 import re
 
-from tests.kohya import runs
+from tests.support import runs
 
 
 def script():
