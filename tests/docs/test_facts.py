@@ -1,6 +1,5 @@
 """What the pages say is so: their Python runs, their TOML passes the check, names and figures are the package's."""
 
-import dataclasses as dc
 import json
 import re
 import shlex
@@ -10,7 +9,6 @@ import toml
 
 import hina_kohya
 from hina_kohya.cli import COMMANDS, main
-from hina_kohya.optim.settings import Settings
 from tests.docs import pages
 
 CLASSES = ("HinaAdamW", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim", "COptim8bit")
@@ -91,21 +89,30 @@ def first_cells(text):
     return {word for cell in cells for code in re.findall(r"`([^`]+)`", cell) for word in re.findall(r"\w+", code)}
 
 
-def test_every_switch_is_on_the_page_and_none_that_is_not_there():
-    page = pages.read(pages.DOCS / "techniques.md").partition("## Options, presets, roles")[0]
-    common, _, single = page.partition("## Switches of single classes")
-    base = {field.name: field.default for field in dc.fields(Settings)}
-    own = {
-        field.name: field.default
-        for name in CLASSES
-        for field in dc.fields(getattr(hina_kohya, name).Settings)
-        if field.name not in base
-    }
-    assert first_cells(common) - {"wd_"} <= set(base)
-    assert first_cells(single) <= set(own)
-    assert switches(base) - {"compile", "override_hyperparameters"} <= first_cells(common)
-    assert switches(own) - {"verbose", "full_finetune", "bias_correct_confidence"} <= first_cells(single)
+def arguments(name, capsys):
+    """Argument -> default, of a class, as `hina-kohya optimizers` prints them."""
+    assert main(["optimizers", name]) == 0
+    table = capsys.readouterr().out.partition("\nargument ")[2].partition("\n\n")[0]
+    found = dict(re.findall(r"^(\w+)  +(\S+)", table, re.MULTILINE))
+    assert "lr" in found
+    return found
 
 
 def switches(defaults):
-    return {name for name, default in defaults.items() if isinstance(default, bool)}
+    return {name for name, default in defaults.items() if default in ("True", "False")}
+
+
+def test_every_switch_is_on_the_page_and_none_that_is_not_there(capsys):
+    page = pages.read(pages.DOCS / "techniques.md").partition("## Options, presets, roles")[0]
+    common, _, single = page.partition("## Switches of single classes")
+    everywhere = arguments("HinaAdamW", capsys)
+    own = {
+        argument: default
+        for name in CLASSES
+        for argument, default in arguments(name, capsys).items()
+        if argument not in everywhere
+    }
+    assert first_cells(common) - {"wd_"} <= set(everywhere)
+    assert first_cells(single) <= set(own)
+    assert switches(everywhere) - {"compile", "override_hyperparameters"} <= first_cells(common)
+    assert switches(own) - {"verbose", "full_finetune", "bias_correct_confidence"} <= first_cells(single)
