@@ -25,8 +25,8 @@ from hina_kohya.profile.sources import Choice
 from hina_kohya.profile.subjects import _clock
 from hina_kohya.techniques.adam import Adam
 from hina_kohya.trainers.errors import UserError
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter
+from tests.support.counting import Counter
+from tests.support.stepping import make_params, set_grads, train
 
 LIST = "lora4:24x40*3,16x4*2,5"
 CLASSES = [(cls, state) for cls in hina_kohya.__all__ if cls != "__version__" for state in states(cls)]
