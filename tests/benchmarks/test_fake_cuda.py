@@ -169,7 +169,8 @@ def test_every_class_codec_switch_and_technique_is_a_case(monkeypatch):
     every = list(cases.cases())
     assert len(set(map(str, every))) == len(every)
     assert {case.cls for case in every} == {
-        "HinaAdamW", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim", "COptim8bit",
+        "HinaAdamW", "HinaAuto", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim",
+        "COptim8bit",
     }  # fmt: skip
     assert {case.state for case in every if case.cls == "COptim"} == {"8bit", "bf16", "fp32"}
     dotted = {case.option.split("=")[0] for case in every if "." in case.option}
