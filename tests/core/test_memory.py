@@ -1,5 +1,7 @@
 """Bytes of state, counted over everything that is alive because of the optimizer."""
 
+import pytest
+
 from hina_kohya import HinaAdamW
 from tests.support.chains import ALL
 from tests.support.memory import live_bytes, lora_set
