@@ -1,6 +1,7 @@
 """The optimizers by name, and the options that guard each other."""
 
-CLASSES = ["HinaAdamW", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim", "COptim8bit"]
+CLASSES = ["HinaAdamW", "HinaAuto", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim",
+           "COptim8bit"]  # fmt: skip
 GUARDED = {
     "edge_suppression": True,
     "spatial_awareness": True,

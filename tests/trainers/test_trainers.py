@@ -96,6 +96,22 @@ def same(one, other):
         assert one == other
 
 
+def test_a_rate_that_is_found(subject):
+    """HinaAuto at learning rate 1: the rate that it found is logged as Prodigy's is, is saved, and comes back."""
+    chosen = {"network": "hina_kohya.network", "network_args": (f"inner={subject.network}",), "optimizer": "HinaAuto"}
+    first = subject.train(**chosen, lr="1", steps=3, extra=("--save_state",))
+    assert re.search(r"finds the learning rate, from 0.0003", first.log)
+    tags = [tag for tag in first.scalars if tag.startswith("lr/d*lr/")]
+    assert tags
+    assert all(value >= 3e-4 * (1 - 1e-6) for tag in tags for value in first.scalars[tag])
+    saved = torch.load(first.out / "lora-state" / "optimizer.bin", weights_only=True)
+    rates_of = [entry["auto_rate.numbers"][..., 0].max().item() for entry in saved["state"].values()]
+    extra = ("--save_state", "--resume", str(first.out / "lora-state"))
+    extra += () if subject.is_musubi else ("--skip_until_initial_step", "--max_train_steps", "5")
+    again = subject.train(**chosen, lr="1", steps=2, extra=extra)
+    assert again.scalars[tags[0]][0] >= max(rates_of) * (1 - 1e-6)
+
+
 LOKR = ("algo=lokr", "preset=attn-mlp", "factor=4")
 
 
