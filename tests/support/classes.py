@@ -1,7 +1,14 @@
 """The optimizers by name, and the options that guard each other."""
 
-CLASSES = ["HinaAdamW", "HinaAuto", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim",
-           "COptim8bit"]  # fmt: skip
+CLASSES = [
+    "HinaAdamW",
+    "HinaAuto",
+    "AdaptiveHinaAdamW",
+    "AutomagicCameAMP",
+    "AutomagicCameAMP8bit",
+    "COptim",
+    "COptim8bit",
+]
 GUARDED = {
     "edge_suppression": True,
     "spatial_awareness": True,
