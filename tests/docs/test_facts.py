@@ -9,11 +9,12 @@ import toml
 
 import hina_kohya
 from hina_kohya.cli import COMMANDS, main
-from tests.docs import pages
+from tests.support import pages
 
 CLASSES = ("HinaAdamW", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim", "COptim8bit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["python.md", "weight_decay.md"])
 def test_python_runs_as_printed(page, capsys):
     world = {}
@@ -40,6 +41,7 @@ def test_toml_can_be_read_and_commands_exist(page):
         assert set(re.findall(r"^hina-kohya +(\w+)", block.text, re.MULTILINE)) <= set(COMMANDS)
 
 
+@pytest.mark.slow
 def test_readmes_toml_has_no_findings(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (block,) = pages.blocks(pages.read(pages.README), "toml")
@@ -64,6 +66,7 @@ def test_the_first_run_has_no_findings(tmp_path, monkeypatch, capsys):
             assert shipped[key] == value, key
 
 
+@pytest.mark.slow
 def test_the_size_that_memory_prints_is_checks(capsys, monkeypatch):
     """The one example; the table beside it was written with the same command."""
     monkeypatch.chdir(pages.ROOT)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.docs import pages
+from tests.support import pages
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)

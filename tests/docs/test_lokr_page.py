@@ -4,10 +4,9 @@ import re
 
 import pytest
 
-from tests.docs import pages
-from tests.kohya.test_training_configs import adapted, descent, lycoris, optimizer_of, read
+from tests.support import pages
+from tests.support.first_steps import adapted, descent, lycoris, optimizer_of, read  # noqa: F401 (a fixture)
 
-__all__ = ["lycoris"]  # a fixture
 MODELS = {"SD1.5": "sd15_lokr", "SDXL": "sdxl_lokr", "FLUX.1": "flux1_lokr"}
 
 
@@ -21,7 +20,8 @@ def table():
         dim = re.search(r"dim (\d+)", setting)
         words = [f"factor={factor}"] + ([] if dim else ["full_matrix=True"])
         for name, rate in zip(MODELS.values(), rates, strict=True):
-            yield name, int(dim[1]) if dim else 16, words, float(rate)
+            case = name, int(dim[1]) if dim else 16, words, float(rate)
+            yield pytest.param(*case, marks=[pytest.mark.slow] if name == "flux1_lokr" else [])
 
 
 def first_step(module, name, config, rate):
@@ -31,7 +31,7 @@ def first_step(module, name, config, rate):
 
 
 @pytest.mark.parametrize(("name", "dim", "words", "rate"), list(table()))
-def test_rates_make_a_first_step_of_a_usual_size(name, dim, words, rate, lycoris):
+def test_rates_make_a_first_step_of_a_usual_size(name, dim, words, rate, lycoris):  # noqa: F811
     config = read(name)
     usual = {**config, "network_dim": 16, "network_alpha": 16.0, "network_args": []}
     lokr = {
