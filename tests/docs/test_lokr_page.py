@@ -5,8 +5,9 @@ import re
 import pytest
 
 from tests.support import pages
-from tests.support.first_steps import adapted, descent, lycoris, optimizer_of, read  # noqa: F401 (a fixture)
+from tests.support.training_configs import adapted, descent, lycoris, optimizer_of, read
 
+__all__ = ["lycoris"]  # a fixture
 MODELS = {"SD1.5": "sd15_lokr", "SDXL": "sdxl_lokr", "FLUX.1": "flux1_lokr"}
 
 
@@ -31,7 +32,7 @@ def first_step(module, name, config, rate):
 
 
 @pytest.mark.parametrize(("name", "dim", "words", "rate"), list(table()))
-def test_rates_make_a_first_step_of_a_usual_size(name, dim, words, rate, lycoris):  # noqa: F811
+def test_rates_make_a_first_step_of_a_usual_size(name, dim, words, rate, lycoris):
     config = read(name)
     usual = {**config, "network_dim": 16, "network_alpha": 16.0, "network_args": []}
     lokr = {

@@ -16,18 +16,19 @@ from torch import nn
 from hina_kohya.trainers import optimizer_args
 from hina_kohya.trainers.network_args import take
 from tests.support import runs
-from tests.support.first_steps import (
+from tests.support.training_configs import (
     FOLDER,
     LAYERS,
     adapted,
     descent,
-    lycoris,  # noqa: F401 (a fixture)
+    lycoris,
     model_of,
     network_arguments,
     optimizer_of,
     read,
 )
 
+__all__ = ["lycoris"]  # a fixture
 SCRIPTS = {
     "sd15": "train_network", "sdxl": "sdxl_train_network", "sd35": "sd3_train_network",
     "flux1": "flux_train_network", "lumina2": "lumina_train_network", "anima": "anima_train_network",
@@ -98,7 +99,7 @@ def test_nothing_is_decided_twice(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_first_step_is_of_a_usual_size(name, lycoris):  # noqa: F811
+def test_first_step_is_of_a_usual_size(name, lycoris):
     """The measure behind the learning rates: that of LoRA of rank 16, alpha 16, at 2e-4 with the same optimizer."""
     descents = []
     config = read(name)
@@ -114,7 +115,7 @@ def test_first_step_is_of_a_usual_size(name, lycoris):  # noqa: F811
 @pytest.mark.parametrize(
     "name", [name for name in SD_CONFIGS if not name.endswith("_lora") and read(name).get("fp8_base")]
 )
-def test_fp8_weights_can_be_adapted(name, lycoris):  # noqa: F811
+def test_fp8_weights_can_be_adapted(name, lycoris):
     unet, network = adapted(lycoris, name, read(name), torch.float8_e4m3fn)
     with torch.autocast("cpu", torch.bfloat16):
         unet(torch.randn(2, LAYERS[model_of(name)][-1])).sum().backward()

@@ -1,4 +1,4 @@
-"""What the tests of this folder read: pages, their headings as GitHub and mkdocs anchor them, links, code blocks."""
+"""What tests of documents read: pages, their headings as GitHub and mkdocs anchor them, links, code blocks."""
 
 import re
 from pathlib import Path

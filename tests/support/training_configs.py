@@ -1,4 +1,4 @@
-"""The training configs of configs/training on one layer: read, applied, and how far a first step goes."""
+"""Our training configs as a test uses them: read as the trainers do, and on a model of one layer."""
 
 import pytest
 import toml
