@@ -10,9 +10,9 @@ from benchmarks.fake_cuda import cases, life
 from benchmarks.fake_cuda.cases import Case
 from benchmarks.fake_cuda.costs import Subject, cost, subjects
 from benchmarks.fake_cuda.device import CPU, CUDA, move, pretended
-from benchmarks.recorder import Recorder
 from hina_kohya.core import registry
 from hina_kohya.core.technique import Slot, Stage, Technique
+from hina_kohya.profile.recorder import Recorder
 
 FEW = {
     **{f"lora_unet_{m}.lora_down.weight": (4, 320) for m in "ab"},
