@@ -74,7 +74,11 @@ def test_the_size_that_memory_prints_is_checks(capsys, monkeypatch):
     command, comment = example.text.splitlines()
     _, *words = shlex.split(command)
     assert main(words) == 0
-    assert comment.removeprefix("# ") in capsys.readouterr().out.splitlines()
+    printed, said = (
+        [float(number) for number in re.findall(r"(\d+\.\d+)", line)]
+        for line in (re.search(r"^optimizer state .*$", capsys.readouterr().out, re.MULTILINE)[0], comment)
+    )
+    assert printed == pytest.approx(said, rel=5e-3)  # MiB of state, bytes per parameter, MiB of the file
 
 
 def test_original_names_are_the_classes_that_the_page_says():
