@@ -25,6 +25,7 @@ FLOORS = {
     "patch": 5,
     "check": 6,
     "train": 6,
+    "watch": 6,
     "cli": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
