@@ -38,17 +38,18 @@ def figures(files: Sequence[FileSummary], labels: Sequence[str]) -> list[Figure]
     def draw(canvas: Any, narrow: bool) -> None:
         panels = canvas.subplots(2, 1) if narrow else canvas.subplots(1, 2, sharey=True)
         for axes, rows, title, x in (
-            (panels[0], norms, "How far each block moved", "Frobenius norm of the change of its weights"),
+            (panels[0], norms, "How far each block moved", "Frobenius norm of the change"),
             (panels[1], ranks, "In how many directions", "effective rank, mean over its modules"),
         ):
             _bars(axes, blocks, rows, narrow)
             axes.set(title=title, xlabel=x)
+        canvas.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
 
     rows = max(2, len(blocks)) * (1 + 0.5 * (len(files) - 1))
     heights = (1.0 + _ROW * rows, 2.0 + 2 * _ROW * rows)
     caption = (
         "Norms grow with the number and size of a block's modules. The effective rank counts the directions that "
-        "matter: exp of the entropy of the singular values. Far below the trained rank, a smaller rank would have done."
+        "matter: exp of the entropy of the singular values. Far below the trained rank: a smaller one may do."
     )
     spectra = [_spectra(file, label if len(files) > 1 else "") for file, label in zip(files, labels, strict=True)]
     return [figure("Blocks", caption, draw, heights, keys), *spectra]

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from hina_kohya.monitor.plots import smoothed
-from hina_kohya.watch.events import LOSS, Curve
+from hina_kohya.watch.events import AVERAGE, LOSS, Curve
 from hina_kohya.watch.figures import GOOD, INK, LINE, SERIES, Figure, Key, figure, thinned
 from hina_kohya.watch.findings import best, validation
 from hina_kohya.watch.run import Run
 
-AVERAGE = "loss/average"
 MOST_LINES = len(SERIES)
 _MOST_ROWS = 48  # of a picture of many curves
 _COLUMNS = 160  # its spans of steps
@@ -68,7 +67,10 @@ def _one_loss(axes: Any, run: Run, curve: Curve | None, number: int, count: int)
         mark = _lowest(number, count)
         axes.axvline(step, color=mark, linewidth=0.9, linestyle="--")
         axes.plot([step], [value], color=mark, marker="o", markersize=8, markerfacecolor="none", markeredgewidth=1.8)
-        axes.annotate(f"step {step}", (step, value), (5, -12), textcoords="offset points", color=mark, weight="bold")
+        steps = outside.steps if curve is None else curve.steps
+        left = 2 * step <= int(steps[0]) + int(steps[-1])
+        axes.annotate(f"step {step}", (step, value), (6 if left else -6, -13), textcoords="offset points",
+                      ha="left" if left else "right", color=mark, weight="bold")  # fmt: skip
 
 
 def _colours(number: int, count: int) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-LOSS = "loss/current"
+LOSS, AVERAGE = "loss/current", "loss/average"
 PATTERN = "*.tfevents.*"
 # Both trainers log these with the number of the epoch where the others have that of the step.
 _BY_EPOCH = ("loss/epoch", "loss/epoch_average", "loss/validation/epoch_average", "loss/validation/epoch_divergence")

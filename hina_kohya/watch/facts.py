@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from hina_kohya.loras.summary import training
-from hina_kohya.watch.events import LOSS
+from hina_kohya.watch.events import AVERAGE, LOSS
 from hina_kohya.watch.folder import number
 from hina_kohya.watch.run import Run
 
@@ -38,6 +38,7 @@ def facts(run: Run) -> dict[str, str]:
         "held out": _held_out(metadata),
         "seed": metadata.get("ss_seed", ""),
         "time": _time(run, metadata),
+        "progress": _progress(run, metadata),
         "file": _file(run),
         "result": _verdict(run),
     }
@@ -66,7 +67,8 @@ def _json(text: str) -> dict[str, object]:
 def _precision(metadata: dict[str, str]) -> str:
     full = [f"full_{kind}" for kind in ("fp16", "bf16") if metadata.get(f"ss_full_{kind}") == "True"]
     base = ["fp8 base"] if metadata.get("ss_fp8_base") == "True" else []
-    return ", ".join([word for word in (metadata.get("ss_mixed_precision", ""),) if word] + full + base)
+    mixed = metadata.get("ss_mixed_precision", "")
+    return ", ".join([f"mixed_precision {mixed}" if mixed == "no" else mixed] * bool(mixed) + full + base)
 
 
 def _held_out(metadata: dict[str, str]) -> str:
@@ -86,6 +88,13 @@ def _time(run: Run, metadata: dict[str, str]) -> str:
         pace = float(np.median(np.diff(loss.times) / np.diff(loss.steps)))
         words.append(f"{pace:.2f} s per step" if pace >= 1 else f"{1000 * pace:.0f} ms per step")
     return ", ".join(words)
+
+
+def _progress(run: Run, metadata: dict[str, str]) -> str:
+    """Where a run is that did not reach its last step, or not yet."""
+    last = max((int(curve.steps[-1]) for tag, curve in run.curves.items() if tag in (LOSS, AVERAGE)), default=0)
+    end = number(metadata.get("ss_max_train_steps") or run.settings.get("max_train_steps"))
+    return f"step {last} of {end:.0f}: still running, or stopped" if last and end and last < end else ""
 
 
 def duration(seconds: float) -> str:

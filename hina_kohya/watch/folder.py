@@ -140,5 +140,5 @@ def demo_summary(folder: Path) -> tuple[dict[str, Any], str | None]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         return {}, f"{path} is damaged: {' '.join(str(error).split())[:120]}"
-    ours = isinstance(content, dict) and isinstance(content.get("settings"), dict) and "versions" in content
+    ours = isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("settings", "versions"))
     return (content if ours else {}), None

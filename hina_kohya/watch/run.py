@@ -145,8 +145,8 @@ def _missing(
         )
     elif not any(tag.startswith("loss/validation") and "divergence" not in tag for tag in curves):
         lines.append(
-            "No held-out loss, so nothing here says when the run began to learn its images by heart. In sd-scripts "
-            "`--validation_split 0.1` or a dataset with `validation_split` switches it on."
+            "No held-out loss, so nothing here says when the run began to learn its images by heart. sd-scripts logs "
+            "one with `--validation_split 0.1`; musubi-tuner and `hina-kohya train` have none."
         )
     if adapter is None:
         lines.append("No adapter that can be read, so there are no pictures of its blocks.")

@@ -145,6 +145,14 @@ def test_logs_of_another_run_are_not_this_run_s(tmp_path):
     assert any("1 other start of a trainer logged here" in line for line in record.missing)
 
 
+def test_a_run_that_did_not_end_says_where_it_is(tmp_path):
+    runs.adapter(tmp_path / "cat-step00000040.safetensors", 40, ss_max_train_steps="100")
+    runs.log(tmp_path / "logs", steps=57)
+    assert "progress step 57 of 100: still running, or stopped" in plain(text_of(tmp_path))
+    runs.log(tmp_path / "all", steps=100)
+    assert "still running" not in plain(text_of(tmp_path, logging_dir=tmp_path / "all"))
+
+
 def test_two_runs_in_one_folder(tmp_path):
     runs.adapter(tmp_path / "dog.safetensors", 50, ss_output_name="dog")
     runs.adapter(tmp_path / "cat-000002.safetensors", 60)
