@@ -25,3 +25,22 @@ class HinaAdamW(Family):
     """
 
     Settings = HinaAdamWSettings
+
+
+@dc.dataclass(frozen=True)
+class HinaAutoSettings(HinaAdamWSettings):
+    lr: float = hyper(1.0, "[0, inf)", doc="multiplies the learning rate that is found")
+    use_auto_lr: bool = hyper(True, doc="find the learning rate, as Prodigy does: give lr=1, schedules multiply it")
+    rank_free_lr: bool = hyper(True, doc="keep what the learning rate means when rank or alpha change, from 8 and 8")
+
+
+class HinaAuto(HinaAdamW):
+    """HinaAdamW that finds its learning rate: give 1, as to Prodigy.
+
+    Example::
+
+        HinaAuto(network.named_parameters())
+        # sd-scripts: --optimizer_type hina_kohya.HinaAuto --learning_rate 1
+    """
+
+    Settings = HinaAutoSettings

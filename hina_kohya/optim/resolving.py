@@ -14,6 +14,7 @@ logger = logging.getLogger("hina_kohya")
 
 # flag -> the technique it turns on
 FLAGS = {
+    "use_auto_lr": "auto_rate",
     "edge_suppression": "edge_suppression",
     "spatial_awareness": "spatial_frequency",
     "use_agr": "agr",
@@ -42,6 +43,8 @@ FLAGS = {
 }
 # argument -> the techniques' options it sets
 OPTIONS: dict[str, tuple[str, ...]] = {
+    "d0": ("auto_rate.d0",),
+    "d_coef": ("auto_rate.coef",),
     "use_normuon": ("muon.normuon",),
     "rank_free_lr": ("lora_muon.rank_free",),
     "spd_lambda": ("spd.lam",),
