@@ -1,6 +1,7 @@
 """Curves over steps: loss and held-out loss with the best step, learning rates, whatever else was logged."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,7 +180,7 @@ def _lines(head: str, rows: dict[str, Curve]) -> Figure:
         axes = canvas.subplots()
         for colour, curve in zip(SERIES, rows.values(), strict=False):
             axes.plot(*thinned(curve.steps, curve.values), color=colour, linewidth=1.4)
-        _plain(axes, "step", head)
+        _plain(axes, "step", clipped(head, True))
 
     keys = [Key(name, colour) for colour, name in zip(SERIES, rows, strict=False)]
     return figure(head, "As the trainer logged it.", draw, (2.3, 2.4), keys)
@@ -204,7 +205,7 @@ def _map(head: str, rows: dict[str, Curve]) -> Figure:
         image = axes.imshow(table, aspect="auto", cmap="viridis", interpolation="none",
                             extent=(low, high + 1, len(names) - 0.5, -0.5))  # fmt: skip
         bar = canvas.colorbar(image, ax=axes, location="bottom" if narrow else "right")
-        bar.set_label(f"{'log10 of ' if positive else ''}{head}")
+        bar.set_label(f"{'log10 of ' if positive else ''}{clipped(head, True)}")
         axes.set_yticks(range(len(names)), [clipped(name, narrow) for name in names])
         axes.set_xlabel("step")
         axes.tick_params(length=0)
@@ -216,6 +217,7 @@ def _map(head: str, rows: dict[str, Curve]) -> Figure:
 
 def clipped(name: str, narrow: bool) -> str:
     """What fits beside a picture; the end of a long name tells more than its middle."""
-    most = 26 if narrow else 44
     name = re.sub(r"[\x00-\x1f\x7f]", " ", name)
+    width = sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in name)
+    most = (26 if narrow else 44) * len(name) // max(width, 1)
     return name if len(name) <= most else f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}"

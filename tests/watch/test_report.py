@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -90,6 +91,31 @@ def test_names_are_only_text(tmp_path):
     two = text_of(folder, folder)
     assert "<script" not in two
     assert "<img src=x" not in two
+
+
+ODD = ["", "None", "nan", "-1", "1e300", "1e17", "[]", "null", '{"a": {"n_repeats": {"x": []}, "img_count": "9"}}',
+       "[[[[", "\x00\x01", "日本語" * 50, "a" * 5000, "$\\frac{$", "{{1234567*7}}", "{% for %}",
+       "]]>", "--><script>"]  # fmt: skip
+KEYS = ("output_name", "steps", "training_started_at", "training_finished_at", "dataset_dirs", "tag_frequency",
+        "full_bf16", "learning_rate", "max_train_steps", "num_validation_images", "mixed_precision", "network_args")  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_a_file_says_there_is_a_page(tmp_path, seed):
+    pick = random.Random(seed)
+    runs.adapter(tmp_path / "a.safetensors", names=runs.NAMES[:3], **{f"ss_{key}": pick.choice(ODD) for key in KEYS})
+    losses = [float(pick.choice(["nan", "inf", "0", "-1", "1"])) for _ in range(40)]
+    runs.log(tmp_path / "logs", steps=pick.choice([1, 2, 30]), every=1, held_out=losses.__getitem__, rates=ODD[1:4],
+             loss=losses.__getitem__, more=lambda step: {name or "x": step / 9 for name in ODD[seed:]})  # fmt: skip
+    judged = pick.choice([None, 1, "x", {"taught": 1}, {"taught": {"before": {"accuracy": "x"}}}])
+    demo = {"settings": {"a": pick.choice([None, 1, [], {}])}, "versions": {"b": pick.choice(ODD)}, "judged": judged}
+    (tmp_path / "summary.json").write_text(json.dumps(demo))
+    (tmp_path / "x.toml").write_text("output_name = 3\nmax_train_steps = 'x'\nlogging_dir = 5\n[a.b]\nc = 1")
+    markup = text_of(tmp_path, tmp_path) if seed % 2 else text_of(tmp_path)
+    assert "<script" not in markup
+    assert "8641969" not in markup
+    assert markup.endswith("</html>")
 
 
 def test_what_a_page_is_not_to_tell(tmp_path):
