@@ -97,7 +97,8 @@ ODD = ["", "None", "nan", "-1", "1e300", "1e17", "[]", "null", '{"a": {"n_repeat
        "[[[[", "\x00\x01", "日本語" * 50, "a" * 5000, "$\\frac{$", "{{1234567*7}}", "{% for %}",
        "]]>", "--><script>"]  # fmt: skip
 KEYS = ("output_name", "steps", "training_started_at", "training_finished_at", "dataset_dirs", "tag_frequency",
-        "full_bf16", "learning_rate", "max_train_steps", "num_validation_images", "mixed_precision", "network_args")  # fmt: skip
+        "full_bf16", "learning_rate", "max_train_steps", "num_validation_images", "mixed_precision",
+        "network_args")  # fmt: skip
 
 
 @pytest.mark.filterwarnings("error")
