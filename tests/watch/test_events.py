@@ -157,6 +157,14 @@ def test_a_gap_of_steps_is_not_bridged(tmp_path):
     assert len(events.choose(found, None, None)) == 1
 
 
+def test_a_run_from_its_first_step_was_not_resumed(tmp_path):
+    """With accumulation the first batches of sd-scripts are those of step 0."""
+    runs.log(tmp_path, steps=50, first=0, held_out=None)
+    runs.log(tmp_path, steps=50, first=1, held_out=None, start=runs.START + 3600)
+    found, _ = read(tmp_path)
+    assert len(events.choose(found, None, None)) == 1
+
+
 def test_a_copy_of_the_folder_below_another_is_read_once(tmp_path):
     place = runs.log(tmp_path / "logs", steps=5)
     found, _ = events.sessions([tmp_path, tmp_path / "logs", place])

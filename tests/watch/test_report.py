@@ -88,9 +88,10 @@ def test_names_are_only_text(tmp_path):
     assert "<script" not in markup
     assert "<img src=x" not in markup
     assert markup.count("&lt;script&gt;") >= 8
-    two = text_of(folder, folder)
-    assert "<script" not in two
-    assert "<img src=x" not in two
+    for other in (text_of(folder, folder), text_of(folder, name="cat")):  # the latter names the former as missing
+        assert EVIL in html.unescape(other)
+        assert "<script" not in other
+        assert "<img src=x" not in other
 
 
 ODD = ["", "None", "nan", "-1", "1e300", "1e17", "[]", "null", '{"a": {"n_repeats": {"x": []}, "img_count": "9"}}',
