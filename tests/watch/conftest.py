@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.watch.runs import whole
+from tests.support.run_folders import whole
 
 
 @pytest.fixture(scope="session")

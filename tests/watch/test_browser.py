@@ -11,10 +11,10 @@ import threading
 import pytest
 
 from hina_kohya.watch import page, run
-from tests.watch import runs
+from tests.support import run_folders as runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")]
 
 WIDTHS = (1280, 390)
 # One page beside the report's own origin, which may look into it: frames are as wide as windows would be.

@@ -8,7 +8,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from hina_kohya.watch import events
-from tests.watch import runs
+from tests.support import run_folders as runs
 
 
 def read(folder):
@@ -23,6 +23,7 @@ def only(folder):
     return session
 
 
+@pytest.mark.slow
 def test_every_point_is_there(tmp_path):
     """EventAccumulator keeps 10,000 of a tag, by chance."""
     runs.log(tmp_path, steps=12_000, held_out=None)

@@ -8,7 +8,7 @@ import torch
 
 from hina_kohya.watch import run
 from hina_kohya.watch.findings import findings
-from tests.watch import runs
+from tests.support import run_folders as runs
 
 
 def said(folder, **request):

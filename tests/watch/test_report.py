@@ -13,7 +13,7 @@ from PIL import Image
 
 from hina_kohya.cli import main
 from hina_kohya.watch import page, run, samples
-from tests.watch import runs
+from tests.support import run_folders as runs
 
 
 def report(*words, code=0):
@@ -72,6 +72,7 @@ EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>`$x$'
 SAFE = EVIL.replace("/", "|")  # for names of files
 
 
+@pytest.mark.slow
 def test_names_are_only_text(tmp_path):
     """Of a folder, a file's metadata, a module, a tag, a picture, a TOML."""
     folder = tmp_path / SAFE
@@ -102,6 +103,7 @@ KEYS = ("output_name", "steps", "training_started_at", "training_finished_at", "
         "network_args")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_a_file_says_there_is_a_page(tmp_path, seed):
@@ -141,6 +143,7 @@ def test_the_options_stand_in_where_a_file_says_nothing(tmp_path):
     assert "No adapter that can be read" in words
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_with_what_switches_it_on(tmp_path):
     runs.adapter(tmp_path / "cat.safetensors")
     words = plain(text_of(tmp_path))
@@ -173,6 +176,7 @@ def test_logs_of_another_run_are_not_this_run_s(tmp_path):
     assert any("1 other start of a trainer logged here" in line for line in record.missing)
 
 
+@pytest.mark.slow
 def test_a_run_that_did_not_end_says_where_it_is(tmp_path):
     runs.adapter(tmp_path / "cat-step00000040.safetensors", 40, ss_max_train_steps="100")
     runs.log(tmp_path / "logs", steps=57)
@@ -305,6 +309,7 @@ def test_adapters_of_two_models_are_shown_and_not_compared(cat, tmp_path):
     assert "have no module in common" in words
 
 
+@pytest.mark.slow
 def test_samples_are_chosen_evenly_and_small(tmp_path):
     runs.samples(tmp_path, steps=range(10, 310, 10), prompts=8)
     (tmp_path / "sample" / "clip.mp4").write_bytes(b"")
@@ -352,11 +357,13 @@ def test_prodigy_s_own_rate_takes_the_place_of_the_factor(tmp_path):
     assert float(curves["unet (d x lr)"].values[0]) == pytest.approx(3e-4)
 
 
+@pytest.mark.slow
 def test_a_long_run_is_a_small_page(tmp_path):
     runs.log(tmp_path, steps=20_000, rates=("unet", "te1"), every=100, held_out=lambda step: 0.1)
     assert len(text_of(tmp_path)) < 400_000
 
 
+@pytest.mark.slow
 def test_the_demo(tmp_path, capsys):
     words = ["--config_file", "configs/training/digits_lokr.toml", "--max_train_steps", "6",
              "--lr_warmup_steps", "2", "--judge", "10",
