@@ -70,7 +70,7 @@ def test_the_wheel_has_what_the_package_reads_and_no_weights(members):
         for folder in ("configs/presets", "configs/lycoris", "patches")
         for name in relative(folder)
     }
-    assert data == settings | relative("hina_kohya", "*.json") - {
+    assert data == settings | relative("hina_kohya", "*.jinja") | relative("hina_kohya", "*.json") - {
         name for name in relative("hina_kohya") if "base_model" in name.parts
     } | {PurePosixPath("hina_kohya/py.typed")}
     assert not [name for name in members if name.suffix in (".safetensors", ".pt", ".gz", ".png", ".npz")]

@@ -25,6 +25,7 @@ FLOORS = {
     "patch": 5,
     "check": 6,
     "train": 6,
+    "watch": 6,
     "profile": 7,
     "cli": 8,
 }

@@ -1,0 +1,1 @@
+"""What is seen of a training run: its curves, its adapter and its samples, on one page."""
