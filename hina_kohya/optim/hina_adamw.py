@@ -1,15 +1,6 @@
 """HinaAdamW: AdamW for adapters, with each technique of its family as a switch."""
 
-import dataclasses as dc
-
-from hina_kohya.core.hyper import hyper
 from hina_kohya.optim.family import Family
-from hina_kohya.optim.settings import Settings
-
-
-@dc.dataclass(frozen=True)
-class HinaAdamWSettings(Settings):
-    use_lora_muon: bool = hyper(True, doc="LoRA-Muon for pairs: Muon's step of W = B A; no Cautious for them")
 
 
 class HinaAdamW(Family):
@@ -24,4 +15,4 @@ class HinaAdamW(Family):
         # sd-scripts: --optimizer_type hina_kohya.HinaAdamW --optimizer_args "preset='lokr'" "use_tam=True"
     """
 
-    Settings = HinaAdamWSettings
+    overrides = {"use_lora_muon": True}

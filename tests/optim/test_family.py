@@ -1,6 +1,5 @@
 """Every optimizer of the family: what it equals when bare, that each flag acts, that it resumes, and what it costs."""
 
-import dataclasses as dc
 import inspect
 import io
 import json
@@ -10,9 +9,8 @@ import pytest
 import torch
 
 import hina_kohya
-from hina_kohya.optim import presets
+from hina_kohya.optim import arguments, presets
 from hina_kohya.optim.automagic_cameamp import PROFILES
-from hina_kohya.optim.resolving import FLAGS, OPTIONS
 from tests.conftest import SHAPES, make_params, set_grads, train
 from tests.core.test_cost import Counter, small_matrices
 from tests.techniques.test_invariants import FLAGS as SHARED
@@ -48,9 +46,12 @@ def make(cls, params, **options):
     return getattr(hina_kohya, cls)(params.items() if isinstance(params, dict) else params, **options)
 
 
+def rows(cls):
+    return arguments.of(getattr(hina_kohya, cls))
+
+
 def known(cls, options):
-    fields = getattr(hina_kohya, cls).Settings.__dataclass_fields__
-    return {name: value for name, value in options.items() if name in fields}
+    return {name: value for name, value in options.items() if name in rows(cls)}
 
 
 def flat(params):
@@ -167,7 +168,7 @@ FAMILY_FLAGS = [
     ("COptim", {"enable_dual_momentum": True}),
     *((cls, {"use_muon": True, "use_normuon": False}) for cls in CLASSES),
     *((cls, {"use_muon": True}) for cls in CLASSES),
-    *((cls, {"use_lora_muon": not getattr(hina_kohya, cls).Settings.use_lora_muon}) for cls in CLASSES),
+    *((cls, {"use_lora_muon": not rows(cls)["use_lora_muon"].start}) for cls in CLASSES),
     *((cls, {"rank_free_lr": True}) for cls in CLASSES),
     *((cls, {"rank_free_lr": True, "lora_scale": 0.5}) for cls in CLASSES),
 ]
@@ -190,7 +191,7 @@ INSTEAD_OF_LORA_MUON = {
 
 @pytest.mark.parametrize("cls", ["HinaAdamW", "AdaptiveHinaAdamW"])
 def test_which_flags_take_the_place_of_lora_muon(cls):
-    switches = [field.name for field in dc.fields(getattr(hina_kohya, cls).Settings) if field.default is False]
+    switches = [name for name, row in rows(cls).items() if row.start is False]
     params = make_params(shapes={name: shape for name, shape in SHAPES.items() if name.startswith("lora_unet_a")})
     displaced = set()
     for name in switches:
@@ -207,13 +208,7 @@ def test_no_flag_was_forgotten():
     silent = {"lr", "preset", "compile", "override_hyperparameters", "verbose"}
     discovery = {"relationship_discovery_interval", "compatibility_threshold"}  # tests/optim/test_adaptive.py
     for cls in CLASSES:
-        fields = set(getattr(hina_kohya, cls).Settings.__dataclass_fields__)
-        assert fields <= shown | silent | discovery, cls
-
-
-def test_every_flag_and_option_belongs_to_a_class():
-    fields = {name for cls in CLASSES for name in getattr(hina_kohya, cls).Settings.__dataclass_fields__}
-    assert set(FLAGS) | set(OPTIONS) <= fields
+        assert set(rows(cls)) <= shown | silent | discovery, cls
 
 
 # Reliability
