@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from hina_kohya.optim.adaptive_hina_adamw import AdaptiveHinaAdamW
     from hina_kohya.optim.automagic_cameamp import AutomagicCameAMP, AutomagicCameAMP8bit
     from hina_kohya.optim.coptim import COptim, COptim8bit
-    from hina_kohya.optim.hina_adamw import HinaAdamW
+    from hina_kohya.optim.hina_adamw import HinaAdamW, HinaAuto
 
 __version__ = "0.1.0"
 
@@ -18,11 +18,13 @@ __all__ = [
     "COptim",
     "COptim8bit",
     "HinaAdamW",
+    "HinaAuto",
     "__version__",
 ]
 
 _MODULES: dict[str, str] = {
     "HinaAdamW": "hina_kohya.optim.hina_adamw",
+    "HinaAuto": "hina_kohya.optim.hina_adamw",
     "AdaptiveHinaAdamW": "hina_kohya.optim.adaptive_hina_adamw",
     "AutomagicCameAMP": "hina_kohya.optim.automagic_cameamp",
     "AutomagicCameAMP8bit": "hina_kohya.optim.automagic_cameamp",

@@ -53,6 +53,7 @@ def stub() -> str:
     modules = {name: cls.__module__.rpartition(".")[2] for name, cls in classes().items()}
     lines = [f"from hina_kohya.optim import {', '.join(sorted({*modules.values()}))}", ""]
     lines += ["__version__: str", "OPTIMIZERS: tuple[str, ...]"]
+    lines += ["__all__ = [", *(f'    "{name}",' for name in hina_kohya.__all__), "]"]
     for name, cls in classes().items():
         lines += ["", f"class {name}({modules[name]}.{name}):", "    def __init__(", "        self,"]
         parameters = list(inspect.signature(cls).parameters.values())

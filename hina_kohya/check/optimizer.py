@@ -59,6 +59,13 @@ class Optimizer:
     def is_hina(self) -> bool:
         return self.path.startswith("hina_kohya.")
 
+    @property
+    def finds_lr(self) -> bool:
+        """Whether it finds the learning rate itself and multiplies it by the one that is given, 1 as a rule."""
+        if self.is_hina:
+            return bool(self.arguments.get("use_auto_lr", self.last == "HinaAuto"))
+        return self.is_own and self.lower.startswith(("prodigy", "dadapt"))
+
 
 def optimizer_of(optimizer_type: str | None, words: Any, hooked: bool, trainer: Trainer = SD_SCRIPTS) -> Optimizer:
     name = (optimizer_type or "").strip() if hooked else optimizer_type or ""

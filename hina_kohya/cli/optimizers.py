@@ -7,14 +7,13 @@ import re
 import sys
 from typing import Any
 
+import hina_kohya
 from hina_kohya.cli.parser import Parser
 from hina_kohya.core.hyper import did_you_mean, first_sentence
 from hina_kohya.trainers import optimizer_names
 from hina_kohya.trainers.errors import UserError
 
-FAMILIES = (
-    "HinaAdamW", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim", "COptim8bit",
-)  # fmt: skip
+FAMILIES = tuple(name for name in hina_kohya.OPTIMIZERS if name in hina_kohya.__all__)
 EXAMPLE = """examples:
   hina-kohya optimizers               one line an optimizer
   hina-kohya optimizers --all         its other names, too

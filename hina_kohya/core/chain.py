@@ -54,6 +54,9 @@ def run(
             s = s.but(direction=s.update)
         if technique is last:
             s = _held(s, chain)
+    for technique in chain:
+        if technique.follows:
+            technique.follow(s.but(pooled=pooled.get(technique.name)), states[technique.name])
     return (s.param if subtracted else _subtracted(s)), states
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hina_kohya.core import checkpoint, registry, report, roles
+from hina_kohya.core import checkpoint, registry, report, roles, starting
 from hina_kohya.core.chain import Chain, run
 from hina_kohya.core.codec import codec
 from hina_kohya.core.counters import SkippedSteps
@@ -130,7 +130,8 @@ class HinaOptimizer(torch.optim.Optimizer):
     def members(self) -> list[roles.Member]:
         """Every parameter with its name, role and partners, in the order of the param groups."""
         if self._members is None:
-            self._members = roles.with_products(self._resolved())
+            members = roles.with_products(self._resolved())
+            self._members = starting.with_starts(members, self.param_groups, self.state)
         return self._members
 
     def _resolved(self) -> list[roles.Member]:
@@ -224,6 +225,7 @@ class HinaOptimizer(torch.optim.Optimizer):
     def _announce(self) -> None:
         """At the first step."""
         logger.info(self.summary())
+        report.say_odd_rates(self)
         report.say_idle(self)
 
     # Checkpoints
@@ -273,8 +275,6 @@ class HinaOptimizer(torch.optim.Optimizer):
         if "_plan" not in self.__dict__:  # a copy or a pickle, not torch's `load_state_dict`
             self._start_anew()
         super().__setstate__(state)
-
-    # What it says of itself
 
     def summary(self) -> str:
         """The one line that is logged at the first step."""

@@ -78,7 +78,7 @@ class Plan:
         self.counters, self.rates = Counters(self.buckets), Rates(self.buckets, groups)
         coupled = {(t, bucket.key.device) for bucket in self.buckets for t in bucket.chain if t.couples}
         self.couplings = [Coupling(technique, device, buckets, members) for technique, device in coupled]
-        pooled = {technique for bucket in self.buckets for technique in bucket.chain if technique.pools}
+        pooled = {technique.pooler() for bucket in self.buckets for technique in bucket.chain if technique.pools}
         self.poolings = [Pooling(technique, self.buckets, groups.tolist(), ties) for technique in pooled]
         self._away = 0
 
@@ -148,9 +148,7 @@ class Plan:
     def shared(self, bucket: Bucket, rows: Rows) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """By technique, what the partners of these rows published, and what was pooled for them."""
         couplings = {c.technique.name: c.shared(bucket, rows) for c in self.couplings if c.serves(bucket)}
-        return couplings, {
-            p.technique.name: p.pooled(bucket, rows) for p in self.poolings if p.technique in bucket.chain
-        }
+        return couplings, {p.technique.name: p.pooled(bucket, rows) for p in self.poolings if p.serves(bucket)}
 
     def forget(self) -> None:
         for each in (*self.couplings, *self.poolings):

@@ -1,4 +1,4 @@
-"""Pooled numbers: one of every matrix, compared within its param group, and an answer to each of them."""
+"""Pooled numbers: a few of every matrix, looked at together, and an answer to each of them."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Pooling:
 
     def __init__(self, technique: Technique, buckets: Sequence[Bucket], groups: Sequence[int], ties: Ties):
         self.technique = technique
-        self.buckets = [bucket for bucket in buckets if technique in bucket.chain]
+        self.buckets = [bucket for bucket in buckets if self.serves(bucket)]
         self.device = self.buckets[0].key.device
         order = [index for bucket in self.buckets for index in bucket.indices]
         by_group: dict[int, list[int]] = defaultdict(list)
@@ -59,11 +59,14 @@ class Pooling:
         }
         self._answers: Tensor | None = None
 
+    def serves(self, bucket: Bucket) -> bool:
+        return any(technique.pooler() == self.technique for technique in bucket.chain)
+
     def table(self) -> Pool:
         key = self.technique.name, self.technique.pools
-        kept = [bucket.slabs[key].read(slice(None), torch.float64).flatten() for bucket in self.buckets]
+        kept = [bucket.slabs[key].read(slice(None), torch.float64).flatten(1) for bucket in self.buckets]
         values = torch.cat([each.to(self.device) for each in kept])[self._source]
-        return Pool(values.view(self.shape), self._there, self._ties)
+        return Pool(values.view(*self.shape, -1), self._there, self._ties)
 
     def publish(self) -> None:
         """Reads the state as it is before the step."""

@@ -16,10 +16,10 @@ import torch
 import hina_kohya
 from hina_kohya.core import registry, roles
 from hina_kohya.core.bucket import matrix_shape
-from hina_kohya.core.chain import Chain
 from hina_kohya.core.codec import EightBit
 from hina_kohya.core.lookup import is_looked_up
 from hina_kohya.core.members import splits_lr
+from hina_kohya.core.schedules import base_rate
 from hina_kohya.core.technique import Stage
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("hina_kohya")
+
+SMALL_FACTOR = 0.1  # a rate of Adam's; a factor of what is found it cannot be meant as
+LARGE_RATE = 0.3  # no workload of benchmarks/ trains with it
 
 
 def trained(optimizer: HinaOptimizer) -> list[roles.Member]:
@@ -39,7 +42,9 @@ def summary(optimizer: HinaOptimizer, state: str) -> str:
     """What was recognised, how it is stepped, and in how many bytes."""
     used = f"{memory(optimizer)['bytes_per_parameter']:.2f} bytes of state per parameter"
     parts = [f"{roles.summary_line(trained(optimizer))}; {type(optimizer).__name__}", state, used]
-    return ", ".join(parts + _rank_free(optimizer))
+    found = found_rate(optimizer)
+    finds = [] if found is None else [f"finds the learning rate, from {found:g}"]
+    return ", ".join(parts + finds + _rank_free(optimizer))
 
 
 def _rank_free(optimizer: HinaOptimizer) -> list[str]:
@@ -102,6 +107,20 @@ def gradient_spikes(optimizer: HinaOptimizer) -> int:
     """Spikes that `edge_suppression` damped so far, over all matrices."""
     slabs = (bucket.slabs.get(("edge_suppression", "spikes")) for bucket in optimizer.plan().buckets)
     return round(sum(slab.read(slice(None), torch.float64).sum().item() for slab in slabs if slab is not None))
+
+
+def say_odd_rates(optimizer: HinaOptimizer) -> None:
+    """Logs a learning rate that is meant for an optimizer which finds its own, or is not and was given to one."""
+    found = found_rate(optimizer)
+    rate = max((base_rate(group) for group in optimizer.param_groups), default=0.0)
+    if found is not None and 0 < rate <= SMALL_FACTOR:
+        logger.warning("use_auto_lr finds the learning rate and multiplies it by the %g that was given; give 1", rate)
+    elif found is None and rate >= LARGE_RATE:
+        logger.warning(
+            "learning rate %g: steps a hundred times as large as those that train a LoRA; "
+            "HinaAuto (or use_auto_lr=True) finds the rate and wants 1",
+            rate,
+        )
 
 
 def say_idle(optimizer: HinaOptimizer) -> None:
@@ -175,14 +194,15 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
             for picked, where in bucket.chunks(range(len(bucket))):
                 param = bucket.gather([bucket.params[row] for row in picked])
                 s = bucket.signal(param, torch.zeros_like(param), rates.of(where), bucket.steps[where], where)
-                moment = next(technique for technique in bucket.chain if technique.stage is Stage.MOMENT)
-                s = s.but(update=s.scalar(s.lr * moment.rate_factor(s)).expand_as(param))
                 shared, pooled = plan.shared(bucket, where)
-                for technique in _step_sizes(bucket.chain):
-                    slabs = {name: slab for (owner, name), slab in bucket.slabs.items() if owner == technique.name}
-                    state = {name: slab.read(where, bucket.compute) for name, slab in slabs.items()}
+                for technique in bucket.chain:
                     name = technique.name
-                    s = technique.apply(s.but(cofactors=shared.get(name), pooled=pooled.get(name)), state)
+                    s = s.but(cofactors=shared.get(name), pooled=pooled.get(name))
+                    if technique.stage is Stage.MOMENT:
+                        s = s.but(update=s.scalar(s.lr * technique.rate_factor(s)).expand_as(param))
+                    elif technique.stage in (Stage.RATE, Stage.STEP_SIZE):
+                        slabs = {slot: slab for (owner, slot), slab in bucket.slabs.items() if owner == name}
+                        s = technique.apply(s, {slot: slab.read(where, bucket.compute) for slot, slab in slabs.items()})
                 for row, mean in zip(picked, s.update.mean(dim=(-2, -1)).tolist(), strict=True):
                     group = group_of[bucket.indices[row]]
                     weighted[group] += mean * bucket.params[row].numel()
@@ -191,8 +211,12 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
     return [total / max(count, 1) for total, count in zip(weighted, counts, strict=True)]
 
 
-def _step_sizes(chain: Chain) -> Chain:
-    return tuple(technique for technique in chain if technique.stage is Stage.STEP_SIZE)
+def found_rate(optimizer: HinaOptimizer) -> float | None:
+    """What a technique of stage RATE multiplies every learning rate by at the next step; None where there is none."""
+    for pooling in optimizer.plan().poolings:
+        if pooling.technique.stage is Stage.RATE:
+            return float(pooling.technique.pool(pooling.table()).flatten()[0])
+    return None
 
 
 def pairing(optimizer: HinaOptimizer) -> dict[str, Any]:

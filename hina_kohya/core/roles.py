@@ -40,6 +40,7 @@ class Member:
     grows        : of a pair, the factor that starts at zero; B where neither or both do
     outer, rank  : of a pair, the shape (m, n) of W = B A, and what its factors share; (0, 0) and 0 elsewhere
     scale        : what the module multiplies W by, alpha / rank; None where nobody said it
+    starts_at_zero: every element was zero before the first step; known where a technique asks for it
     """
 
     name: str | None
@@ -54,6 +55,7 @@ class Member:
     outer: tuple[int, int] = (0, 0)
     rank: int = 0
     scale: float | None = None
+    starts_at_zero: bool = False
 
 
 class _Reading(NamedTuple):

@@ -85,9 +85,9 @@ _FIELDS = tuple(field.name for field in dc.fields(Signal))
 
 @dc.dataclass(frozen=True)
 class Pool:
-    """One number of every matrix, by param group, for a technique that compares them."""
+    """K numbers of every matrix, by param group, for a technique that compares them or adds them up."""
 
-    values: Tensor  # float64 [G, M]
+    values: Tensor  # float64 [G, M, K]
     there: Tensor  # bool [G, M]: false where a group has fewer than M matrices
     ties: Tensor  # [G, M, K] each matrix itself and its ties, as places in the flattened table; G * M is nobody
 

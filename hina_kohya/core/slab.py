@@ -10,7 +10,8 @@ from hina_kohya.core.technique import Slot
 from hina_kohya.numerics.masks import keep_
 
 Rows = slice | Tensor  # a run of rows, or their indices where some parameters have no gradient this step
-_EXACT = Exact()
+_EXACT, _BF16 = Exact(), BFloat16()
+_BEHIND_THE_CODEC = (Slot.SIGNED, Slot.UNSIGNED, Slot.FACTOR)
 
 
 class Slab:
@@ -19,7 +20,9 @@ class Slab:
     def __init__(self, key: str, slot: Slot, codec: Codec, shape: tuple[int, int, int], like: Tensor):
         count, self.m, self.n = shape
         self.key, self.slot = key, slot
-        self.codec = codec if slot in (Slot.SIGNED, Slot.UNSIGNED, Slot.FACTOR) else _EXACT
+        self.codec = codec if slot in _BEHIND_THE_CODEC else _EXACT
+        if slot is Slot.SUM and not isinstance(codec, Exact):
+            self.codec = _BF16  # eight bits would not see one step's share of a run
         self.rounds = self.codec.rounds(slot)
         self.parts = self.codec.empty(count, self.m, self.n, like, slot)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class Stage(IntEnum):
     """Where in the step a technique acts. The order is the order of the step; a chain has exactly one MOMENT."""
 
+    RATE = 0  # decides the learning rate that all others see
     GRADIENT = 1  # raw gradient -> gradient
     TORQUE = 2  # changes what enters the momentum, or what leaves it, where the momentum is known
     MOMENT = 3  # gradient -> update
@@ -34,6 +35,7 @@ class Slot(IntEnum):
     EXACT = 3  # whatever `slot_shape` says, uncompressed; starts at 0
     ANCHOR = 4  # [m, n] in the parameter's dtype, uncompressed; starts as the parameter
     FACTOR = 5  # whatever `slot_shape` says, never negative, behind the codec; starts at 0
+    SUM = 7  # [m, n], any sign, of the whole run: rounded stochastically to bf16 under all codecs but fp32; starts at 0
     CODE = 6  # whatever `slot_shape` says, whole numbers in [0, 255], a byte each under every codec; starts at 0
 
 
@@ -52,7 +54,9 @@ class Technique:
     slots: ClassVar[Mapping[str, Slot]] = {}
     min_numel: ClassVar[int] = 1  # smaller tensors are left alone
     couples: ClassVar[Literal["", "partner", "cofactors"]] = ""  # whose `publish` becomes `Signal.cofactors`
-    pools: ClassVar[str] = ""  # its EXACT slot of one number a matrix that `pool` sees of all matrices together
+    pools: ClassVar[str] = ""  # its EXACT slot of K numbers a matrix that `pool` sees of all matrices together
+    follows: ClassVar[bool] = False  # wants to see the step that was made, by `follow`
+    reads_start: ClassVar[bool] = False  # wants `Member.starts_at_zero`, which is read from the parameters once
     pads: ClassVar[bool] = True  # single rows and columns of zeros may be appended to its matrices
     partner_shaped: ClassVar[bool] = False  # its state depends on the partner's shape
     splits_lr: ClassVar[bool] = False  # left out where the param groups already give partners different lrs
@@ -96,6 +100,10 @@ class Technique:
         """What the matrices [N, m, n] tell their partners at the start of a step, [N, ...]; None: nothing."""
         return None
 
+    def pooler(self) -> "Technique":
+        """The variant that pools for this one; those of one pooler are pooled together."""
+        return self
+
     def pool(self, pool: Pool) -> Tensor:
         """What each matrix gets, [G, M], from the numbers of all before the step; becomes `Signal.pooled`."""
         raise TypeError(f"{self.name} pools nothing")
@@ -122,3 +130,7 @@ class Technique:
     def apply(self, s: Signal, state: State) -> Signal:
         """One step. Reads slots from ``state`` and puts their successors there; the tensors are never written into."""
         raise TypeError(f"{self.name} is a TORQUE technique: it acts through `enter` and `leave`")
+
+    def follow(self, s: Signal, state: State) -> None:
+        """What it keeps of the step that was made, ``s.update``; writes successors into ``state`` as `apply` does."""
+        raise TypeError(f"{self.name} follows nothing")

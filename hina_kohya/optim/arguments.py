@@ -15,7 +15,8 @@ from hina_kohya.core.hyper import did_you_mean, hyper
 from hina_kohya.optim import mask
 from hina_kohya.optim.kinds import Argument, Betas, Joint, Numbers, Option, Own, Switch
 
-ADAPTIVE, CAME, CONTEXT = ("AdaptiveHinaAdamW",), ("AutomagicCameAMP", "COptim"), ("COptim",)
+AUTO, ADAPTIVE, CONTEXT = ("HinaAuto",), ("AdaptiveHinaAdamW",), ("COptim",)
+CAME = ("AutomagicCameAMP", "COptim")
 MASKED = (*ADAPTIVE, *CAME)
 _MASK: dict[str, Any] = {"kind": float | None, "technique": "automagic_mask", "become": mask.options}
 _WEIGHT_DECAYS = ("weight_decay", "cautious_weight_decay", "dynamic_weight_decay")
@@ -23,6 +24,7 @@ _WEIGHT_DECAYS = ("weight_decay", "cautious_weight_decay", "dynamic_weight_decay
 ROWS: tuple[Argument, ...] = (
     # As torch's optimizers have them
     Own("lr", hyper(1e-3, "[0, inf)", doc="learning rate"), kind=float | Tensor),
+    Own("lr", hyper(1.0, "[0, inf)", doc="multiplies the learning rate that is found"), AUTO, kind=float | Tensor),
     Betas("betas", ("adam.beta1", "adam.beta2")),
     Betas("betas", ("adam.beta1", "adam.beta2", "came.beta3"), CAME),
     Option("eps", ("adam.eps", "adopt.eps", "adatam.eps", "lora_rite.eps"), warns=False),
@@ -66,6 +68,10 @@ ROWS: tuple[Argument, ...] = (
         hyper(0.3, "(0, 1)", doc="largest residual of a relationship, relative to that of the next best candidate"),
         ADAPTIVE,
     ),
+    # The learning rate
+    Switch("use_auto_lr", "auto_rate"),
+    Option("d0", "auto_rate.d0"),
+    Option("d_coef", "auto_rate.coef"),
     # The gradient
     Switch("use_agr", "agr"),
     Switch("edge_suppression", "edge_suppression", CAME),

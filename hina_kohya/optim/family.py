@@ -81,6 +81,11 @@ class Family(HinaOptimizer):
         own = ("settings", "conflicts", "asked")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
+    @property
+    def found_rate(self) -> float | None:
+        """What `use_auto_lr` multiplies all learning rates by at the next step; None where it is off."""
+        return report.found_rate(self)
+
     def diagnose_lora_pairing(self) -> dict[str, Any]:
         """Which parameters were paired with which, group by group; for "why does my ratio not act?"."""
         return report.pairing(self)

@@ -16,3 +16,15 @@ class HinaAdamW(Family):
     """
 
     overrides = {"use_lora_muon": True}
+
+
+class HinaAuto(HinaAdamW):
+    """HinaAdamW that finds its learning rate: give 1, as to Prodigy.
+
+    Example::
+
+        HinaAuto(network.named_parameters())
+        # sd-scripts: --optimizer_type hina_kohya.HinaAuto --learning_rate 1
+    """
+
+    overrides = {"use_auto_lr": True, "rank_free_lr": True}

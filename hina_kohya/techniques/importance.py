@@ -42,8 +42,9 @@ class Importance(Technique):
 
     def relative(self, pool: Pool) -> tuple[Tensor, Tensor]:
         """Log of the importance relative to the group, ties averaged, and which matrices have any; both [G, M]."""
-        known = pool.there & pool.values.isfinite() & (pool.values > 0)
-        logs = torch.where(known, pool.values, 1.0).log_()
+        average = pool.values[..., 0]
+        known = pool.there & average.isfinite() & (average > 0)
+        logs = torch.where(known, average, 1.0).log_()
         shared = pool.tied(logs).sum(dim=-1) / pool.tied(known.to(logs)).sum(dim=-1).clamp_(min=1)
         return _centred(shared, known), known
 

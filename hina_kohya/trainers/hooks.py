@@ -15,7 +15,16 @@ from typing import Any
 
 import wrapt
 
-from hina_kohya.trainers import bindings, guard, half_precision, lycoris_presets, networks, optimizers, schedulers
+from hina_kohya.trainers import (
+    bindings,
+    guard,
+    half_precision,
+    lycoris_presets,
+    networks,
+    optimizers,
+    schedulers,
+    step_logs,
+)
 from hina_kohya.trainers.bindings import Wrapper
 from hina_kohya.trainers.checkouts import TRAINERS
 from hina_kohya.trainers.networks import CREATORS
@@ -77,6 +86,7 @@ def _functions() -> dict[str, Wrapper]:
     for trainer in TRAINERS:
         functions |= dict.fromkeys(trainer.get_optimizer, functools.partial(optimizers.get_optimizer, trainer))
         functions |= dict.fromkeys(trainer.get_scheduler, schedulers.get_scheduler)
+        functions |= dict.fromkeys(trainer.step_logs, step_logs.step_logs)
     for name in _Hooks.networks:
         wrapper = _create_lycoris if name == LYCORIS else _create
         functions |= {f"{name}:{creator}": wrapper for creator in CREATORS}

@@ -18,6 +18,7 @@ MUSUBI = Trainer(
     import_folders=("src", "."),
     get_optimizer=tuple(f"{home}.get_optimizer" for home in _HOMES),
     get_scheduler=tuple(f"{home}.get_lr_scheduler" for home in _HOMES),
+    step_logs=tuple(f"{home}.generate_step_logs" for home in _HOMES),
     returns_modes=True,
     network_package="musubi_tuner.networks",
     network_scripts={

@@ -13,6 +13,7 @@ SD_SCRIPTS = Trainer(
     # 0.11 moved both, and re-exports them from where they were.
     get_optimizer=("library.optimizer:get_optimizer", "library.train_util:get_optimizer"),
     get_scheduler=("library.optimizer:get_scheduler_fix", "library.train_util:get_scheduler_fix"),
+    step_logs=("train_network:NetworkTrainer.generate_step_logs",),
     network_package="networks",
     network_scripts={
         "_flux": "flux_train_network.py",

@@ -49,6 +49,7 @@ class Trainer:
                      newest release first
     get_scheduler  : the same for its learning rates
     returns_modes  : get_optimizer also returns what sets training and evaluation mode
+    step_logs      : the same for the scalars that it logs at each step
     network_package: the package whose modules make networks, as `--network_module` names it
     network_scripts: ends of network modules' names -> the script that trains with them
     dataset_module : the module that checks the file of --dataset_config
@@ -65,6 +66,7 @@ class Trainer:
     import_folders: tuple[str, ...]
     get_optimizer: tuple[str, ...]
     get_scheduler: tuple[str, ...]
+    step_logs: tuple[str, ...]
     network_package: str
     network_scripts: Mapping[str, str]
     dataset_module: str

@@ -76,6 +76,9 @@ MISTAKES = {
     ),
     'optimizer_type = "DAdaptAdam"\nlearning_rate = 1.0\ntext_encoder_lr = 0.5': "one_lr_only text_encoder_lr",
     'optimizer_type = "Prodigy"': "lr_near_one learning_rate",
+    'optimizer_type = "hina_kohya.HinaAdamW"\nnetwork_dim = 32': "alpha_far_below_rank network_alpha",
+    'optimizer_type = "hina_kohya.HinaAuto"': "lr_near_one learning_rate",
+    'optimizer_type = "hina_kohya.HinaAdamW"\nlearning_rate = 1.0': "lr_of_prodigy learning_rate",
     'optimizer_type = "Adafactor"\nunet_lr = 1e-4': "adafactor_ignores_lr unet_lr",
     # options that exclude each other
     'full_bf16 = true\nmixed_precision = "fp16"': "full_bf16_alone mixed_precision",
@@ -248,7 +251,7 @@ WARNINGS = {
     "norms_not_scaled", "read_with_another_only", "snr_without_v_prediction", "no_nesterov_in_8_bits",
     "option_never_read",
     "repeated_key", "warmup_longer_than_run", "schedule_ignored", "text_encoder_lr_ignored",
-    "unet_lr_ignored", "second_lr_ignored", "lr_near_one", "adafactor_ignores_lr", "rank_missing",
+    "unet_lr_ignored", "second_lr_ignored", "lr_near_one", "lr_of_prodigy", "adafactor_ignores_lr", "rank_missing",
     "argument_twice", "argument_idle", "never_in_eval_mode", "came_without_warmup", "eight_bit_on_lokr",
     "state_is_corrupted", "decay_rounded_away", "shapes_behind_deepspeed", "network_argument_twice",
     "argument_of_another_algorithm", "dora_on_output", "convolutions_left_out", "dataset_ignores",

@@ -368,7 +368,16 @@ def test_state_bytes_are_those_of_real_steps(optimizer, words):
     assert warnings == [f"{chosen.name} keeps 1 of 5 tensors in 32 bits: they have fewer than 4096 elements"] * small
 
 
-@pytest.mark.parametrize("words", [(), ("state='fp32'", "use_tam=True"), ("state='bf16'", "use_lora_rite=True")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("state='fp32'", "use_tam=True"),
+        ("state='bf16'", "use_lora_rite=True"),
+        ("use_auto_lr=True",),
+        ("use_auto_lr=True", "state='fp32'"),
+    ],
+)
 def test_state_bytes_of_ours_are_those_of_real_steps(words):
     chosen = choose("hina_kohya.HinaAdamW", words, 1e-3, hooked=True)
     with Weightless():

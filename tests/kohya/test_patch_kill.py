@@ -117,6 +117,11 @@ def at_every_write(site, at_write):
             status = os.waitpid(forked(lambda nth=nth: interrupted(site, nth, at_write)), 0)[1]
             site.check()
             assert at_write is not fail_once or not swap.leftovers(site.file)
+            swap.tidy(site.file)
+            kept = swap.kept_original(site.file).exists()
+            assert not kept or patch.inspect(LYCORIS).state is State.PATCHED, (
+                "it looks like a file that was reinstalled"
+            )
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
                 assert patch.inspect(LYCORIS).state is action
                 break  # there is no nth write

@@ -160,6 +160,9 @@ FAMILY_FLAGS = [
     ("AdaptiveHinaAdamW", {"adaptation_strength": 1.0, "use_dynamic_adaptation": False}),
     ("AdaptiveHinaAdamW", {"use_dynamic_adaptation": True, "adaptation_strength": 2.0}),
     ("AdaptiveHinaAdamW", {"adaptation_strength": 1.0, "importance_decay": 0.5}),
+    ("HinaAdamW", {"use_auto_lr": True}),
+    ("HinaAdamW", {"use_auto_lr": True, "d0": 1e-2}),
+    ("HinaAdamW", {"use_auto_lr": True, "d_coef": 1e4}),  # random gradients agree too little for a smaller one
     ("COptim", {"use_context": False}),
     ("COptim", {"momentum_scales": (1, 3)}),
     ("COptim", {"context_window": 2}),

@@ -12,6 +12,7 @@ from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 # One learning rate for all groups, or RuntimeError at the first step.
 _ONE_LR = ("prodigy", "dadaptation", "dadaptadampreprint", "dadaptadam", "dadaptlion", "dadaptsgd")
+TOO_LARGE_BY_ITSELF = 0.3  # no workload trains with it, and nobody who knows the rate types it
 _FIRST_LR = ("dadaptadagrad", "dadaptadan", "dadaptadanip")
 
 
@@ -41,8 +42,8 @@ def lr_left_out(run: Run) -> Iterator[Finding]:
     if run.given("learning_rate") is None and not parts and not run.optimizer.sets_lr and run.network.module:
         rate = run.args["learning_rate"]
         what = f"nothing says which, and the default is {rate}: hardly anything is trained"
-        adapts = run.optimizer.lower in (*_ONE_LR, *_FIRST_LR)
-        yield warning("learning_rate", what, "the option's default", put(learning_rate=1.0 if adapts else 1e-4))
+        rate = 1.0 if run.optimizer.finds_lr else 1e-4
+        yield warning("learning_rate", what, "the option's default", put(learning_rate=rate))
 
 
 @rule_of(SD_SCRIPTS)
@@ -116,15 +117,29 @@ def one_lr_only(run: Run) -> Iterator[Finding]:
 
 @rule_of(SD_SCRIPTS)
 def lr_near_one(run: Run) -> Iterator[Finding]:
-    name = run.optimizer.lower
     lrs = [lr for lr in run.lrs if lr]
-    if (name == "prodigy" or name.startswith("dadapt")) and lrs and max(lrs) <= 0.1:
+    if run.optimizer.finds_lr and lrs and max(lrs) <= 0.1:
         key = next((each for each in ("unet_lr", "text_encoder_lr") if run.given(each)), "learning_rate")
         yield warning(
             key,
             f"{run.optimizer.type} finds its own step size, and multiplies it by {max(lrs):g}",
             f"sd-scripts advises 1.0 ({at('get_optimizer')})",
             put(**{key: [1.0] if key == "text_encoder_lr" else 1.0}),
+        )
+
+
+@rule_of(SD_SCRIPTS)
+def lr_of_prodigy(run: Run) -> Iterator[Finding]:
+    """A learning rate for an optimizer that finds its own, given to one of ours that does not."""
+    lrs = [lr for lr in run.lrs if lr]
+    if run.optimizer.is_hina and not run.optimizer.finds_lr and lrs and max(lrs) >= TOO_LARGE_BY_ITSELF:
+        key = next((each for each in ("unet_lr", "text_encoder_lr") if run.given(each)), "learning_rate")
+        yield warning(
+            key,
+            f"{run.optimizer.last} takes steps of {max(lrs):g}, a hundred times what trains; only HinaAuto and "
+            "use_auto_lr=True find the rate themselves",
+            "best rates of LoRA on a pretrained model: 5e-3 (docs/learning_rates.md)",
+            argument("optimizer_args", run.optimizer.words, "use_auto_lr", "True"),
         )
 
 
