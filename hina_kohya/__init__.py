@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from hina_kohya.optim.coptim import COptim, COptim8bit
     from hina_kohya.optim.hina_adamw import HinaAdamW, HinaAuto
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AdaptiveHinaAdamW",

@@ -1,4 +1,4 @@
-"""Train the base model that ships with the package: digits 0-7 only, so that an adapter has something left to learn.
+"""Train the base model of `hina-kohya train`: digits 0-7 only, so that an adapter has something left to learn.
 
     python scripts/make_base_model.py            # 5 to 10 minutes on one core; writes hina_kohya/train/base_model
 
@@ -22,9 +22,10 @@ from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from hina_kohya.train.data import TEMPLATES, WORDS, DigitImages
 from hina_kohya.train.judge import Judge
-from hina_kohya.train.model import BASE_MODEL, MAX_TOKENS, DigitModel
+from hina_kohya.train.model import MAX_TOKENS, DigitModel
 from hina_kohya.train.report import draw, versions
 from hina_kohya.train.sample import GUIDANCE, STEPS
+from hina_kohya.train.settings import BASE_MODEL
 
 KNOWN = list(range(8))
 JUDGED = 200

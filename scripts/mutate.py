@@ -370,6 +370,27 @@ MUTANTS = [
         "tests/kohya/test_patch_trial.py",
     ),
     Mutant(
+        "a rate that is found and may fall",
+        "techniques/auto_rate.py",
+        "torch.fmax(d.amax().clamp(min=self.d0), bound)",
+        "torch.fmax(torch.full_like(bound, self.d0), bound)",
+        "tests/techniques/test_auto_rate.py",
+    ),
+    Mutant(
+        "a start that is read again on resume",
+        "core/starting.py",
+        "is_zero if start is None else start",
+        "is_zero",
+        "tests/techniques/test_auto_rate.py",
+    ),
+    Mutant(
+        "rates of groups that are no ratios",
+        "techniques/auto_rate.py",
+        "q.sum() * eta.amax() / (size * eta).sum()",
+        "q.sum() / size.sum()",
+        "tests/techniques/test_auto_rate.py",
+    ),
+    Mutant(
         "a patch whose cut-off run looks like a reinstallation",
         "patch/swap.py",
         "if left and kept.exists()",

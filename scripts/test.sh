@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole test suite from a fresh clone: make .venv if there is none, check style and types, run every test, then
 # break the package on purpose and see the tests notice. Extra arguments go to pytest, e.g. bash scripts/test.sh -k resume
+# --quick: style, and one case of every test that is not marked slow; under a minute on two idle cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,6 +13,11 @@ install_extra dev
 export OMP_NUM_THREADS=1
 "$BIN/ruff" check .
 "$BIN/ruff" format --check .
-"$BIN/pyright" --pythonpath "$BIN/python"
-"$BIN/python" -m pytest -n 2 "$@"
+quick=
+for word in "$@"; do
+    [ "$word" != --quick ] || quick=yes
+done
+[ -n "$quick" ] || "$BIN/pyright" --pythonpath "$BIN/python"
+# Each process takes one half of the tests and then what the other has left: fixtures of a module are made once.
+"$BIN/python" -m pytest -n 2 --dist worksteal "$@"
 [ $# -gt 0 ] || "$BIN/python" scripts/mutate.py

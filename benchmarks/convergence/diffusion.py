@@ -69,7 +69,7 @@ class EightAndNine(Task):
 
 
 def identity(folder: Path) -> str:
-    from hina_kohya.train.model import BASE_MODEL  # noqa: PLC0415
+    from hina_kohya.train.settings import BASE_MODEL  # noqa: PLC0415
 
     weights = [file.read_bytes() for file in sorted(BASE_MODEL.rglob("*.safetensors"))]
     return digest(*weights, repr((BATCH, RANK, HELD_OUT, NETWORK_ARGS)))

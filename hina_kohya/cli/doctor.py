@@ -2,9 +2,11 @@
 
 import argparse
 import hashlib
+import platform
 import sys
 from collections.abc import Iterator
 
+from hina_kohya import __version__
 from hina_kohya.check.environment import Environment, Sites, look
 from hina_kohya.cli import checkout
 from hina_kohya.cli.parser import Parser
@@ -37,6 +39,7 @@ def main(argv: list[str]) -> int:
 
 
 def _lines(environment: Environment) -> Iterator[str]:
+    yield f"hina-kohya {__version__}   {platform.platform()}"
     yield f"Python {environment.python}   {sys.prefix}"
     width = max(len(package.name) for package in environment.packages)
     for package in environment.packages:

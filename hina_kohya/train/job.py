@@ -16,9 +16,9 @@ from .errors import UserError
 from .files import writable
 from .judge import Judge
 from .loop import Trainer, smooth
-from .model import BASE_MODEL, DigitModel
+from .model import DigitModel
 from .sample import GUIDANCE, STEPS
-from .settings import Settings, resume_command
+from .settings import BASE_MODEL, Settings, resume_command
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 

@@ -11,8 +11,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .data import Batch
+from .settings import BASE_MODEL
 
-BASE_MODEL = Path(__file__).parent / "base_model"
 MAX_TOKENS = 10
 
 

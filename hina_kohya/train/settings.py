@@ -16,6 +16,8 @@ import toml
 
 from .errors import UserError, did_you_mean
 
+# In every source checkout; no wheel carries it (pyproject.toml).
+BASE_MODEL = Path(__file__).parent / "base_model"
 SCHEDULERS = (
     "constant",
     "constant_with_warmup",
@@ -57,7 +59,7 @@ def option(default: Any, doc: str, *, low: float | None = None, high: float | No
 class Settings:
     config_file: str | None = option(None, "TOML file of settings; the command line wins over it")
     # What is trained on what.
-    pretrained_model_name_or_path: str | None = option(None, "base model folder, if not the one shipped here")
+    pretrained_model_name_or_path: str | None = option(None, "base model folder, if not the source checkout's")
     digits: list[int] = option((8, 9), "digits to teach (own option: stands for train_data_dir)", low=0, high=9)  # noqa: RUF009
     num_images: int | None = option(None, "use only so many images of each digit (own: few-shot runs)", low=1)
     caption_dropout_rate: float = option(0.0, "how often an image comes without its caption", low=0, high=1)
@@ -224,6 +226,12 @@ def _check_combinations(s: Settings) -> None:
         path = getattr(s, name)
         if path is not None and not Path(path).exists():
             raise UserError(f"{name} {path} does not exist")
+    if s.pretrained_model_name_or_path is None and not BASE_MODEL.is_dir():
+        place = "/".join(BASE_MODEL.parts[-3:])
+        raise UserError(
+            f"the demo's base model is not in the wheel, it is in a source checkout of hina-kohya: run "
+            f"`bash scripts/demo.sh` there, or add --pretrained_model_name_or_path CHECKOUT/{place}"
+        )
 
 
 def read_settings(argv: list[str]) -> Settings:

@@ -12,7 +12,7 @@ from torch import nn
 from hina_kohya.adlrns.adapter import MAKING, AdlrnsModule
 from hina_kohya.adlrns.execution import Batch
 from hina_kohya.adlrns.states import States
-from tests.adlrns.small import UNet, batch, create, frozen, randomise
+from tests.support.small_networks import UNet, batch, create, frozen, randomise
 
 RANK, ALPHA = 6, 3
 LAYERS = {

@@ -7,8 +7,7 @@ from safetensors.torch import load_file
 from hina_kohya.adlrns.balance import balanced
 from hina_kohya.adlrns.execution import Directions
 from hina_kohya.adlrns.network import create_network_from_weights
-from tests.adlrns.small import UNet, batch, create, frozen
-from tests.adlrns.test_network import train
+from tests.support.small_networks import UNet, batch, create, frozen, train
 
 
 def pair(rank=5, out=12, inner=9, seed=0):

@@ -87,6 +87,7 @@ def test_constant_samples_are_the_simplest_and_broken_ones_have_no_cell():
     assert x.nan_to_num(1.25).equal(before.nan_to_num(1.25))  # never cleaned up
 
 
+@pytest.mark.slow
 def test_a_default_device_at_its_import_does_not_matter():
     code = """
 import torch

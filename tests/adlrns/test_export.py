@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from hina_kohya.cli import main
 from hina_kohya.lycoris import create_network_from_weights
-from tests.adlrns.small import TextEncoder, UNet, batch, create, frozen, randomise
+from tests.support.small_networks import TextEncoder, UNet, batch, create, frozen, randomise
 
 
 @pytest.fixture

@@ -11,19 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hina_kohya.adlrns import create_network_from_weights, memory
-from tests.adlrns.small import TextEncoder, UNet, batch, create, frozen, randomise
-
-
-def train(unet, network, steps, seed=0, samples=5, optimizer=None):
-    torch.manual_seed(seed)
-    optimizer = optimizer or torch.optim.Adam(network.parameters(), 1e-3)
-    for _ in range(steps):
-        network.on_step_start(None, unet)
-        x, timesteps = torch.randn(samples, 4, 6, 6, dtype=torch.float64), torch.randint(0, 1000, (samples,))
-        target = x * (timesteps / 1000).view(-1, 1, 1, 1) + x.flip(1)
-        (unet(x, timesteps) - target).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+from tests.support.small_networks import TextEncoder, UNet, batch, create, frozen, randomise, train
 
 
 def tables(network):
@@ -120,6 +108,7 @@ def test_without_warmup_states_begin_with_the_same_prefix():
         assert table.tolist() == [[True] * 2 + [False] * 4] * len(table)
 
 
+@pytest.mark.slow
 def test_it_learns_more_with_the_same_mean_rank():
     """The sign of the adapter that is right depends on the timestep: what one table for all cannot do."""
     losses = {}
@@ -277,7 +266,7 @@ def test_statistics_survive_the_text_encoder_s_other_batch():
 
 RANKS = """
 import os, sys, torch, torch.distributed as dist
-from tests.adlrns.small import UNet, create, frozen
+from tests.support.small_networks import UNet, create, frozen
 from tests.adlrns.test_network import tables
 rank, file = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
@@ -302,6 +291,7 @@ os._exit(0)  # see tests/core/test_ranks.py
 """
 
 
+@pytest.mark.slow
 def test_two_processes_choose_alike(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)

@@ -14,7 +14,7 @@ from torch import nn
 from hina_kohya.adlrns import registration
 from hina_kohya.adlrns.adapter import AdlrnsModule
 from hina_kohya.trainers import hooks
-from tests.adlrns.small import FULL, UNet, batch, create, frozen, randomise
+from tests.support.small_networks import FULL, UNet, batch, create, frozen, randomise
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from hina_kohya.adlrns import registration
 from hina_kohya.adlrns.adapter import MAKING, AdlrnsModule
 from hina_kohya.adlrns.execution import Batch
 from hina_kohya.adlrns.states import States
-from tests.adlrns.small import UNet, batch, create, frozen, randomise
+from tests.support.small_networks import UNet, batch, create, frozen, randomise
 
 RANK, ALPHA, STATES = 8, 4, 3
 LAYERS = {

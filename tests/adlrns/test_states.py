@@ -9,7 +9,7 @@ from torch import nn
 from hina_kohya.adlrns.states import States
 from hina_kohya.trainers.musubi import MUSUBI
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
-from tests.adlrns.small import UNet, create, frozen, randomise
+from tests.support.small_networks import UNet, create, frozen, randomise
 
 KNOWN = [(trainer.name, model, fact) for trainer in (SD_SCRIPTS, MUSUBI) for model, fact in trainer.timesteps.items()]
 NOISE = torch.tensor([0.02, 0.4, 0.6, 0.99])

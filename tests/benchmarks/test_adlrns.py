@@ -184,6 +184,7 @@ def test_adapter_macs_are_those_that_torch_counts(name):
         assert adapter.macs(method, 2, batch.timesteps) == pytest.approx(counted)
 
 
+@pytest.mark.slow
 def test_peft_s_ranks_are_what_is_left_of_its_budget():
     method = adapters_of("adalora", rank=2, steps_=20)
     adapter.train(method, Run("adapter", "adalora", "24", 2, 20, 2e-2, 0))
@@ -257,6 +258,7 @@ def test_published_rules():
     assert not any(p.grad_fn for p in dylora.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tlora", "adlrns"])
 def test_an_adapter_run_depends_on_nothing_but_its_description(name, tmp_path):
     run = Run("adapter", name, "24", 2, 4, 6e-3, 3)

@@ -145,6 +145,7 @@ def test_learning_rates_are_the_same_places_for_every_optimizer():
     assert plan.learning_rates(0.01, 6) == pytest.approx([0.01 * rate for rate in rates], rel=5e-3)
 
 
+@pytest.mark.slow
 def test_every_optimizer_gets_the_same_trials_seeds_and_budgets(tiny, tmp_path):
     made, store = plan.Plan(tiny, tmp_path), Store(tmp_path / "runs.jsonl")
     complete, failed = finish(made, store, tmp_path)
@@ -252,6 +253,7 @@ def test_full_bf16_shows_the_optimizer_nothing_but_bf16(tmp_path):
 # Resuming
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped(tiny, tmp_path):
     whole = Store(tmp_path / "whole.jsonl")
     finish(plan.Plan(tiny, tmp_path), whole, tmp_path)
@@ -335,6 +337,7 @@ def test_trials_at_equal_rates_tell_steps_whatever_rate_won():
 # The report
 
 
+@pytest.mark.slow
 def test_the_report_is_written_from_what_is_there(tiny, tmp_path):
     made, store = plan.Plan(tiny, tmp_path), Store(tmp_path / "runs.jsonl")
     empty = summary.summarise(made, store)

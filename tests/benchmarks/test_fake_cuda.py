@@ -119,11 +119,13 @@ def test_a_planted_fault_is_found_and_named(planted, spoil, kind, operation):
     assert {phase for phase, _ in faults} == {"first step"}, "one phase is enough to know"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [_honest, _fills_by_mask])
 def test_what_only_looks_alike_is_no_fault(planted, spoil):
     assert planted(spoil) == []
 
 
+@pytest.mark.slow
 def test_a_whole_life_has_no_fault():
     """First steps, missing gradients, resume, another group, a GradScaler, another device and back; with partners."""
     coupled = (("use_allora_rows", True), ("use_kronecker_rms", True))
@@ -137,6 +139,7 @@ def test_a_whole_life_has_no_fault():
     assert not any("eigenvalues" in why for why in whys)
 
 
+@pytest.mark.slow
 def test_decompositions_and_looks_are_known_and_listed():
     for case, place in (
         (Case("HinaAdamW", "8bit", "rite", (("use_lora_rite", True),)), "lora_rite.py"),
@@ -154,6 +157,7 @@ def test_an_unlisted_decomposition_is_a_fault(monkeypatch):
     assert "is checked on the host, at hina_kohya/" in str(faults[0][1])
 
 
+@pytest.mark.slow
 def test_state_left_behind_by_a_parameter_that_moved_is_found(monkeypatch):
     monkeypatch.setattr("hina_kohya.core.plan.Plan.follows", lambda plan: True)
     faults = life.live(Case("HinaAdamW", "fp32", whole_life=True)).faults

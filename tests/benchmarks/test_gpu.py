@@ -11,7 +11,7 @@ from benchmarks import candidates, measure
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import equality, steps, training
 from benchmarks.gpu.rows import Part, Plan, Row, append, attempt, read
-from tests.conftest import make_params, set_grads
+from tests.support.stepping import make_params, set_grads
 
 CPU = Plan(torch.device("cpu"), quick=True)
 

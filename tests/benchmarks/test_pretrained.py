@@ -277,6 +277,7 @@ def test_without_the_package_it_says_so(monkeypatch, capsys):
     assert "skipped: no-such-thing is not installed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_writes_results_and_what_is_not_installed_is_skipped(tiny, monkeypatch, capsys):
     monkeypatch.setattr(model, "missing", lambda: None)
     monkeypatch.setitem(OPTIMIZERS, "absent", Entry("no_such:Thing", needs="no-such-thing"))

@@ -113,6 +113,7 @@ def test_a_file_of_datasets_is_checked_as_one(capsys, folder):
     assert (code, out.splitlines()[0]) == (0, "dataset.toml: a file for dataset_config")
 
 
+@pytest.mark.slow
 def test_the_groups_that_will_result(capsys):
     code, out, _ = printed(capsys, "good.toml", "--arch", "sd15")
     assert code == 0
@@ -131,6 +132,7 @@ def test_a_network_that_cannot_be_made_is_an_error(capsys, monkeypatch):
     assert "error: the network or its optimizer cannot be made: lycoris.kohya refuses" in out
 
 
+@pytest.mark.slow
 def test_a_network_that_only_a_checkout_has_is_no_mistake(capsys, folder):
     text = GOOD.replace("hina_kohya.lycoris", "networks.dylora").replace('"HinaAdamW"', '"AdamW"')
     (folder / "dylora.toml").write_text("".join(line for line in text.splitlines(True) if "network_args" not in line))
@@ -184,6 +186,7 @@ def test_thousands_of_findings_are_counted(capsys, folder):
     assert len(printed(capsys, "many.toml", "--no-forecast", "--all")[1].splitlines()) > 50
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_how_far_the_forecast_is(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     code, out, err = printed(capsys, "good.toml", "--arch", "sd15")

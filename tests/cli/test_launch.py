@@ -12,6 +12,7 @@ from hina_kohya import launch as module
 from hina_kohya.check import report
 from hina_kohya.cli import launch, main
 from hina_kohya.trainers.errors import UserError
+from tests.support.children import VENV
 
 SCRIPT = """
 import argparse
@@ -65,23 +66,27 @@ def started(monkeypatch):
 
 
 def run(command, cwd, **env):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), **env}
+    paths = os.pathsep.join(map(str, (Path(__file__).parents[2], VENV)))
+    environment = os.environ | {"PYTHONPATH": paths, **env}
     return subprocess.run(
         [sys.executable, "-m", *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
 
 
+@pytest.mark.slow
 def test_the_module_runs_a_script_as_python_would(checkout, tmp_path):
     done = run(["hina_kohya.launch", str(checkout / "train_network.py"), "--config_file", "x y.toml", "3"], tmp_path)
     assert done.stdout.splitlines() == ["__main__ True ['--config_file', 'x y.toml', '3']", "hooked"]
     assert done.returncode == 3
 
 
+@pytest.mark.slow
 def test_the_module_finds_a_script_by_name(checkout, tmp_path):
     done = run(["hina_kohya.launch", "train_network.py", "0"], tmp_path, SD_SCRIPTS_HOME=str(checkout))
     assert (done.returncode, done.stdout.splitlines()[1]) == (0, "hooked")
 
 
+@pytest.mark.slow
 def test_the_module_says_what_is_missing(tmp_path):
     done = run(["hina_kohya.launch", "nothing.py"], tmp_path, SD_SCRIPTS_HOME="")
     assert (done.returncode, done.stdout) == (2, "")
@@ -90,6 +95,7 @@ def test_the_module_says_what_is_missing(tmp_path):
         module.main([])
 
 
+@pytest.mark.slow
 def test_through_accelerate(checkout, tmp_path):
     own = ["hina_kohya.cli", "launch", "--sd-scripts", str(checkout), "--no-check"]
     words = [*own, "--cpu", "train_network.py", "--seed", "0"]

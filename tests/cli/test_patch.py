@@ -7,7 +7,7 @@ import pytest
 from hina_kohya.cli import patch
 from hina_kohya.patch import targets, trial
 from hina_kohya.patch.targets import LYCORIS, Target
-from tests.kohya.patch_site import make_checkout, make_site, published
+from tests.support.patch_site import make_checkout, make_site, published
 
 TRIED = "  tried on a copy first: by nobody, in a test of words\n"
 NEW = "  nobody has tried the patch on sd-scripts of an unknown version before\n"

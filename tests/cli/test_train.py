@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from hina_kohya.cli import main
 from hina_kohya.train import data, report
 from hina_kohya.train.judge import Judge, Verdict
-from hina_kohya.train.model import BASE_MODEL, DigitModel
+from hina_kohya.train.model import DigitModel
+from hina_kohya.train.settings import BASE_MODEL
 
 LOKR = ["--network_dim", "4", "--network_alpha", "2", "--network_args", "algo=lokr", "factor=4", "preset=attn-mlp"]
 QUICK = ["--train_batch_size", "4", "--learning_rate", "1e-2", "--judge", "0", *LOKR]
@@ -67,6 +68,7 @@ def whole_run(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
     )
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact(whole_run, tmp_path):
     folder, expected = whole_run
     state = folder / "last-step00000003-state"
@@ -190,6 +192,7 @@ def test_a_diverged_run_overwrites_nothing(tmp_path, capsys):
     assert_equal(load_file(tmp_path / "last.safetensors"), good)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     argv = [*QUICK, "--output_dir", str(tmp_path), "--max_train_steps", "100000"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -244,6 +247,7 @@ class TestBaseModel:
         assert metrics["digits_0_to_7"]["accuracy"] >= 0.85
         assert metrics["digits_8_and_9"]["accuracy"] <= 0.2
 
+    @pytest.mark.slow
     def test_it_draws_what_it_knows_and_not_what_it_does_not(self):
         model, judge = DigitModel.load().freeze(), Judge()
         assert report.draw(model, judge, list(range(8)), 40, seed=7).verdict().accuracy >= 0.8

@@ -10,7 +10,7 @@ from hina_kohya.core import codec as codecs
 from hina_kohya.core.technique import Slot
 from hina_kohya.numerics import companding
 from hina_kohya.numerics.rounding import random_bits16, stochastic_round_bf16
-from tests.conftest import make_params, train
+from tests.support.stepping import make_params, train
 
 EIGHT = codecs.codec("8bit")
 

@@ -12,9 +12,9 @@ from hina_kohya import AdaptiveHinaAdamW, AutomagicCameAMP, COptim, HinaAdamW
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.core.schedules import hold_rates
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_adamw_equality import OFF
-from tests.core.test_resume import copy_of, through_file
+from tests.support.adamw import OFF
+from tests.support.checkpoints import copy_of, through_file
+from tests.support.stepping import make_params, set_grads, train
 
 PAIR = {"lora_unet_a.lora_down.weight": (4, 12), "lora_unet_a.lora_up.weight": (10, 4)}
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from hina_kohya.core import discovery_match as match
 from hina_kohya.core.discovery import discover, observe
-from tests.core.test_cost import Counter
+from tests.support.counting import Counter
 
 
 class Pair(nn.Module):

@@ -35,17 +35,20 @@ def assert_nearly(run, **how):
         assert counts["missed"] <= 0.01 * counts["true"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_in_fp32_all_are_found_and_no_other(network):
     assert_exact(Run(network))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("full_bf16", [False, True], ids=["autocast", "full_bf16"])
 def test_in_bf16_nearly_all_are_found_and_hardly_any_other(network, full_bf16):
     assert_nearly(Run(network, autocast=True, full_bf16=full_bf16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["lora", "lokr", "loha"])
 def test_accumulated_gradients_in_bf16(network):
     assert_nearly(Run(network, autocast=True, full_bf16=True), accumulate=4, batch=2)

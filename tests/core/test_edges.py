@@ -7,31 +7,10 @@ import pytest
 import torch
 
 from hina_kohya import HinaAdamW
-from tests.conftest import make_params, set_grads, train
+from tests.support.chains import ALL, CHAINS, states
+from tests.support.stepping import make_params, set_grads, train
 
-ALL = {
-    "use_alora": True,
-    "use_agr": True,
-    "use_orthogonal_grad": True,
-    "use_tam": True,
-    "use_allora_rows": True,
-    "use_kronecker_rms": True,
-    "dynamic_weight_decay": True,
-    "use_cautious_weight_decay": True,
-}
-CHAINS = {
-    "default": {},
-    "adam": {"use_lora_muon": False},
-    "normuon": {"use_muon": True},
-    "all": ALL,
-    "all with muon": {**ALL, "use_muon": True},
-    "adopt spd grams": {"use_adopt_stability": True, "use_spd": True, "use_grams": True, "use_cautious": False},
-    "rite": {"use_lora_rite": True},
-    "adatam": {"use_tam": True, "tam_paper_form": True},
-}
-STATES = ["fp32", "bf16", "8bit"]
 chains = pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
-states = pytest.mark.parametrize("state", STATES)
 
 
 def finite(params):

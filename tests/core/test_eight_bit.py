@@ -7,7 +7,7 @@ from benchmarks import eight_bit
 from hina_kohya import AutomagicCameAMP8bit, COptim8bit, HinaAdamW
 from hina_kohya.core.codec import EightBit
 from hina_kohya.core.registry import build
-from tests.conftest import make_params
+from tests.support.stepping import make_params
 
 # What a spike leaves behind, and a fall of the gradients, shows after a time constant of beta2.
 STEPS, SEED = 2500, 7
@@ -21,6 +21,7 @@ def runs():
     return {row["scenario"]: row for row in eight_bit.summary(found)[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", [each.name for each in eight_bit.SCENARIOS])
 def test_steps_are_those_of_fp32(runs, scenario):
     """The median within 5 %, the 99th percentile at most 1.6, in every window."""
@@ -33,6 +34,7 @@ def test_steps_are_those_of_fp32(runs, scenario):
     assert row["direction"] <= 0.03
 
 
+@pytest.mark.slow
 def test_the_optimizer_itself_follows():
     """HinaAdamW through its own step: one spike in each block, and 1,500 steps later."""
     results = []

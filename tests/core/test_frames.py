@@ -9,11 +9,10 @@ import torch
 from hina_kohya import AdaptiveHinaAdamW, HinaAdamW
 from hina_kohya.core import frames
 from hina_kohya.core.registry import techniques
-from tests import promises
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_edges import STATES
-from tests.core.test_resume import copy_of, through_file
-from tests.techniques import table
+from tests.support import promises, table
+from tests.support.chains import STATES
+from tests.support.checkpoints import copy_of, through_file
+from tests.support.stepping import make_params, set_grads, train
 
 
 @pytest.fixture

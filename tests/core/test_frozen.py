@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from hina_kohya import AdaptiveHinaAdamW, AutomagicCameAMP, COptim, HinaAdamW
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_resume import copy_of, through_file
+from tests.support.checkpoints import copy_of, through_file
+from tests.support.stepping import make_params, set_grads, train
 
 LORA = {"q.lora_A.default.weight": (4, 12), "q.lora_B.default.weight": (10, 4)}
 BASE = {"q.base_layer.weight": (10, 12), "norm.weight": (12,), "k.weight": (12, 12)}

@@ -8,9 +8,9 @@ import torch
 from hina_kohya import HinaAdamW
 from hina_kohya.core import plan as plans
 from hina_kohya.core.bucket import Bucket
-from tests import promises
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_edges import STATES
+from tests.support import promises
+from tests.support.chains import STATES
+from tests.support.stepping import make_params, set_grads, train
 
 states = pytest.mark.parametrize("state", STATES)
 

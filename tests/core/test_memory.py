@@ -1,31 +1,11 @@
 """Bytes of state, counted over everything that is alive because of the optimizer."""
 
-import gc
-
-import torch
+import pytest
 
 from hina_kohya import HinaAdamW
-from tests.conftest import make_params, set_grads
-from tests.core.test_edges import ALL
-
-
-def live_bytes():
-    gc.collect()
-    seen = {}
-    for thing in gc.get_objects():
-        if type(thing) in (torch.Tensor, torch.nn.Parameter):
-            storage = thing.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-    return sum(seen.values())
-
-
-def lora_set(rank=8):
-    widths = [(640, 640), (640, 2048), (5120, 640), (1280, 1280)] * 2
-    return {
-        f"lora_unet_m{i}.{name}": shape
-        for i, (out, n) in enumerate(widths)
-        for name, shape in (("lora_down.weight", (rank, n)), ("lora_up.weight", (out, rank)))
-    }
+from tests.support.chains import ALL
+from tests.support.memory import live_bytes, lora_set
+from tests.support.stepping import make_params, set_grads
 
 
 def lokr_set(factor=8, rank=8):
@@ -54,6 +34,7 @@ def measure(shapes):
     return used / total, optimizer.get_memory_efficiency_report()
 
 
+@pytest.mark.slow
 def test_at_most_2_3_bytes_a_parameter_with_everything_on():
     for shapes in (lora_set(), lokr_set()):
         measured, report = measure(shapes)

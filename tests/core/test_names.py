@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hina_kohya import HinaAdamW
-from tests.conftest import make_params
+from tests.support.stepping import make_params
 
 NAMES = list(make_params())
 

@@ -9,8 +9,8 @@ import torch
 
 from hina_kohya import AdaptiveHinaAdamW, HinaAdamW
 from hina_kohya.core.counters import EVERY
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter
+from tests.support.counting import Counter
+from tests.support.stepping import make_params, set_grads, train
 
 
 def poisoned(optimizer, params, steps, victims, start=0, value=math.nan):
@@ -25,6 +25,7 @@ def warnings(caplog):
     return [record.message for record in caplog.records if "not finite" in record.message]
 
 
+@pytest.mark.slow
 def test_it_is_logged_by_name_and_again_when_it_has_doubled(caplog):
     params = make_params()
     optimizer = HinaAdamW(params.items())
@@ -63,6 +64,7 @@ def test_the_report_counts_them_at_any_time_and_over_new_plans():
     assert optimizer.get_optimization_info()["training_stats"]["global_step"] == 5
 
 
+@pytest.mark.slow
 def test_counting_never_waits():
     params = make_params()
     optimizer = HinaAdamW(params.items())

@@ -2,12 +2,13 @@
 
 import os
 
+import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import distributed
 
 from hina_kohya import HinaAdamW
-from tests.conftest import make_params, set_grads
+from tests.support.stepping import make_params, set_grads
 
 
 def work(rank, folder, results):
@@ -33,6 +34,7 @@ def work(rank, folder, results):
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_two_ranks_stay_bit_equal(tmp_path):
     results = torch.zeros(2, dtype=torch.int64).share_memory_()
     mp.spawn(work, args=(tmp_path, results), nprocs=2)

@@ -1,6 +1,5 @@
 """Checkpoints: exact, by name, through files and accelerate, and refused with one clear error where they do not fit."""
 
-import io
 import logging
 
 import pytest
@@ -8,20 +7,9 @@ import torch
 from accelerate import Accelerator
 
 from hina_kohya import HinaAdamW
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_edges import CHAINS, STATES
-
-
-def through_file(state_dict):
-    """What accelerate does: saved with torch.save, read with weights_only=True."""
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
-def copy_of(params):
-    return {name: torch.nn.Parameter(param.detach().clone()) for name, param in params.items()}
+from tests.support.chains import CHAINS, STATES
+from tests.support.checkpoints import copy_of, through_file
+from tests.support.stepping import make_params, set_grads, train
 
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.kohya import old_layout
+from tests.support import old_layout
+from tests.support.children import without_peft  # noqa: F401 (a fixture)
 
 
 class Trainer:
@@ -39,7 +40,7 @@ def _musubi_subjects(_runs, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def _runs():
-    from tests.kohya import runs  # imports torch and LyCORIS, which not every test here needs
+    from tests.support import runs
 
     return runs
 

@@ -96,6 +96,7 @@ literals = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True).filter(lambda n: n not in ("lr", "params")), literals)
 )

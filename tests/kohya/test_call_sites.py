@@ -14,7 +14,7 @@ from hina_kohya.trainers.facts import places
 from hina_kohya.trainers.musubi import MUSUBI
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 from hina_kohya.trainers.syntax import tree
-from tests.kohya import old_layout
+from tests.support import old_layout
 
 ACTS, CANNOT, NOT_LOOKED_AT = Outcome.ACTS, Outcome.CANNOT, Outcome.NOT_LOOKED_AT
 GROUPS = "        params, _ = network.prepare_optimizer_params({})\n"

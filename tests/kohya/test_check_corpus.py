@@ -11,8 +11,8 @@ from hina_kohya.check import printing, report
 from hina_kohya.check.finding import Level
 from hina_kohya.check.reading.source import Form
 from hina_kohya.check.run import How
-from tests.kohya import places
-from tests.kohya.mending import assert_mends, typed
+from tests.support import places
+from tests.support.mending import assert_mends, typed
 
 CORPUS = Path(__file__).parent / "corpus"
 CASES = json.loads((CORPUS / "cases.json").read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from hina_kohya.check.finding import Level
 from hina_kohya.check.reading import read
 from hina_kohya.check.reading.source import Form
 from hina_kohya.trainers.errors import UserError
-from tests.kohya import places
+from tests.support import places
 
 WORDS = [
     "--network_module",

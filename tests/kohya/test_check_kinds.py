@@ -8,7 +8,7 @@ import pytest
 from hina_kohya.check import printing, report
 from hina_kohya.check.finding import Level
 from hina_kohya.cli.check import main
-from tests.kohya import places
+from tests.support import places
 
 BASE = {
     "pretrained_model_name_or_path": '"sd15.safetensors"', "train_data_dir": '"data"', "caption_extension": '".txt"',
@@ -252,6 +252,7 @@ def test_what_trains_less_than_meant_is_found(check, script, lines, rule):
     assert [f"{each.level.value} {each.rule}" for each in grave(check(lines, script=script))] == [rule]
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_moves_nothing(check, tmp_path, monkeypatch):
     """As ProdigyPlusScheduleFree with fused_back_pass, which steps inside the backward pass only."""
     (tmp_path / "site").mkdir()
@@ -409,6 +410,7 @@ def state(tmp_path_factory):
     return folder / "state"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "said", "code"),
     [
@@ -478,6 +480,7 @@ def test_numbers_that_are_none_and_paths_that_are_none(check, lines, rule):
     assert [each.rule for each in grave(check(lines))] == [rule]
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_ends_its_process_was_not_looked_at(check, tmp_path, monkeypatch):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "endingopt.py").write_text(

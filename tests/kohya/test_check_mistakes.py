@@ -10,7 +10,7 @@ from hina_kohya.check.finding import Level
 from hina_kohya.check.rules import combinations, optimizer_names, packages, rules
 from hina_kohya.check.run import How
 from hina_kohya.trainers import optimizer_names as registered_names
-from tests.kohya.mending import assert_mends, typed
+from tests.support.mending import assert_mends, typed
 
 BASE = """
 pretrained_model_name_or_path = "model.safetensors"
@@ -402,6 +402,7 @@ def test_every_line_removes_its_finding_and_adds_none(folder, snippet):
         assert_mends(checked, remedy, after)
 
 
+@pytest.mark.slow
 def test_most_mistakes_have_a_line(folder):
     """What has none needs something that only the user knows."""
     without = []

@@ -57,6 +57,7 @@ def words(chance):
     return found
 
 
+@pytest.mark.slow
 def test_600_random_argument_strings():
     chance = random.Random(0)
     for _ in range(600):
@@ -80,6 +81,7 @@ def value(chance, depth=0):
     )[kind]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_600_random_tomls(folder):
     chance = random.Random(1)
     names = [each[2:] for each in KNOWN]
@@ -123,6 +125,7 @@ def test_600_random_texts(folder):
             assert_one_line(error)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_unknown_keys(folder):
     text = "".join(f"key{number} = {number}\n" for number in range(100_000))
     (folder / "many.toml").write_text(text)

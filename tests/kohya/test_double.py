@@ -6,7 +6,7 @@ test_double_training.py.
 
 import pytest
 
-HERE = "tests.kohya.contract"
+HERE = "tests.support.contract"
 
 
 def failed(answer, error, words=""):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-PROBE = {"network": "tests.kohya.order_probe", "optimizer": "tests.kohya.order_probe.AdamW"}
+PROBE = {"network": "tests.support.order_probe", "optimizer": "tests.support.order_probe.AdamW"}
 
 
 def test_order_of_events(trainer):
@@ -19,8 +19,8 @@ def test_order_of_events(trainer):
         "optimizer.load_state_dict 0",
         *step, *step,
     ]  # fmt: skip
-    assert report.meta["ss_optimizer"] == "tests.kohya.order_probe.AdamW"
-    assert report.meta["ss_network_module"] == "tests.kohya.order_probe"
+    assert report.meta["ss_optimizer"] == "tests.support.order_probe.AdamW"
+    assert report.meta["ss_network_module"] == "tests.support.order_probe"
     assert report.meta["ss_network_args"] == '{"a": "b=c", "d": "1", "dropout": null}'
     assert len(report.losses) == len(report.scalars["lr/textencoder"]) == len(report.scalars["lr/unet"]) == 2
 

@@ -11,8 +11,8 @@ ARGUMENTS = (
     ("relative_step=False", "warmup_init=True"), ("warmup_init=True",), ("relative_step=True",),
 )  # fmt: skip
 PACKAGES = ("bitsandbytes", "lion_pytorch", "dadaptation", "prodigyopt", "schedulefree")
-OTHERS = ("RAdam", "tests.kohya.contract.Recorder", "tests.kohya.contract.Recorder8bit", "DAdaptNothing", "dadapt.X",
-          "tests.kohya.contract.RecorderScheduleFree", "")  # fmt: skip
+OTHERS = ("RAdam", "tests.support.contract.Recorder", "tests.support.contract.Recorder8bit", "DAdaptNothing",
+          "dadapt.X", "tests.support.contract.RecorderScheduleFree", "")  # fmt: skip
 OF_ADAFACTOR = ("relative_step", "warmup_init", "scale_parameter")
 
 
@@ -35,7 +35,7 @@ def test_every_row_with_every_set_of_arguments(trainer):
 
 
 def assert_made_alike(making, answer):
-    recorded = answer["class"].startswith("tests.kohya.contract.")
+    recorded = answer["class"].startswith("tests.support.contract.")
     path = "torch.optim.adamw.AdamW" if making.path == "torch.optim.AdamW" else making.path
     assert recorded or answer["class"].rpartition(".")[2] == path.rpartition(".")[2]
     given = answer["options"] if recorded else answer["defaults"]

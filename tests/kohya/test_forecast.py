@@ -76,6 +76,7 @@ def said(*args, **kwargs):
 # The process
 
 
+@pytest.mark.slow
 def test_a_lokr_on_sdxl_from_end_to_end():
     found = forecast(
         "sdxl",
@@ -100,6 +101,7 @@ def test_a_lokr_on_sdxl_from_end_to_end():
     assert found.warnings == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -115,11 +117,13 @@ def test_what_would_be_refused_is_refused_here(arguments, message):
         forecast("sd15", "lycoris.kohya", **arguments)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_there():
     with pytest.raises(UserError, match=r"no\.such\.network cannot be imported: ModuleNotFoundError"):
         forecast("sd15", "no.such.network")
 
 
+@pytest.mark.slow
 @counts_are_of_lycoris_4
 def test_the_full_preset_of_lycoris_4_fails_on_sd15():
     with pytest.raises(AssertionError, match="duplicated lora name: lora_unet_time_embedding_linear_1"):
@@ -459,6 +463,7 @@ def test_estimates_are_what_sd_scripts_makes(architecture, network, arguments, m
     assert dc.replace(real, warnings=(), estimated=True) == dc.replace(estimate, warnings=())
 
 
+@pytest.mark.slow
 def test_a_package_that_sd_scripts_needs_and_we_do_not_have(tmp_path):
     (tmp_path / "networks").mkdir()
     (tmp_path / "networks" / "lora.py").write_text("import no_such_package")

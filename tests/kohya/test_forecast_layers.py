@@ -10,21 +10,25 @@ import torch
 from hina_kohya.check.forecast import forecast, layers, table
 
 
-def faults(**arguments):
-    return forecast("sdxl", "lycoris.kohya", network_dim=4, network_args={"preset": "attn-mlp", **arguments}).faults
+def faults(architecture="sd15", **arguments):
+    network = {"preset": "attn-mlp", **arguments}
+    return forecast(architecture, "lycoris.kohya", network_dim=4, network_args=network).faults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "full", "ia3", "dylora", "diag-oft", "glora", "tlora"])
 def test_what_trains_has_no_fault(algorithm):
     assert faults(algo=algorithm, rank_dropout="0.0") == ()
 
 
+@pytest.mark.slow
 def test_rank_dropout_of_lokr_mixes_devices():
     """LyCORIS #291, in 4.1.3."""
-    (fault,) = faults(algo="lokr", rank_dropout="0.5")
+    (fault,) = faults("sdxl", algo="lokr", rank_dropout="0.5")
     assert fault.startswith("warning: network_args: LokrModule stops on a GPU: it mixes tensors of two devices")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "figures"), [("lora", "819 to 346 ms"), ("lokr", "849 to 370 ms")])
 def test_where_bypass_saves_time_it_is_said_and_gone_with_it(algorithm, figures):
     def made(**more):
@@ -78,5 +82,6 @@ def test_bypass_is_the_same_layer(algorithm, more, layer):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.slow
 def test_convolutions_too():
-    assert faults(algo="lora", preset="full", conv_dim="4") == ()
+    assert faults("sdxl", algo="lora", preset="full", conv_dim="4") == ()

@@ -67,6 +67,7 @@ def test_other_groups_and_damage(folder):
     assert "is damaged" in said(folder)[0]
 
 
+@pytest.mark.slow
 def test_the_forecast_says_it(tmp_path, folder):
     """Of a real network: nothing of the state above fits it."""
     from hina_kohya.check.forecast import forecast, table

@@ -10,7 +10,7 @@ from hina_kohya import patch
 from hina_kohya.patch.targets import SD_SCRIPTS
 
 LOKR = ("algo=lokr", "factor=4")
-PROBE = "tests.kohya.group_probe.AdamW"
+PROBE = "tests.support.group_probe.AdamW"
 ORIGINAL = ("use_alora=True", "dynamic_weight_decay=True", "wd_transition_steps=1000")
 RATES = ("--text_encoder_lr", "1e-4", "--unet_lr", "2e-4")
 
@@ -55,6 +55,7 @@ def test_short_name(trainer, way):
     lokr_pairs(report)
 
 
+@pytest.mark.slow
 @pytest.mark.old_layout_too
 def test_short_name_in_a_patched_checkout(trainer, tmp_path, monkeypatch):
     copy = shutil.copytree(trainer.home, tmp_path / "checkout", ignore=shutil.ignore_patterns(".git"))
@@ -129,9 +130,10 @@ def test_a_trainer_that_passes_the_hooks_by_stops(trainer, tmp_path, monkeypatch
     assert not report.weights.exists()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_same_bits(trainer):
     report = trainer.train(
-        network_args=LOKR, hooks=True, launch="torchrun", steps=3, optimizer="tests.kohya.rank_probe.Probe"
+        network_args=LOKR, hooks=True, launch="torchrun", steps=3, optimizer="tests.support.rank_probe.Probe"
     )
     first, second = ((report.out / f"rank{rank}.txt").read_text().split() for rank in (0, 1))
     assert first == second
@@ -330,7 +332,7 @@ def test_a_bug_of_ours_is_not_swallowed(trainer, tmp_path):
 
 def test_a_type_error_of_the_network_is_sd_scripts_business_still(trainer):
     report = trainer.train(
-        network="hina_kohya.network", network_args=("inner=tests.kohya.order_probe", "fails=1"), steps=2
+        network="hina_kohya.network", network_args=("inner=tests.support.order_probe", "fails=1"), steps=2
     )
     calls = [event for event in report.events if event.startswith("prepare_optimizer_params")]
     assert calls == ["prepare_optimizer_params None None 0.001", "prepare_optimizer_params None None"]

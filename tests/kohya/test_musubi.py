@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from hina_kohya.cli import main
 
-HERE = "tests.kohya.contract"
-PROBE = "tests.kohya.group_probe.AdamW"
+HERE = "tests.support.contract"
+PROBE = "tests.support.group_probe.AdamW"
 LOKR = ("algo=lokr", "factor=4")
 NATIVE = {"network": "hina_kohya.network", "network_args": ("inner=networks.lora_wan",)}
 OURS = "hina_kohya.optim.hina_adamw.HinaAdamW"
@@ -195,7 +195,7 @@ def test_resuming_restores_the_optimizer_exactly(musubi):
     chosen = {**NATIVE, "optimizer_args": ("state='bf16'",)}
     first = musubi.train(**chosen, optimizer="HinaAdamW", steps=3, extra=("--save_state",))
     again = musubi.train(
-        **chosen, optimizer="tests.trainers.resume_probe.HinaAdamW", steps=2,
+        **chosen, optimizer="tests.support.resume_probe.HinaAdamW", steps=2,
         extra=("--save_state", "--resume", str(first.out / "lora-state")),
     )  # fmt: skip
     saved, loaded, after = (
@@ -215,7 +215,7 @@ def test_resuming_restores_the_optimizer_exactly(musubi):
 
 def test_adlrns_has_every_sample_in_the_bin_of_its_noise(musubi, tmp_path):
     args = ("bins=4", "budget=2", "warmup=3", "refresh_every=3")
-    report = musubi.train(network="tests.trainers.noise_probe", network_args=(*args, "preset=attn-mlp"), steps=8)
+    report = musubi.train(network="tests.support.noise_probe", network_args=(*args, "preset=attn-mlp"), steps=8)
     lines = [json.loads(line) for line in (report.out / "noise.jsonl").read_text().splitlines()]
     measured, read = ([share for line in lines for share in line.get(kind, [])] for kind in ("measured", "read"))
     assert read == pytest.approx(measured, abs=0.02)

@@ -16,7 +16,7 @@ from packaging.version import Version
 from hina_kohya.patch import block
 from hina_kohya.patch.states import taken_out
 from hina_kohya.patch.targets import FILES, LYCORIS, SD_SCRIPTS
-from tests.kohya.patch_site import make_checkout, make_site, published
+from tests.support.patch_site import make_checkout, make_site, published
 
 ROOT = Path(__file__).parents[2]
 ALL = [
@@ -134,6 +134,7 @@ def run(module, file, *options, prelude="", after=""):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
 
 
+@pytest.mark.slow
 def test_the_lines_install_the_hooks_at_once(patched_module):
     module, file = patched_module
     wrapped = "hasattr(lycoris.kohya.create_network, '__wrapped__')" if module == "lycoris.kohya" else "True"

@@ -21,7 +21,7 @@ from hina_kohya import patch
 from hina_kohya.patch import State, swap, trial
 from hina_kohya.patch.targets import LYCORIS
 from hina_kohya.trainers.errors import UserError
-from tests.kohya.patch_site import make_site, published, use
+from tests.support.patch_site import make_site, published, use
 
 ROOT = Path(__file__).parents[2]
 KILLS = 200
@@ -183,6 +183,7 @@ def rounds(mode, folder):
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     seen = rounds("random", tmp_path)
     assert seen["killed"] == KILLS

@@ -10,7 +10,7 @@ import pytest
 from hina_kohya.patch import targets
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.errors import UserError
-from tests.kohya.patch_site import make_checkout, make_site
+from tests.support.patch_site import make_checkout, make_site
 
 COMMIT = "48d368fa557731ad0488c07304dfeba8c07910eb"
 FIND = """

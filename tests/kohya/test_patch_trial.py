@@ -13,7 +13,8 @@ from hina_kohya import patch
 from hina_kohya.patch import block, targets, trial
 from hina_kohya.patch.targets import FILES, LYCORIS, SD_SCRIPTS, Target
 from hina_kohya.trainers.errors import UserError
-from tests.kohya.patch_site import make_checkout, make_site, published
+from tests.support.children import VENV
+from tests.support.patch_site import make_checkout, make_site, published
 
 pytestmark = pytest.mark.slow  # each process imports torch
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def create_network(multiplier, dim, alpha, vae, text_encoder, unet, **kwargs):
 
 @pytest.fixture(autouse=True)
 def _this_package(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, VENV))))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 

@@ -13,7 +13,7 @@ from hina_kohya import patch
 from hina_kohya.patch import State, block, swap, targets, trial
 from hina_kohya.patch.targets import LYCORIS, SD_SCRIPTS, Target
 from hina_kohya.trainers.errors import UserError
-from tests.kohya.patch_site import make_checkout, make_site, published
+from tests.support.patch_site import make_checkout, make_site, published
 
 NOT_ROOT = 65534
 TRIED = "tried by nobody: this is a test of files"
@@ -348,7 +348,7 @@ import resource, signal, sys
 from pathlib import Path
 from hina_kohya import patch
 from hina_kohya.trainers.errors import UserError
-from tests.kohya.patch_site import use
+from tests.support.patch_site import use
 use(Path(sys.argv[1]))
 told = patch.inspect("lycoris")
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

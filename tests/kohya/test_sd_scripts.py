@@ -119,7 +119,7 @@ def test_accelerate_launch(tmp_path):
 def test_two_ranks_have_the_same_bits(tmp_path):
     train(
         tmp_path, "--steps", "4",
-        "--optimizer_type", "tests.kohya.rank_probe.Probe", "--optimizer_args", "state='bf16'",
+        "--optimizer_type", "tests.support.rank_probe.Probe", "--optimizer_args", "state='bf16'",
         "--launcher", "torchrun", "--num-processes", "2", "--env", f"PROBE_FOLDER={tmp_path}",
         *lycoris("algo=lokr", "factor=4"),
     )  # fmt: skip

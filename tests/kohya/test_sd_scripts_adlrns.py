@@ -115,8 +115,8 @@ def test_gradient_checkpointing_changes_nothing(trainer, first):
 def test_two_processes_have_the_same_tables_and_bits(trainer):
     args = ("bins=2", "budget=2", "warmup=2", "refresh_every=5", "probe_every=1")
     report = trainer.train(
-        network="tests.kohya.adlrns_probe", network_args=args, launch="torchrun", steps=18,
-        optimizer="tests.kohya.rank_probe.Probe",
+        network="tests.support.adlrns_probe", network_args=args, launch="torchrun", steps=18,
+        optimizer="tests.support.rank_probe.Probe",
     )  # fmt: skip
     for kind, count in (("rank", 18), ("tables", 3)):
         mine, other = ((report.out / f"{kind}{rank}.txt").read_text().splitlines() for rank in (0, 1))

@@ -16,7 +16,7 @@ from torch import nn
 from hina_kohya.trainers import hooks, optimizer_args, optimizer_names, optimizers
 from hina_kohya.trainers.network_args import take
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
-from tests.kohya import runs
+from tests.support import runs
 
 FOLDER = runs.ROOT / "configs" / "training"
 SCRIPTS = {

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from hina_kohya.cli import main
-from tests.loras import files
+from tests.support import lora_files as files
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,6 +179,7 @@ def test_values_too_large_for_fp16_are_not_written(tmp_path, capsys):
     assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.slow
 def test_kill_while_writing_leaves_the_old_file_whole(tmp_path):
     files.plain(tmp_path / "a.safetensors", {f"lora_unet_{i}": (400, 300) for i in range(60)}, rank=32, decay=1.0)
     out = tmp_path / "out.safetensors"

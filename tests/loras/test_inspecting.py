@@ -11,11 +11,12 @@ from hina_kohya.cli import main
 from hina_kohya.loras import likeness, summary
 from hina_kohya.loras.errors import AdapterError
 from hina_kohya.trainers.facts.architectures import ARCHITECTURES
-from tests.loras import files
-from tests.loras.dense import dense
-from tests.loras.test_lora_names import kohya
+from tests.support import lora_files as files
+from tests.support.dense import dense
+from tests.support.kohya_names import kohya
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", files.KINDS)
 def test_singular_values_are_those_of_the_dense_matrix(tmp_path, kind):
     files.lycoris(tmp_path / "a.safetensors", kind)

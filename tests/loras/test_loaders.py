@@ -9,8 +9,8 @@ from hina_kohya.cli import main
 from hina_kohya.loras.errors import AdapterError
 from hina_kohya.loras.resizing import Request, resize
 from hina_kohya.loras.summing import Source
-from tests.loras import files
-from tests.loras.dense import dense, truncated
+from tests.support import lora_files as files
+from tests.support.dense import dense, truncated
 
 
 def run(source, out, **how):

@@ -79,8 +79,8 @@ else:
 
     from hina_kohya.loras.resizing import Request, resize
     from hina_kohya.loras.summing import Source
-    from tests.loras import files
-    from tests.loras.dense import dense, truncated
+    from tests.support import lora_files as files
+    from tests.support.dense import dense, truncated
 
     pytestmark = pytest.mark.skipif(
         not (os.environ.get("SD_SCRIPTS_HOME") and PYTHON.exists()), reason="needs SD_SCRIPTS_HOME and the harness"

@@ -11,8 +11,8 @@ from hina_kohya.loras.gathering import Gathering
 from hina_kohya.loras.metric import RIDGE
 from hina_kohya.loras.resizing import Request, resize
 from hina_kohya.loras.summing import Source
-from tests.loras import files
-from tests.loras.dense import dense, truncated
+from tests.support import lora_files as files
+from tests.support.dense import dense, truncated
 
 NAMES = ("lora_unet_conv_in", "lora_unet_proj_in", "lora_unet_proj_out")
 

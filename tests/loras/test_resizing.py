@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from hina_kohya.loras.errors import AdapterError
 from hina_kohya.loras.resizing import Request, resize
 from hina_kohya.loras.summing import Source
-from tests.loras import files
-from tests.loras.dense import dense, truncated
+from tests.support import lora_files as files
+from tests.support.dense import dense, truncated
 
 
 def run(tmp_path, *sources, out="out.safetensors", **how):
@@ -88,6 +88,7 @@ def test_the_scale_is_one_and_the_dtype_is_the_inputs(tmp_path, dtype):
             assert tensor.dtype is dtype
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(share=st.floats(0.02, 1.2), seed=st.integers(0, 5), entries=st.integers(0, 400))
 def test_a_size_is_never_passed_and_nearly_reached(tmp_path_factory, share, seed, entries):

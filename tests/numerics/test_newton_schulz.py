@@ -6,20 +6,10 @@ import torch
 
 from hina_kohya.numerics.newton_schulz import orthogonalise
 from tests.oracles import muon
+from tests.support.spectra import matrices, spectrum
 
 SHAPES = [(5, 5), (4, 40), (40, 4), (16, 17), (2, 3), (1, 6), (6, 1)]
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-def matrices(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def spectrum(m, n, values, seed=0):
-    """[m, n] with these singular values."""
-    k = len(values)
-    u, v = (torch.linalg.qr(matrices(size, k, seed=seed + i))[0] for i, size in enumerate((m, n)))
-    return (u * torch.as_tensor(values, dtype=torch.float64)) @ v.mT
 
 
 @each_shape

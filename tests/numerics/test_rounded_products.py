@@ -6,9 +6,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hina_kohya.numerics.newton_schulz import orthogonalise
-from tests.numerics.test_newton_schulz import spectrum
 from tests.oracles import muon
-from tests.techniques.test_table import rounded
+from tests.support.precision import rounded
+from tests.support.spectra import spectrum
 
 
 class RoundedProducts(TorchDispatchMode):

@@ -16,10 +16,10 @@ from hina_kohya.core.role_table import Kind
 from hina_kohya.core.roles import resolve
 from hina_kohya.optim.adaptive_hina_adamw import AdaptiveHinaAdamW
 from hina_kohya.optim.hina_adamw import HinaAdamW
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_adamw_equality import run
-from tests.core.test_cost import Counter, small_matrices
-from tests.core.test_resume import through_file
+from tests.support.adamw import run
+from tests.support.checkpoints import through_file
+from tests.support.counting import Counter, small_matrices
+from tests.support.stepping import make_params, set_grads, train
 
 OFF = {"use_dynamic_adaptation": False, "use_lora_muon": False, "use_cautious": False, "state": "fp32"}
 STATES = ["fp32", "bf16", "8bit"]

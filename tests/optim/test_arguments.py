@@ -18,7 +18,7 @@ from hina_kohya.core.technique import Stage, Technique
 from hina_kohya.optim import arguments, presets
 from hina_kohya.optim.kinds import Numbers, Option, Own, Switch
 from scripts import make_arguments
-from tests.conftest import make_params
+from tests.support.stepping import make_params
 
 CLASSES = make_arguments.classes()
 EACH = [(name, row) for name, cls in CLASSES.items() for row in arguments.of(cls).values()]

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import hina_kohya
-from tests import promises
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter, small_matrices
-from tests.optim.test_family import CLASSES, GUARDED
-from tests.techniques.test_table import Rounded, left_alone, tf32
+from hina_kohya.core.technique import Stage
+from tests.support import promises
+from tests.support.classes import CLASSES, GUARDED
+from tests.support.counting import Counter, small_matrices
+from tests.support.precision import Rounded, tf32
+from tests.support.promises import left_alone
+from tests.support.stepping import make_params, set_grads, train
 
 EIGHT = {cls for cls in CLASSES if cls.endswith("8bit")}
 CASES = [
@@ -44,9 +46,9 @@ def steps(optimizer, param, gradients):
     moved = []
     for gradient in gradients:
         param.grad = gradient
-        before = param.detach().clone()
+        before, found = param.detach().clone(), optimizer.found_rate
         optimizer.step()
-        moved.append((param.detach() - before) / optimizer.param_groups[0]["lr"])
+        moved.append((param.detach() - before) / (optimizer.param_groups[0]["lr"] * (found or 1)))
     return torch.stack(moved)
 
 
@@ -259,7 +261,7 @@ def test_schedulers_that_move_beta1(cls, schedule):
         scheduler.step()
         beta = optimizer.param_groups[0]["betas"][0]
         optimizer._follow_betas()
-        moments = {chain[0].name: chain[0] for bucket in optimizer.plan().buckets for chain in [bucket.chain]}
+        moments = {t.name: t for bucket in optimizer.plan().buckets for t in bucket.chain if t.stage is Stage.MOMENT}
         assert {getattr(moment, moment.betas[0]) for moment in moments.values()} == {beta}
         found.add(beta)
     assert len(found) > 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hina_kohya import HinaAdamW
-from tests.optim.test_peft import LAYERS, llama, texts, trainer, transformers
+from tests.support.peft_models import LAYERS, llama, texts, trainer, transformers
 
 PAGE = (Path(__file__).parents[2] / "docs" / "elsewhere.md").read_text(encoding="utf-8")
 

@@ -11,7 +11,7 @@ import torch
 import hina_kohya
 from hina_kohya import HinaAdamW
 from hina_kohya.optim import presets
-from tests.conftest import make_params, train
+from tests.support.stepping import make_params, train
 
 
 def make(**arguments):
@@ -232,8 +232,3 @@ def test_moments_have_their_papers_defaults_unless_asked():
     assert (chain["adopt"].beta2, chain["adopt"].eps) == (0.9999, 1e-6)
     chain = {t.name: t for t in make(use_adopt_stability=True, betas=(0.8, 0.99)).chains()[0]}
     assert (chain["adopt"].beta1, chain["adopt"].beta2) == (0.8, 0.99)
-
-
-def test_presets_ship_in_the_wheel():
-    project = toml.load(Path(__file__).parents[2] / "pyproject.toml")
-    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]["configs"] == "hina_kohya/configs"

@@ -1,37 +1,17 @@
 """HinaAdamW where PEFT's users are: a loop of accelerate's, HF Trainer, and beside PEFT's own LoRA+ groups."""
 
 import logging
-import warnings
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from hina_kohya import HinaAdamW
+from tests.support.peft_models import LAYERS, TARGETS, llama, texts, trainer
 
-peft = pytest.importorskip("peft")
 loraplus = pytest.importorskip("peft.optimizers").create_loraplus_optimizer
-transformers = pytest.importorskip("transformers")
 
 PLAIN = {"state": "fp32", "use_muon": False, "use_cautious": False, "weight_decay": 0.0}  # torch's AdamW by the bit
-LAYERS = 2
-TARGETS = ["q_proj", "v_proj", "down_proj"]
-
-
-def llama(**options):
-    """A transformer of two layers with adapters on three matrices of each."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=2
-    )
-    options = {"r": 4, "target_modules": TARGETS, "task_type": "CAUSAL_LM", **options}
-    return peft.get_peft_model(transformers.LlamaForCausalLM(config), peft.LoraConfig(**options))
-
-
-def texts(count=24, length=8):
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randint(0, 64, (count, length), generator=generator)
-    return [{"input_ids": row, "labels": row} for row in rows]
 
 
 def trained(model):
@@ -161,16 +141,6 @@ def test_groups_with_lora_plus_are_followed_and_not_sped_up_twice():
 # --- HF Trainer --------------------------------------------------------------------------------------------------
 
 
-def trainer(model, folder, **more):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pinned memory without a GPU
-        arguments = transformers.TrainingArguments(
-            str(folder), per_device_train_batch_size=2, max_steps=6, save_steps=3, logging_steps=1, report_to=[],
-            use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True, seed=0,
-        )  # fmt: skip
-        return transformers.Trainer(model, arguments, train_dataset=texts(), **more)
-
-
 OPTIONS = {"lr": 1e-2, "use_alora": True}
 
 
@@ -182,6 +152,7 @@ def by_class(model):
     return {"optimizer_cls_and_kwargs": (HinaAdamW, {"params": list(model.named_parameters()), **OPTIONS})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [given, by_class])
 @pytest.mark.parametrize("adapter", [{}, {"use_dora": True}], ids=["lora", "dora"])
 def test_trainer_saves_and_resumes_by_the_bit(way, adapter, tmp_path):

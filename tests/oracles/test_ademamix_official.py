@@ -8,7 +8,7 @@ import importlib.metadata
 import pytest
 
 from tests.oracles.dual_momentum import AdEMAMix
-from tests.oracles.test_official import SHAPES, TOL, drift
+from tests.support.official import SHAPES, TOL, drift
 
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.oracles.came import CAME
-from tests.oracles.test_official import TOL, drift, gradients, lr_at
+from tests.support.official import TOL, drift, gradients, lr_at
 
 came_pytorch = pytest.importorskip("came_pytorch")
 

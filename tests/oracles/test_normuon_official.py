@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.official_muon import SHAPES, drift
+
 from .normuon import NorMuon
-from .test_muon_official import SHAPES, drift
 
 
 @pytest.fixture

@@ -25,9 +25,20 @@ from tests.oracles import (
     spd,
     tam,
 )
-
-STEPS, LR, DECAY = 40, 1e-2, 0.1
-MATRICES = {"first.weight": (7, 5), "second.weight": (7, 5), "vector": (16,), "kernel.weight": (4, 3, 3, 3)}
+from tests.support.oracle_runs import (
+    DECAY,
+    LR,
+    MATRICES,
+    PAIR_SHAPES,
+    PAIRS,
+    STEPS,
+    close,
+    flat,
+    gradients,
+    rate,
+    sparse,
+    start,
+)
 
 
 def adam():
@@ -62,32 +73,6 @@ def techniques(wanted):
     return [*moment, *decay, *chosen] if "lora_rite" not in names else [build("adam"), *decay, *chosen]
 
 
-def gradients(names, shapes, steps, seed=0):
-    generator = np.random.default_rng(seed)
-    return [{name: generator.normal(size=shapes[name]) for name in names} for _ in range(steps)]
-
-
-def sparse(grads, seed=9):
-    """Gradients with a dead first row, a dead last column, and rows that have one only now and then.
-
-    Of a pair only what is an output or an input of the layer: the rank's directions are seen together.
-    """
-    generator = np.random.default_rng(seed)
-    for by_name in grads:
-        for name, grad in by_name.items():
-            if grad.ndim > 1 and "lora_down" not in name:
-                grad[generator.random(len(grad)) < 0.3] = 0.0
-                grad[0] = 0.0
-            if grad.ndim > 1 and "lora_up" not in name:
-                grad[..., -1] = 0.0
-    return grads
-
-
-def start(shapes, seed=1):
-    generator = np.random.default_rng(seed)
-    return {name: generator.normal(size=shape) * 0.5 for name, shape in shapes.items()}
-
-
 def run(wanted, shapes, grads, *, decay=DECAY, zero=()):
     """Final parameters of the optimizer, as numpy, with a learning rate that changes every step."""
     initial = {name: value * (name not in zero) for name, value in start(shapes).items()}
@@ -101,14 +86,6 @@ def run(wanted, shapes, grads, *, decay=DECAY, zero=()):
             param.grad = None if by_name[name] is None else torch.from_numpy(by_name[name])
         optimizer.step()
     return initial, {name: param.detach().numpy() for name, param in params.items()}
-
-
-def rate(step):
-    return LR / (1 + step % 3)
-
-
-def close(mine, theirs):
-    np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("holes", [False, True])
@@ -137,21 +114,11 @@ def test_spd_of_factors_and_of_whole_weights(strength):
         close(final[name], p)
 
 
-PAIRS = {"lora_unet_a": ((4, 6), (5, 4)), "lora_unet_b": ((4, 6), (5, 4)), "lora_unet_c": ((2, 3, 3, 3), (5, 2, 1, 1))}
-PAIR_SHAPES = {
-    f"{module}.{role}.weight": shape
-    for module, both in PAIRS.items()
-    for role, shape in zip(("lora_down", "lora_up"), both, strict=True)
-}
 PAIR_RULES = {
     "lora_plus": ([("lora_plus", {"ratio": 3.0})], lambda: loraplus.LoRAPlus(3.0, weight_decay=DECAY)),
     "allora_rows": ([("allora_rows", {"eta": 2.0})], lambda: allora.ALLoRA(2.0, weight_decay=DECAY)),
     "lora_rite": ([("lora_rite", {"eps": 1e-8})], lambda: lora_rite.LoRARite(eps=1e-8, weight_decay=DECAY)),
 }
-
-
-def flat(arrays, names):
-    return [arrays[name].reshape(PAIR_SHAPES[name][0], -1) for name in names]
 
 
 @pytest.mark.parametrize(("zero_start", "holes"), [(False, False), (True, False), (False, True)])

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from hina_kohya import HinaAuto
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.core.report import found_rate
-from tests import promises
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_edges import states
-from tests.core.test_resume import copy_of, through_file
 from tests.oracles.adamw import AdamW
 from tests.oracles.prodigy import Rate
+from tests.support import promises
+from tests.support.chains import states
+from tests.support.checkpoints import copy_of, through_file
+from tests.support.stepping import make_params, set_grads, train
 
 GROUPS = (
     {
@@ -184,6 +185,7 @@ def test_cast_in_the_middle_of_a_run_it_still_knows_where_it_started():
         downhill(params, step)
         optimizer.step()
     assert starts(optimizer) == set(FROM_ZERO)
+    assert optimizer.get_memory_efficiency_report()["state_bytes"] > 0
     assert all("auto_rate.start" not in optimizer.state[params[name]] for name in FROM_ZERO)
 
 
@@ -228,3 +230,16 @@ def test_effective_lr_has_it():
     assert found_rate(optimizer) == pytest.approx(3e-4)
     assert optimizer.effective_lr == pytest.approx([3e-4, 1.5e-4])
     assert found[-1] > 3e-4
+
+
+def test_arguments_of_the_classes_reach_it():
+    found = []
+    for options in ({}, {"d_coef": 2.0}, {"d0": 1e-3}):
+        params = started(torch.float32)
+        optimizer = HinaAuto(params.items(), **options)
+        for step in range(10):
+            downhill(params, step)
+            optimizer.step()
+        found.append(optimizer.found_rate)
+    assert len(set(found)) == 3
+    assert found[1] > found[0] > 3e-4

@@ -9,13 +9,13 @@ import torch
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.numerics import bits
-from tests import promises
-from tests.conftest import make_params
-from tests.core.test_cost import small_matrices
-from tests.core.test_edges import states
 from tests.oracles.automagic_mask import AutomagicMask
 from tests.oracles.came import CAME
-from tests.techniques.test_against_oracles import DECAY, MATRICES, close, rate, start
+from tests.support import promises
+from tests.support.chains import states
+from tests.support.counting import small_matrices
+from tests.support.oracle_runs import DECAY, MATRICES, close, rate, start
+from tests.support.stepping import make_params
 
 STEPS = 60
 rows = pytest.mark.parametrize("per_row", [False, True], ids=["element", "row"])

@@ -11,15 +11,15 @@ from hina_kohya.core.codec import codec
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.core.technique import Slot
-from tests import promises
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_edges import STATES, states
-from tests.core.test_memory import live_bytes, lora_set
-from tests.core.test_resume import through_file
 from tests.oracles.came import CAME
 from tests.oracles.cautious import Cautious
 from tests.oracles.tam import Torque
-from tests.techniques.test_against_oracles import DECAY, MATRICES, STEPS, close, gradients, rate, sparse
+from tests.support import promises
+from tests.support.chains import STATES, states
+from tests.support.checkpoints import through_file
+from tests.support.memory import live_bytes, lora_set
+from tests.support.oracle_runs import DECAY, MATRICES, STEPS, close, gradients, rate, sparse
+from tests.support.stepping import make_params, set_grads, train
 
 SHAPES = MATRICES | {"one": (1,), "column.weight": (6, 1), "row.weight": (1, 6), "point.weight": (6, 4, 1, 1)}
 OPTIONS = {
@@ -241,6 +241,7 @@ def test_slots_follow_the_shape():
     assert set(optimizer.state[params["head.bias"]]) == {"step", "came.exp_avg", "came.exp_avg_sq"}
 
 
+@pytest.mark.slow
 def test_bytes_a_parameter_at_rank_16():
     found = {}
     for state in STATES:

@@ -9,14 +9,14 @@ import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from tests import promises
-from tests.conftest import make_params, train
-from tests.core.test_edges import STATES, states
-from tests.core.test_resume import copy_of, through_file
 from tests.oracles.came import CAME
 from tests.oracles.cautious import Cautious
 from tests.oracles.contextual_cautious import ContextualCautious
-from tests.techniques.test_against_oracles import DECAY, MATRICES, close, rate, start
+from tests.support import promises
+from tests.support.chains import STATES, states
+from tests.support.checkpoints import copy_of, through_file
+from tests.support.oracle_runs import DECAY, MATRICES, close, rate, start
+from tests.support.stepping import make_params, train
 
 STEPS = 80
 SHAPES = MATRICES | {"one": (1,), "column.weight": (6, 1), "point.weight": (6, 4, 1, 1)}
@@ -45,6 +45,7 @@ def run(optimizer, params, grads):
         optimizer.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["adam", "came"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_against_the_oracle(options, moment):
@@ -232,6 +233,7 @@ def test_operations_go_with_shapes_and_nothing_waits():
     assert promises.operations_go_with_shapes(contextual) <= 1400
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_for_all_matrices(monkeypatch):
     """With the second momentum in the chain, whose way out of the momentum is compiled along."""
     chosen = [build("adam"), build("dual_momentum"), build("contextual_cautious")]

@@ -8,13 +8,13 @@ import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from tests import promises
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_edges import states
 from tests.oracles import dual_momentum as oracles
 from tests.oracles.tam import Torque
-from tests.techniques.test_against_oracles import DECAY, MATRICES, STEPS, close, gradients, rate, start
-from tests.techniques.test_invariants import signal
+from tests.support import promises
+from tests.support.chains import states
+from tests.support.oracle_runs import DECAY, MATRICES, STEPS, close, gradients, rate, start
+from tests.support.signals import signal
+from tests.support.stepping import make_params, set_grads, train
 
 MOMENTS = ["adam", "adopt", "adatam", "came", "muon"]
 OTHERS = {
@@ -175,6 +175,7 @@ def test_one_slot_and_nothing_waits():
     promises.operations_go_with_shapes(dual)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("state", "beta"), [("8bit", 0.99), ("bf16", 0.99), ("bf16", 0.999), ("bf16", 0.9999)])
 def test_a_compressed_long_average_follows_noise_with_a_small_mean(state, beta):
     """Its changes are far smaller than its values' codes; the noise on them makes the rounding harmless."""

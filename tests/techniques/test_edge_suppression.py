@@ -6,41 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from tests import promises
-from tests.conftest import make_params
-from tests.core.test_edges import STATES
 from tests.oracles.adamw import AdamW
 from tests.oracles.edge_suppression import Before, EdgeSuppression
-from tests.techniques.test_against_oracles import DECAY, MATRICES, close, gradients, rate
-from tests.techniques.test_invariants import signal
+from tests.support import promises
+from tests.support.adam_chain import optimizer, run, starts
+from tests.support.chains import STATES
+from tests.support.oracle_runs import DECAY, MATRICES, close, gradients, rate
+from tests.support.signals import signal
+from tests.support.stepping import make_params
 
 SHAPES = MATRICES | {"one": (1,), "column.weight": (6, 1), "point.weight": (6, 4, 1, 1)}
 SPIKES = {9: 30.0, 25: 4.0, 26: 100.0, 40: 2.0, 45: 1e6}
 OPTIONS = [{}, {"threshold": 0.3}, {"threshold": 0.0}, {"penalty": 1.0}, {"beta": 0.8}, {"beta": 0.0}, {"warmup": 5}]
-
-
-def optimizer(params, name, state="fp32", decay=0.0, lr=1e-3, others=(), **options):
-    chain = [build("adam"), build("weight_decay"), build(name, **options), *map(build, others)]
-    return HinaOptimizer(params.items(), chain, lr=lr, weight_decay=decay, state=state, decay_roles="all")
-
-
-def starts(shapes, zero=()):
-    generator = np.random.default_rng(1)
-    return {name: generator.normal(size=shape) * 0.5 * (name not in zero) for name, shape in shapes.items()}
-
-
-def run(name, shapes, grads, zero=(), **options):
-    """Final parameters and their optimizer, float64, under AdamW."""
-    params = {key: torch.nn.Parameter(torch.from_numpy(p)) for key, p in starts(shapes, zero).items()}
-    mine = optimizer(params, name, decay=DECAY, **options)
-    for step, by_name in enumerate(grads):
-        mine.param_groups[0]["lr"] = rate(step)
-        for key, param in params.items():
-            param.grad = torch.from_numpy(by_name[key].copy())
-        mine.step()
-    return {key: param.detach().numpy() for key, param in params.items()}, mine
 
 
 def spiky(shapes, steps=60):

@@ -9,12 +9,12 @@ import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from tests import promises
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_edges import states
 from tests.oracles.compose import ComposedStep
 from tests.oracles.importance import Sensitivity, multipliers
-from tests.techniques.test_against_oracles import DECAY, LR, close, rate
+from tests.support import promises
+from tests.support.chains import states
+from tests.support.oracle_runs import DECAY, LR, close, rate
+from tests.support.stepping import make_params, set_grads, train
 
 GROUPS = (
     {

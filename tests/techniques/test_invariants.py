@@ -9,17 +9,10 @@ from hina_kohya import HinaAdamW
 from hina_kohya.core.chain import ordered, run
 from hina_kohya.core.registry import build, techniques
 from hina_kohya.core.roles import resolve
-from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Stage
-from tests.conftest import make_params, set_grads, train
-
-
-def signal(n=4, m=6, k=5, seed=0, dtype=torch.float64, **changes):
-    generator = torch.Generator().manual_seed(seed)
-    param, grad, update = (torch.randn(n, m, k, generator=generator, dtype=dtype) for _ in range(3))
-    lr, decay, step = (torch.full((n, 1, 1), value, dtype=torch.float64) for value in (1e-2, 0.1, 3.0))
-    s = Signal(param, param, grad, grad, lr, decay, step, update=update, direction=update)
-    return dc.replace(s, **changes)
+from tests.support.chains import FLAGS
+from tests.support.signals import signal
+from tests.support.stepping import make_params, set_grads, train
 
 
 def apply(name, s, state=None, **options):
@@ -264,43 +257,6 @@ def test_run_does_not_touch_state_it_was_given():
     _, fresh = run(chain, signal(dtype=torch.float32), states)
     assert not any(value.any() for slots in states.values() for value in slots.values())
     assert all(value.any() for name in ("adam",) for value in fresh[name].values())
-
-
-FLAGS = [
-    {"use_spd": True},
-    {"wd_transition_steps": 1, "dynamic_weight_decay": True},
-    {"use_spd": True, "spd_lambda": 0.5},
-    {"use_cautious": False},
-    {"use_orthogonal_grad": True},
-    {"use_adopt_stability": True},
-    {"use_grams": True},
-    {"use_agr": True},
-    {"use_tam": True},
-    {"use_tam": True, "tam_paper_form": True},
-    {"use_lora_rite": True},
-    {"use_lora_muon": False},
-    {"rank_free_lr": True},
-    {"use_lora_muon": False, "rank_free_lr": True},
-    {"rank_free_lr": True, "lora_scale": 0.5},
-    {"use_cautious_weight_decay": True},
-    {"dynamic_weight_decay": True, "wd_transition_steps": 1},
-    {"use_alora": True},
-    {"use_muon": True},
-    {"use_allora_rows": True},
-    {"use_kronecker_rms": True},
-    {"betas": (0.5, 0.9)},
-    {"eps": 1e-2},
-    {"weight_decay": 0.5},
-    {"decay_roles": ["dora_scale"]},
-    {"use_alora": True, "alora_ratio": 2.0},
-    {"use_tam": True, "tam_beta": 0.1},
-    {"use_spd": True, "spd_lambda": 0.9},
-    {"dynamic_weight_decay": True, "wd_transition_steps": 1, "wd_decay_factor": 0.1},
-    {"dynamic_weight_decay": True, "wd_transition_steps": 1, "wd_decay_factor": 0.1, "wd_min_ratio": 0.9},
-    {"state": "bf16"},
-    {"state": "fp32"},
-    {"cautious.floor": 0.9},
-]
 
 
 @pytest.mark.parametrize("options", FLAGS, ids=str)

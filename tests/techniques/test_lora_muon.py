@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hina_kohya import HinaAdamW
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from tests.conftest import make_params, set_grads
 from tests.oracles import lora_muon
-from tests.techniques.test_against_oracles import gradients, rate, sparse, start
+from tests.support.oracle_runs import gradients, rate, sparse, start
+from tests.support.stepping import make_params, set_grads
 
 STEPS, LR, DECAY = 30, 1e-2, 0.1
 # (A, B) by module: tall, wide, convolution, rank 1, as much rank as sides; GLoRA starts a2, which is A, at zero.
@@ -68,6 +68,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("zero_start", "holes"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_against_the_oracle(options, zero_start, holes):
@@ -99,6 +100,7 @@ def product_path(change, seed, steps=20, **options):
     return torch.stack(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), condition=st.sampled_from([1.0, 10.0, 100.0]))
 def test_the_path_of_w_does_not_see_how_it_is_split(seed, condition):

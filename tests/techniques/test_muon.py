@@ -8,12 +8,12 @@ import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from tests import promises
-from tests.conftest import SHAPES as EVERY_SHAPE
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_edges import STATES
 from tests.oracles import adamw, muon, normuon, tam
-from tests.techniques.test_against_oracles import sparse
+from tests.support import promises
+from tests.support.chains import STATES
+from tests.support.oracle_runs import sparse
+from tests.support.stepping import SHAPES as EVERY_SHAPE
+from tests.support.stepping import make_params, set_grads, train
 
 STEPS, LR, DECAY = 30, 1e-2, 0.1
 SHAPES = {

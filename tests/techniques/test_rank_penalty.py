@@ -9,21 +9,14 @@ import torch
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.core.roles import resolve
-from tests import promises
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_edges import STATES
 from tests.oracles.adamw import AdamW
 from tests.oracles.rank_penalty import RankPenalty, penalise, shrink, thresholds
-from tests.techniques.test_against_oracles import (
-    DECAY,
-    PAIR_SHAPES,
-    PAIRS,
-    flat,
-    gradients,
-    rate,
-)
-from tests.techniques.test_edge_suppression import optimizer, run, starts
-from tests.techniques.test_invariants import signal
+from tests.support import promises
+from tests.support.adam_chain import optimizer, run, starts
+from tests.support.chains import STATES
+from tests.support.oracle_runs import DECAY, PAIR_SHAPES, PAIRS, flat, gradients, rate
+from tests.support.signals import signal
+from tests.support.stepping import make_params, set_grads, train
 
 OPTIONS = [{}, {"strength": 20.0}, {"strength": 5.0, "emphasis": 1.0}, {"strength": 3.0, "emphasis": 2.5}]
 

@@ -8,16 +8,16 @@ import torch
 
 from hina_kohya.core.registry import build
 from hina_kohya.core.roles import resolve
-from tests import promises
-from tests.conftest import SHAPES as EVERY_SHAPE
-from tests.conftest import make_params
-from tests.core.test_edges import STATES
 from tests.oracles.adamw import AdamW
 from tests.oracles.edge_suppression import Before
 from tests.oracles.spatial_frequency import spatial_frequency
-from tests.techniques.test_against_oracles import DECAY, close, gradients, rate
-from tests.techniques.test_edge_suppression import optimizer, run, starts
-from tests.techniques.test_invariants import signal
+from tests.support import promises
+from tests.support.adam_chain import optimizer, run, starts
+from tests.support.chains import STATES
+from tests.support.oracle_runs import DECAY, close, gradients, rate
+from tests.support.signals import signal
+from tests.support.stepping import SHAPES as EVERY_SHAPE
+from tests.support.stepping import make_params
 
 KERNELS = [(3, 3), (1, 3), (3, 1), (2, 2), (4, 4), (5, 5), (4, 7), (16, 16)]
 SHAPES = {f"k{h}x{w}.weight": (4, 3, h, w) for h, w in KERNELS} | {

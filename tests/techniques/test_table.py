@@ -6,16 +6,16 @@ from functools import partial
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hina_kohya.core import registry
 from hina_kohya.core.registry import build, techniques
 from hina_kohya.core.technique import Stage, Technique
 from hina_kohya.numerics.reduce import mat_mean
-from tests import promises
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_edges import STATES
-from tests.techniques import table
+from tests.support import promises, table
+from tests.support.chains import STATES
+from tests.support.precision import Rounded, tf32
+from tests.support.promises import left_alone
+from tests.support.stepping import make_params, set_grads, train
 
 NAMES = list(techniques())
 each = pytest.mark.parametrize("name", NAMES)
@@ -152,35 +152,6 @@ def test_bears_zeros(name, state):
 # Gradients that are not finite
 
 
-def left_alone(make, value, pooled=False):
-    """At one step, `value` in two parameters of two modules: they, and all that is kept of them, stay as they are."""
-    victims = ["lora_unet_a.lora_up.weight", "head.weight"]
-    results = []
-    for poison in (False, True):
-        params = make_params(shapes=table.SHAPES)
-        optimizer = make(params)
-        for step in range(4):
-            set_grads(params, step)
-            if poison and step in (0, 2):
-                for victim in victims:
-                    params[victim].grad.flatten()[1] = value
-                optimizer.plan()
-                before = {victim: promises.copies(optimizer, params[victim]) for victim in victims}
-            optimizer.step()
-            if poison and step in (0, 2):
-                for victim in victims:
-                    now = promises.copies(optimizer, params[victim])
-                    assert all(torch.equal(now[key], kept) for key, kept in before[victim].items()), victim
-        results.append(params)
-        if poison:
-            kept = [x for entry in optimizer.state.values() for x in entry.values()]
-            assert all(x.isfinite().all() for x in (*params.values(), *kept))
-            named = optimizer.get_optimization_info()["training_stats"]["non_finite_steps"]
-            assert named == dict.fromkeys(victims, 2)
-    others = [key for key in table.SHAPES if key not in victims and not key.startswith("lora_unet_a.")]
-    assert pooled or all(torch.equal(results[0][key], results[1][key]) for key in others)
-
-
 @each
 @states
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
@@ -223,32 +194,6 @@ def test_launches_go_with_shapes_and_nothing_waits(name):
 # Whatever the trainer switched on
 
 
-class Rounded(TorchDispatchMode):
-    """Products as a GPU makes them where TF32 is allowed: of factors with ten bits."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm") and reduced():
-            count = 3 if "add" in func.overloadpacket.__name__ else 2
-            first = count - 2
-            args = (*args[:first], *(rounded(x) for x in args[first:count]), *args[count:])
-        return func(*args, **(kwargs or {}))
-
-
-def reduced():
-    try:
-        return torch.get_float32_matmul_precision() != "highest"
-    except RuntimeError:  # set through the newer switches
-        return True
-
-
-def rounded(x, bits=10):
-    if x.dtype != torch.float32 or bits == 23:
-        return x
-    drop = 23 - bits
-    whole = x.contiguous().view(torch.int32)
-    return ((whole + (1 << (drop - 1))) & -(1 << drop)).view(torch.float32)
-
-
 def steps_of(name, around):
     params = make_params(shapes=table.SHAPES)
     optimizer = table.maker(name, state="8bit")(params)
@@ -257,11 +202,6 @@ def steps_of(name, around):
         with around():
             optimizer.step()
     return params
-
-
-def tf32():
-    torch.set_float32_matmul_precision("high")
-    return Rounded()
 
 
 def tf32_by_backend():

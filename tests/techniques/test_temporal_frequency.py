@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from hina_kohya.core.registry import build
-from tests import promises
-from tests.conftest import make_params, train
-from tests.core.test_edges import STATES
 from tests.oracles.tam import TAM, Torque
 from tests.oracles.temporal_frequency import Flicker, high_share
-from tests.techniques.test_against_oracles import DECAY, MATRICES, close, gradients, rate
-from tests.techniques.test_edge_suppression import optimizer, run, starts
-from tests.techniques.test_invariants import signal
+from tests.support import promises
+from tests.support.adam_chain import optimizer, run, starts
+from tests.support.chains import STATES
+from tests.support.oracle_runs import DECAY, MATRICES, close, gradients, rate
+from tests.support.signals import signal
+from tests.support.stepping import make_params, train
 
 SHAPES = MATRICES | {"one": (1,), "column.weight": (6, 1)}
 OPTIONS = [{}, {"window": 4}, {"window": 7}, {"preserve": 0.0}, {"preserve": 0.5, "penalty": 1.0}]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kohya import runs
+from tests.support import runs
 
 SD_SCRIPTS, MUSUBI = "sd-scripts", "musubi-tuner"
 SD_KINDS = ("sd", "sdxl", "flux", "sd3", "anima", "lumina", "hunyuan_image")

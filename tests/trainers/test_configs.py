@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import toml
 
-from tests.kohya import runs
-from tests.trainers.test_trainers import OURS
+from tests.support import runs
+from tests.support.runs import OURS
 
 FOLDER = runs.ROOT / "configs" / "training"
 KINDS = {

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from hina_kohya import patch
 from hina_kohya.cli import main
 from hina_kohya.patch.targets import SD_SCRIPTS
+from tests.support.runs import OURS
 
 FORGIVING = ("use_cautious=true,", "betas = (0.9,", "0.99)", "state=bf16")
 LITERAL = ("use_cautious=True", "betas=(0.9,0.99)", "state='bf16'")  # the same, for classes that are not ours
 RATES = ("--text_encoder_lr", "1e-4", "--unet_lr", "2e-4")
 STAYS = {"optimizer": "SGD", "lr": "1e-30", "steps": 1}
-OURS = "hina_kohya.optim.hina_adamw.HinaAdamW"
 
 
 def rates(subject):
@@ -72,7 +72,7 @@ def test_native_network_and_resume(subject):
         assert (fast["weight_decay"], slow["weight_decay"]) == (0.1, 0.0)
     extra += ("--resume", str(first.out / "lora-state"))
     extra += () if subject.is_musubi else ("--skip_until_initial_step", "--max_train_steps", "5")  # it counts from 0
-    probe = "tests.trainers.resume_probe.HinaAdamW"
+    probe = "tests.support.resume_probe.HinaAdamW"
     again = subject.train(**chosen, optimizer=probe, optimizer_args=LITERAL, steps=2, extra=extra)
     saved = torch.load(first.out / "lora-state" / "optimizer.bin", weights_only=True)
     same(saved, torch.load(again.out / "loaded.pt", weights_only=True))
@@ -94,6 +94,22 @@ def same(one, other):
         assert torch.equal(one, other)
     else:
         assert one == other
+
+
+def test_a_rate_that_is_found(subject):
+    """HinaAuto at learning rate 1: the rate that it found is logged as Prodigy's is, is saved, and comes back."""
+    chosen = {"network": "hina_kohya.network", "network_args": (f"inner={subject.network}",), "optimizer": "HinaAuto"}
+    first = subject.train(**chosen, lr="1", steps=3, extra=("--save_state",))
+    assert re.search(r"finds the learning rate, from 0.0003", first.log)
+    tags = [tag for tag in first.scalars if tag.startswith("lr/d*lr/")]
+    assert tags
+    assert all(value >= 3e-4 * (1 - 1e-6) for tag in tags for value in first.scalars[tag])
+    saved = torch.load(first.out / "lora-state" / "optimizer.bin", weights_only=True)
+    rates_of = [entry["auto_rate.numbers"][..., 0].max().item() for entry in saved["state"].values()]
+    extra = ("--save_state", "--resume", str(first.out / "lora-state"))
+    extra += () if subject.is_musubi else ("--skip_until_initial_step", "--max_train_steps", "5")
+    again = subject.train(**chosen, lr="1", steps=2, extra=extra)
+    assert again.scalars[tags[0]][0] >= max(rates_of) * (1 - 1e-6)
 
 
 LOKR = ("algo=lokr", "preset=attn-mlp", "factor=4")
@@ -171,7 +187,7 @@ def test_patch(subject):
 def test_adlrns_and_its_export(subject, tmp_path):
     """Every sample is in the bin of its noise, measured by itself; a plain file goes on in the native network."""
     args = ("bins=4", "budget=2", "warmup=3", "refresh_every=3", "preset=attn-mlp")
-    report = subject.train(network="tests.trainers.noise_probe", network_args=args, optimizer="HinaAdamW", steps=8)
+    report = subject.train(network="tests.support.noise_probe", network_args=args, optimizer="HinaAdamW", steps=8)
     lines = [json.loads(line) for line in (report.out / "noise.jsonl").read_text().splitlines()]
     measured = [share for line in lines for share in line.get("measured", [])]
     read = [share for line in lines for share in line.get("read", [])]

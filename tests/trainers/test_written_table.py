@@ -3,7 +3,7 @@
 import importlib.util
 import re
 
-from tests.kohya import runs
+from tests.support import runs
 
 
 def script():
@@ -49,4 +49,4 @@ def test_failures_and_gaps_are_seen_in_the_table():
         {**result, "kind": "sdxl", "test": "test_lokr", "outcome": "skipped"},
     ]
     *_, row = module.table(results).splitlines()
-    assert row == f"| SD 1.x, sd-scripts 9 | {' | '.join(['', '**no**', *[''] * 7, 'yes'])} |"
+    assert row == f"| SD 1.x, sd-scripts 9 | {' | '.join(['', '**no**', *[''] * 7, 'yes', ''])} |"

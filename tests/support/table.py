@@ -12,7 +12,7 @@ import torch
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build, technique
 from hina_kohya.core.technique import REACH, Stage
-from tests import conftest
+from tests.support.stepping import SHAPES as EVERY_SHAPE
 
 STRONG = {
     "automagic_mask": {"bump": 0.3},
@@ -73,7 +73,7 @@ def limit(name, steps):
 
 
 # The others have one element, in which nothing can be dead beside something that lives.
-SHAPES = {name: shape for name, shape in conftest.SHAPES.items() if math.prod(shape) > 1}
+SHAPES = {name: shape for name, shape in EVERY_SHAPE.items() if math.prod(shape) > 1}
 # By how much a test makes each of them larger, where nothing that it is multiplied with has to grow along. The longer
 # side stays the longer one: which vectors are NorMuon's neurons goes by shape.
 MARGINS = {

@@ -14,8 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.kohya import contract
-from tests.kohya.inside import DOUBLE, DOUBLE_MUSUBI, HARMLESS, checkout, single_spaces, train_here
+from tests.support import contract
+from tests.support.children import VENV as CHILDREN
+from tests.support.inside import DOUBLE, DOUBLE_MUSUBI, HARMLESS, checkout, single_spaces, train_here
 
 ROOT = Path(__file__).parents[2]
 HARNESS = Path(os.environ.get("HINA_HARNESS", ROOT.parent / "shared" / "harness"))
@@ -86,12 +87,12 @@ class Report:
 
     @property
     def groups(self):
-        """What `tests.kohya.group_probe.AdamW` was given."""
+        """What `tests.support.group_probe.AdamW` was given."""
         return json.loads((self.out / "groups.json").read_text())
 
     @property
     def events(self):
-        """What `tests.kohya.order_probe` wrote down."""
+        """What `tests.support.order_probe` wrote down."""
         return (self.out / "events.txt").read_text(encoding="utf-8").splitlines()
 
 
@@ -264,10 +265,13 @@ class Real:
 def _apart(home, request, words, environment):
     """The same in a process of its own, through a launcher: (exit status, log)."""
     command = [sys.executable, *LAUNCHERS[request.launch].split(), *(["-m", LAUNCH] if request.hooks else [])]
-    paths = os.pathsep.join(map(str, (ROOT, home, *request.plugins)))
+    paths = os.pathsep.join(map(str, (ROOT, home, *request.plugins, CHILDREN)))
     run = subprocess.run(
         [*command, str(home / request.script), *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300,
         env={**os.environ, **environment, "PYTHONPATH": paths},
     )  # fmt: skip
     return run.returncode, single_spaces(run.stdout)
+
+
+OURS = "hina_kohya.optim.hina_adamw.HinaAdamW"

@@ -1,4 +1,4 @@
-"""`--network_module tests.kohya.adlrns_probe`: ADLRNS that writes down a hash of its tables at each choice, by rank."""
+"""`--network_module tests.support.adlrns_probe`: ADLRNS that writes a hash of its tables at each choice, by rank."""
 
 import hashlib
 import os

@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-DOUBLE = Path(__file__).parent / "double"
+DOUBLE = Path(__file__).parents[1] / "kohya" / "double"
 PARTS = ("utils", "optimizer", "args", "accelerator_setup", "checkpoint_io")
 STEP_LOGS = '''"""What train_network.py logged of the learning rates before 0.11."""
 

@@ -1,4 +1,4 @@
-"""`--network_module tests.trainers.noise_probe`: ADLRNS that notes how noisy each sample is, measured and as read.
+"""`--network_module tests.support.noise_probe`: ADLRNS that notes how noisy each sample is, measured and as read.
 
 Measured: off the noisy latents, the latents and the noise of the trainer itself; with SD and SDXL, whose noise is not
 mixed in by shares, its timesteps. noise.jsonl in PROBE_FOLDER has a line for every call of either kind.

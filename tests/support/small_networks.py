@@ -89,3 +89,15 @@ def batch(samples=5, seed=3):
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(samples, 4, 6, 6, generator=random, dtype=torch.float64)
     return x, torch.randint(0, 1000, (samples,), generator=random)
+
+
+def train(unet, network, steps, seed=0, samples=5, optimizer=None):
+    torch.manual_seed(seed)
+    optimizer = optimizer or torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in range(steps):
+        network.on_step_start(None, unet)
+        x, timesteps = torch.randn(samples, 4, 6, 6, dtype=torch.float64), torch.randint(0, 1000, (samples,))
+        target = x * (timesteps / 1000).view(-1, 1, 1, 1) + x.flip(1)
+        (unet(x, timesteps) - target).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()

@@ -5,10 +5,11 @@ import torch
 
 from hina_kohya.core import chain
 from hina_kohya.core.optimizer import HinaOptimizer
-from tests.conftest import make_params, set_grads, train
-from tests.core.test_cost import Counter, small_matrices
-from tests.core.test_memory import lora_set
-from tests.core.test_resume import copy_of, through_file
+from tests.support import table
+from tests.support.checkpoints import copy_of, through_file
+from tests.support.counting import Counter, small_matrices
+from tests.support.memory import lora_set
+from tests.support.stepping import make_params, set_grads, train
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 
@@ -170,3 +171,32 @@ def updates_differ(make, other, steps, shapes=None):
         train(each(params), params, steps)
         results.append(params["head.weight"].detach())
     assert not torch.equal(*results)
+
+
+def left_alone(make, value, pooled=False):
+    """At one step, `value` in two parameters of two modules: they, and all that is kept of them, stay as they are."""
+    victims = ["lora_unet_a.lora_up.weight", "head.weight"]
+    results = []
+    for poison in (False, True):
+        params = make_params(shapes=table.SHAPES)
+        optimizer = make(params)
+        for step in range(4):
+            set_grads(params, step)
+            if poison and step in (0, 2):
+                for victim in victims:
+                    params[victim].grad.flatten()[1] = value
+                optimizer.plan()
+                before = {victim: copies(optimizer, params[victim]) for victim in victims}
+            optimizer.step()
+            if poison and step in (0, 2):
+                for victim in victims:
+                    now = copies(optimizer, params[victim])
+                    assert all(torch.equal(now[key], kept) for key, kept in before[victim].items()), victim
+        results.append(params)
+        if poison:
+            kept = [x for entry in optimizer.state.values() for x in entry.values()]
+            assert all(x.isfinite().all() for x in (*params.values(), *kept))
+            named = optimizer.get_optimization_info()["training_stats"]["non_finite_steps"]
+            assert named == dict.fromkeys(victims, 2)
+    others = [key for key in table.SHAPES if key not in victims and not key.startswith("lora_unet_a.")]
+    assert pooled or all(torch.equal(results[0][key], results[1][key]) for key in others)

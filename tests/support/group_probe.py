@@ -1,4 +1,4 @@
-"""`--optimizer_type tests.kohya.group_probe.AdamW`: writes down what it was given, groups.json in PROBE_FOLDER."""
+"""`--optimizer_type tests.support.group_probe.AdamW`: writes down what it was given, groups.json in PROBE_FOLDER."""
 
 import json
 import os

@@ -54,8 +54,6 @@ KINDS = {
     "lokr_full": ("LokrModule", {"factor": 4, "full_matrix": True}),
     "full": ("FullModule", {}),
 }
-
-
 _HOMES = {f"{name}Module": f"lycoris.modules.{name.lower()}" for name in ("LoCon", "Loha", "Lokr", "Full")}
 
 

@@ -15,13 +15,13 @@ from lycoris.kohya import LycorisNetworkKohya
 
 from hina_kohya.trainers import hooks
 
-DOUBLE, DOUBLE_MUSUBI = (Path(__file__).parent / name for name in ("double", "double_musubi"))
+DOUBLE, DOUBLE_MUSUBI = (Path(__file__).parents[1] / "kohya" / name for name in ("double", "double_musubi"))
 LYCORIS_STATE = re.compile(r"[A-Z_]+")  # class attributes that a preset sets, for the whole process
 FRESH = (
     "hina_kohya.lycoris",
     "hina_kohya.network",
-    "tests.kohya.order_probe",
-    "tests.trainers.noise_probe",
+    "tests.support.order_probe",
+    "tests.support.noise_probe",
 )  # their import is part of a training
 HARMLESS = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 

@@ -1,4 +1,4 @@
-"""`--optimizer_type tests.trainers.resume_probe.HinaAdamW`: what it resumes from, in loaded.pt of PROBE_FOLDER."""
+"""`--optimizer_type tests.support.resume_probe.HinaAdamW`: what it resumes from, in loaded.pt of PROBE_FOLDER."""
 
 import os
 from pathlib import Path

@@ -1,0 +1,86 @@
+"""Where helpers of the tests are: in tests/support, so that a test can be renamed, moved or run alone."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from tests.support.children import without_peft  # noqa: F401 (a fixture)
+
+TESTS = Path(__file__).parent
+FILES = sorted(TESTS.rglob("*.py"))
+ROOMS = ("support", "oracles", "golden", "kohya/double", "kohya/double_musubi")  # of what is no test
+
+
+def is_test(dotted):
+    return any(part.startswith("test_") or part == "conftest" for part in dotted.split("."))
+
+
+def imports(source, package):
+    """Dotted names that a file under tests imports, with those of its own package written out."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def of_tests(source, package=("tests", "core")):
+    return [name for name in imports(source, package) if name.startswith("tests.") and is_test(name)]
+
+
+def test_no_file_imports_a_test():
+    wrong = {
+        str(path.relative_to(TESTS)): of_tests(
+            path.read_text(encoding="utf-8"), ("tests", *path.relative_to(TESTS).parent.parts)
+        )
+        for path in FILES
+    }
+    assert {name: names for name, names in wrong.items() if names} == {}
+
+
+def test_helpers_are_in_support():
+    """And no test is: pytest would collect it there, and look for none."""
+    for path in (PurePosixPath(path.relative_to(TESTS).as_posix()) for path in FILES):
+        room = next((room for room in ROOMS if path.is_relative_to(room)), None)
+        assert room or is_test(path.stem), f"{path}: move it to tests/support"
+        assert not (room == "support" and is_test(path.stem)), f"{path}: move it out of tests/support"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from tests.core.test_edges import STATES",
+        "from tests.core import test_edges",
+        "import tests.core.test_edges as edges",
+        "from .test_edges import STATES",
+        "from ..conftest import train",
+        "def late():\n    from tests import conftest",
+    ],
+)
+def test_an_import_of_a_test_is_seen(line):
+    assert of_tests(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from tests.support.chains import STATES",
+        "from .adamw import AdamW",
+        "import pytest",
+        "from torch import testing",
+    ],
+)
+def test_other_imports_are_none(line):
+    assert of_tests(line) == []
+
+
+def test_processes_of_a_test_have_no_peft():
+    assert importlib.util.find_spec("peft")
+    code = "import importlib.util as u, sys; sys.exit(u.find_spec('peft') is not None or u.find_spec('torch') is None)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
