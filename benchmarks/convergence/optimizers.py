@@ -31,6 +31,7 @@ class Entry:
     path  : module:Class
     scale : where its learning rates lie against AdamW's (LoRA+ moves one factor 16 times as far, so it starts lower)
     own_lr: its learning rates lie around `scale` itself, whatever the workload
+    untuned: that is the only one it gets
     needs : the distribution that has it
     kinds : the only kinds of workload it is made for
     bf16  : whether it runs with bf16 parameters on a CPU
@@ -42,6 +43,7 @@ class Entry:
     arguments: dict[str, Any] = dc.field(default_factory=dict)
     scale: float = 1.0
     own_lr: bool = False
+    untuned: bool = False
     needs: str = "torch"
     kinds: tuple[str, ...] = ()
     bf16: bool = True
@@ -127,6 +129,7 @@ BASELINES: dict[str, Entry] = {
 OURS: dict[str, Entry] = {
     "hina-control": off(state="fp32", decay_roles="all"),  # is torch-adamw, bit for bit
     "hina-default": ours(),
+    "hina-auto": dc.replace(ours("HinaAuto"), own_lr=True, untuned=True),
     # What the default is made of, and what else a step could start from.
     "hina-normuon": ours(use_muon=True),
     "normuon-bold": ours(use_muon=True, use_cautious=False),

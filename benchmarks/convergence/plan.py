@@ -106,9 +106,10 @@ class Plan:
         return Run(workload, optimizer, lr, steps, seed, self._identity[workload, optimizer])
 
     def trials(self, workload: str, optimizer: str) -> list[Run]:
-        centre = OPTIMIZERS[optimizer].centre(WORKLOADS[workload].lr)
+        entry = OPTIMIZERS[optimizer]
+        centre = entry.centre(WORKLOADS[workload].lr)
         steps = self.mode.steps(workload)
-        rates = learning_rates(centre, self.mode.trials)
+        rates = learning_rates(centre, 1 if entry.untuned else self.mode.trials)
         return [self.run(workload, optimizer, lr, steps, TRIAL_SEED) for lr in rates]
 
     def chosen(self, workload: str, optimizer: str, store: Store) -> float | None:

@@ -43,6 +43,7 @@ ARMS: dict[str, Arm] = {
     "po-normuon": Arm(),
     "camp-default": Arm(),
     "coptim-default": Arm(),
+    "hina-auto": Arm(RATE_FREE),
     # Authors: Prodigy wants no schedule or a cosine; ProdigyPlus a constant rate or a cosine, and no clipping.
     "prodigy": Arm(RATE_FREE),
     "prodigy-constant": Arm(RATE_FREE, constant=True, optimizer="prodigy"),

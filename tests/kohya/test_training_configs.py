@@ -13,12 +13,22 @@ import toml
 import torch
 from torch import nn
 
-from hina_kohya.trainers import hooks, optimizer_args, optimizer_names, optimizers
+from hina_kohya.trainers import optimizer_args
 from hina_kohya.trainers.network_args import take
-from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 from tests.support import runs
+from tests.support.training_configs import (
+    FOLDER,
+    LAYERS,
+    adapted,
+    descent,
+    lycoris,
+    model_of,
+    network_arguments,
+    optimizer_of,
+    read,
+)
 
-FOLDER = runs.ROOT / "configs" / "training"
+__all__ = ["lycoris"]  # a fixture
 SCRIPTS = {
     "sd15": "train_network", "sdxl": "sdxl_train_network", "sd35": "sd3_train_network",
     "flux1": "flux_train_network", "lumina2": "lumina_train_network", "anima": "anima_train_network",
@@ -31,32 +41,6 @@ PATHS = {
     "pretrained_model_name_or_path", "dataset_config", "clip_l", "clip_g", "t5xxl", "ae", "gemma2", "qwen3", "vae",
     "dit",
 }  # fmt: skip
-# A layer of each model that is trained: its block's class, where that is, its path in the block, and its width.
-LAYERS = {
-    "sd15": ("Transformer2DModel", "blocks.0", "ff", 640), "sdxl": ("Transformer2DModel", "blocks.0", "ff", 1280),
-    "sd35": ("SingleDiTBlock", "blocks.0", "mlp", 1536), "flux1": ("DoubleStreamBlock", "blocks.0", "img_mlp", 3072),
-    "lumina2": ("JointTransformerBlock", "layers.0", "feed_forward", 2304),
-    "anima": ("Block", "blocks.0", "mlp.layer1", 2048), "wan22": ("WanAttentionBlock", "blocks.0", "ffn", 5120),
-    "qwenimage": ("QwenImageTransformerBlock", "blocks.0", "img_mlp", 3072),
-    "zimage": ("ZImageTransformerBlock", "layers.0", "feed_forward.w1", 3840),
-}  # fmt: skip
-OWN = {"networks.lokr": "lokr"}  # networks of trainers that are what LyCORIS calls so; the others are LoRA
-
-
-def read(name):
-    """One level of sections flattened, as sd-scripts does; there, the later of two equal keys wins without a word."""
-    sections = toml.load(FOLDER / f"{name}.toml").values()
-    flat = {key: value for section in sections for key, value in section.items()}
-    assert len(flat) == sum(map(len, sections))
-    return flat
-
-
-def model_of(name):
-    return name.partition("_")[0]
-
-
-def network_arguments(config):
-    return dict(word.split("=", 1) for word in config.get("network_args", []))
 
 
 def is_placeholder(value):
@@ -88,11 +72,6 @@ def test_only_paths_are_left_to_fill_in(name):
     assert config["output_name"] == name
 
 
-def optimizer_of(config, params, lr):
-    cls = optimizer_names.resolve(config["optimizer_type"], SD_SCRIPTS)
-    return optimizers.build(cls, config.get("optimizer_args"), params, lr)[2]
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_optimizer_accepts_its_arguments(name):
     optimizer = optimizer_of(read(name), [nn.Parameter(torch.zeros(2, 2))], 1.0)
@@ -117,62 +96,6 @@ def test_nothing_is_decided_twice(name):
     assert not (config.get("fp8_base") and "dora_wd" in network)
     if "bypass_mode" in network and network["algo"] == "lokr":
         assert config["network_alpha"] == config["network_dim"]  # LyCORIS < 4.0 forgets alpha / dim there
-
-
-@pytest.fixture
-def lycoris():
-    """hina_kohya.lycoris; afterwards no hook, and LyCORIS' targets as after its import."""
-    from lycoris.config import PRESET
-    from lycoris.kohya import LycorisNetworkKohya
-
-    yield hooks.network_module("lycoris.kohya")
-    hooks.uninstall()
-    LycorisNetworkKohya.apply_preset(PRESET["full"])
-
-
-class Model(nn.Module):
-    """One block with one layer."""
-
-    def __init__(self, kind, place, path, width):
-        super().__init__()
-        self.layer = [nn.Linear(width, width)]  # in a list, so that its path is the block's
-        holder: nn.Module = self
-        *folders, name = f"{place}.{path}".split(".")
-        for number, folder in enumerate(folders):
-            holder.add_module(folder, type(kind, (nn.Module,), {})() if number == 1 else nn.Module())
-            holder = holder.get_submodule(folder)
-        holder.add_module(name, self.layer[0])
-
-    def forward(self, x):
-        return self.layer[0](x)
-
-
-def adapted(module, name, config, dtype=torch.float32):
-    """A model with one layer, and a new network on it."""
-    torch.manual_seed(0)
-    unet, text_encoders = Model(*LAYERS[model_of(name)]).to(dtype), [nn.Identity()]
-    words = network_arguments(config)
-    given = {"algo": OWN.get(words.pop("inner", ""), "lora"), "preset": "attn-mlp", **words, "dropout": None}
-    if config["network_module"] == "hina_kohya.adlrns":
-        given |= {"algo": "adlrns", "bins": "1"}  # this model has no timestep
-    network = module.create_network(
-        1.0, config["network_dim"], config["network_alpha"], None, text_encoders, unet, neuron_dropout=None, **given
-    )
-    network.apply_to(text_encoders, unet, False, True)
-    return unet, network
-
-
-def descent(unet, optimizer):
-    """By how much one step lowers a linear loss."""
-    torch.manual_seed(1)
-    width = unet.layer[0].in_features
-    inputs, slope = torch.randn(16, width), torch.randn(16, width)
-    losses = []
-    for _ in range(2):
-        losses.append((unet(inputs) * slope).sum())
-        losses[-1].backward()
-        optimizer.step()
-    return losses[0].item() - losses[1].item()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
