@@ -5,7 +5,6 @@ Run it after a change of the table or of a technique's options; a test compares.
 """
 
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +107,9 @@ def _line(cells: tuple[Any, ...]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def files() -> Iterator[tuple[Path, str]]:
-    yield ROOT / "hina_kohya" / "__init__.pyi", stub()
-    yield ROOT / "docs" / "arguments.md", page()
-
+FILES = {ROOT / "hina_kohya" / "__init__.pyi": stub, ROOT / "docs" / "arguments.md": page}
 
 if __name__ == "__main__":
-    for path, text in files():
-        path.write_text(text, encoding="utf-8", newline="\n")
+    for path, text in FILES.items():
+        path.write_text(text(), encoding="utf-8", newline="\n")
         print(path)

@@ -85,8 +85,9 @@ def test_copies_have_the_same_settings(cls):
         assert twin.settings == optimizer.settings
 
 
-@pytest.mark.parametrize(("path", "text"), [*make_arguments.files()], ids=lambda each: getattr(each, "name", ""))
-def test_what_is_written_from_the_table_is_up_to_date(path, text):
+@pytest.mark.parametrize("path", make_arguments.FILES, ids=lambda path: path.name)
+def test_what_is_written_from_the_table_is_up_to_date(path):
+    text = make_arguments.FILES[path]()
     assert path.read_text(encoding="utf-8") == text, "run python scripts/make_arguments.py"
 
 
