@@ -3,15 +3,18 @@
 import json
 import os
 import platform
-import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from hina_kohya.profile.clock import machine, spread, timed
+
+__all__ = ["environment", "heading", "peak_bytes", "spread", "table", "timed", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -21,14 +24,8 @@ def environment(threads: int, device: torch.device) -> dict[str, Any]:
         root = Path(__file__).parents[1]
         return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
-    machine = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        machine = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), machine)
-    if device.type == "cuda":
-        machine = f"{torch.cuda.get_device_name(device)}; {machine}"
     return {
-        "machine": f"{machine}, {os.cpu_count()} cores",
+        "machine": machine(device),
         "load_average": round(os.getloadavg()[0], 2),
         "device": str(device),
         "threads": threads,
@@ -62,26 +59,6 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
         level += delta
         peak = max(peak, level)
     return peak
-
-
-def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, float]:
-    """(wall, CPU) seconds of one call; a GPU is waited for before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    wall, cpu = time.perf_counter(), time.process_time()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and interquartile range in milliseconds."""
-    values = [1e3 * value for value in values]
-    if len(values) < 2:
-        return {"median": values[0], "iqr": 0.0}
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": round(middle, 3), "iqr": round(high - low, 3)}
 
 
 def table(rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> str:

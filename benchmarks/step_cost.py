@@ -12,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import candidates, measure, shapes
-from benchmarks.recorder import Recorder
+from hina_kohya.profile.recorder import Recorder
 
 EXAMPLE = """examples:
   python -m benchmarks.step_cost --set sdxl-lora-r8 --threads 2

@@ -15,7 +15,7 @@ import hina_kohya
 
 ROOT = Path(__file__).parents[1]
 # Deflated Python source is 450,000 bytes of it, 92,000 of these docstrings.
-LARGEST = 560_000
+LARGEST = 620_000
 LARGEST_DATA = 30_000  # deflated, all that is no Python
 TAG, HEADING = "v1.2.3", "## [1.2.3] - 2026-01-02\n"
 
@@ -165,8 +165,8 @@ def test_issue_forms_are_forms(name):
 @pytest.mark.parametrize("name", ["test", "release"])
 def test_workflows_run_what_exists(name):
     text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8")
-    (job,) = yaml.safe_load(text)["jobs"].values()
-    commands = [step["run"] for step in job["steps"] if "run" in step]
+    steps = [step for job in yaml.safe_load(text)["jobs"].values() for step in job["steps"]]
+    commands = [step["run"] for step in steps if "run" in step]
     paths = {word for command in commands for word in command.split() if word.startswith(("scripts/", ".ci/"))}
     assert paths
     assert all((ROOT / path).is_file() for path in paths)

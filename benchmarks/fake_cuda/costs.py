@@ -10,7 +10,7 @@ import hina_kohya
 from benchmarks import candidates, shapes
 from benchmarks.fake_cuda.cases import states
 from benchmarks.fake_cuda.device import CUDA, pretended
-from benchmarks.recorder import Recorder
+from hina_kohya.profile.recorder import Recorder
 
 SETS = ("sdxl-lora-r8", "sdxl-lokr-f8-d8")
 PEERS = ("torch-fused", "torch-foreach", "torch-loop", "bnb-adamw8bit", "po-adamw", "po-normuon", "adv-adamw", "came")

@@ -11,10 +11,10 @@ import torch
 
 from benchmarks.fake_cuda.cases import Case, gradients, parameters
 from benchmarks.fake_cuda.device import CPU, CUDA, SECOND, move, pretended
-from benchmarks.recorder import Fault, Recorder
 from benchmarks.shapes import Named
 from hina_kohya.core import plan
 from hina_kohya.core.optimizer import HinaOptimizer
+from hina_kohya.profile.recorder import Fault, Recorder
 
 SCALER, MOVED, SWAPPED = "step by a GradScaler", "moved", "swapped"  # the last two begin their phases' names
 

@@ -17,7 +17,7 @@ import torch
 from benchmarks import measure
 from benchmarks.gpu import equality, steps, training
 from benchmarks.gpu.rows import Part, Plan, Row, append, attempt, read
-from benchmarks.recorder import ROOT
+from hina_kohya.profile.recorder import ROOT
 
 PARTS = {
     part.name: part

@@ -10,10 +10,10 @@ from torch import Tensor
 import hina_kohya
 from benchmarks.fake_cuda.cases import SHAPES, states
 from benchmarks.gpu.rows import Figures, Plan, Row, attempt
-from benchmarks.recorder import Recorder
 from hina_kohya.core.codec import codec
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.technique import Slot
+from hina_kohya.profile.recorder import Recorder
 
 CLASSES = [name for name in hina_kohya.__all__ if name != "__version__"]
 # What torch checks on the host, so that a step waits.

@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import measure, shapes
 from benchmarks.gpu.rows import Figures, Plan, Row, attempt, short
 from benchmarks.step_cost import Subject, room
+from hina_kohya.profile.subjects import kept_bytes
 
 SETS = ("sdxl-lora-r8", "sdxl-lora-r16", "sdxl-lokr-f8-d8")
 ANCHORS = {"torch-fused": "torch fused", "bnb-adamw8bit": "bitsandbytes"}
@@ -114,7 +115,7 @@ def _figures(slot: Slot, plan: Plan, medians: dict[str, float]) -> tuple[str, Fi
         "kernels": _kernels(subject, plan.device),
         "launches_by_rule": subject.count().launches,
         "peak_mib": round(measure.peak_bytes(subject.optimizer.step, plan.device) / 2**20, 1),
-        "bytes_per_parameter": round(state_bytes(subject.optimizer) / parameters, 2),
+        "bytes_per_parameter": round(kept_bytes(subject.optimizer) / parameters, 2),
         **{f"to_{name}": round(wall["median"] / medians[name], 3) for name in ANCHORS if name in medians},
     }
     beside = "".join(f", {figures[f'to_{n}']:.3g} x {word}" for n, word in ANCHORS.items() if f"to_{n}" in figures)
@@ -137,10 +138,3 @@ def _kernels(subject: Subject, device: torch.device) -> int:
     kind = torch.autograd.DeviceType.CUDA if gpu else torch.autograd.DeviceType.CPU
     events = profiler.profiler.kineto_results.events()
     return sum(e.device_type() == kind and not e.name().startswith(("Mem", "[memory]")) for e in events)
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    if report := getattr(optimizer, "get_memory_efficiency_report", None):
-        return report()["state_bytes"]
-    tensors = (x for entry in optimizer.state.values() for x in entry.values() if isinstance(x, torch.Tensor))
-    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.gpu.rows import Figures, Plan, Row, attempt
-from benchmarks.recorder import ROOT
+from hina_kohya.profile.recorder import ROOT
 
 CONFIG = ROOT / "configs" / "training" / "digits_lokr.toml"
 RUN_SECONDS = 120

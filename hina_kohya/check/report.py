@@ -114,32 +114,33 @@ def forecast_of(report: Report, listener: Listener | None = None) -> tuple[str, 
     """
     from hina_kohya.check.forecast import forecast, table  # noqa: PLC0415 (only where one is made)
 
-    run = report.run
-    assert run is not None
-    assert run.architecture is not None
+    assert report.run is not None
+    result = forecast(**arguments_of(report.run), process=SHARED, listener=listener)
+    return table(result), not any(each.startswith("error: ") for each in result.faults)
+
+
+def arguments_of(run: Run) -> dict[str, Any]:
+    """The arguments of `forecast.forecast` and `forecast.parameters` for a run whose model is known."""
     network, args = run.network, run.args
     inner = {"inner": network.inner} if network.module == "hina_kohya.network" else {}
-    result = forecast(
-        run.architecture,
-        network.module,
-        network_dim=args["network_dim"],
-        network_alpha=args["network_alpha"],
-        network_args={**inner, **network.arguments},
-        learning_rate=args["learning_rate"],
-        unet_lr=args["unet_lr"],
-        text_encoder_lr=args["text_encoder_lr"],
-        train_unet=run.trains_unet,
-        train_text_encoder=run.trains_text_encoder,
-        optimizer_type=run.optimizer.type,
-        optimizer_args=run.optimizer.words,
-        sd_scripts=run.schema.checkout.root if run.schema.checkout else None,
-        hooked=run.hooks.active,
-        dtype=run.dtype,
-        resume=run.state.folder if run.state and run.state.is_one else None,
-        process=SHARED,
-        listener=listener,
-    )
-    return table(result), not any(each.startswith("error: ") for each in result.faults)
+    return {
+        "architecture": run.architecture,
+        "network_module": network.module,
+        "network_dim": args["network_dim"],
+        "network_alpha": args["network_alpha"],
+        "network_args": {**inner, **network.arguments},
+        "learning_rate": args["learning_rate"],
+        "unet_lr": args["unet_lr"],
+        "text_encoder_lr": args["text_encoder_lr"],
+        "train_unet": run.trains_unet,
+        "train_text_encoder": run.trains_text_encoder,
+        "optimizer_type": run.optimizer.type,
+        "optimizer_args": run.optimizer.words,
+        "sd_scripts": run.schema.checkout.root if run.schema.checkout else None,
+        "hooked": run.hooks.active,
+        "dtype": run.dtype,
+        "resume": run.state.folder if run.state and run.state.is_one else None,
+    }
 
 
 def is_refusal(report: Report, mistake: UserError) -> bool:

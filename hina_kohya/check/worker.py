@@ -31,11 +31,13 @@ def main() -> int:
 
 
 def _answer(request: dict[str, Any], tell: Any) -> None:
-    if request.pop("what") == "rehearsal":
+    what = request.pop("what")
+    if what == "rehearsal":
         from hina_kohya.check.rehearsal import stage  # noqa: PLC0415 (torch: each imports what it needs)
 
         tell(**stage.rehearse(**request))
     else:
         from hina_kohya.check.forecast import worker  # noqa: PLC0415
 
-        worker.run(worker.Request(**request), tell)
+        answer = worker.parameters if what == "parameters" else worker.run
+        answer(worker.Request(**request), tell)

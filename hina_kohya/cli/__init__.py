@@ -20,6 +20,7 @@ COMMANDS = {
     "merge": "one LoRA file out of several with weights, exactly",
     "optimizers": "list the optimizers, or show what one accepts",
     "patch": "put the hooks into LyCORIS and sd-scripts, and take them out again",
+    "profile": "what a step of an optimizer costs, and which technique's it is",
     "resize": "a smaller LoRA file out of any LoRA, LoCon, LoKr or LoHa, by bytes, rank or share of energy",
     "train": "teach a small text-to-image model new digits through an adapter",
 }

@@ -46,7 +46,7 @@ class Counters:
         return Counter({i: n for table in self.tables for i, n in table.of(table.skipped().cpu())})
 
     def nbytes(self) -> int:
-        return sum(2 * table.steps.nbytes + table.tried.nbytes for table in self.tables)
+        return sum(3 * table.steps.nbytes + table.tried.nbytes for table in self.tables)  # steps, start, host
 
 
 class _Table:

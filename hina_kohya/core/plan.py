@@ -156,7 +156,8 @@ class Plan:
 
     def nbytes(self) -> int:
         """Everything allocated for state: slabs, index tables and step counters."""
-        return sum(each.nbytes() for each in (*self.buckets, self.counters, *self.couplings, *self.poolings))
+        parts = (*self.buckets, self.counters, *self.couplings, *self.poolings)
+        return self.groups.nbytes + sum(part.nbytes() for part in parts)
 
 
 def _moment_is_new(chain: Chain, known: Mapping[str, Any]) -> bool:

@@ -26,6 +26,7 @@ def config(tmp_path):
 WORDS = ["--width", "16", "--dense-epochs", "2", "--budgets", "60", "--ranks", "6"]
 
 
+@pytest.mark.slow
 def test_it_writes_table_numbers_and_plot(config, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["adlrns", "run", "--config", str(config), "-o", str(out), *WORDS]) == 0

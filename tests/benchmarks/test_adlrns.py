@@ -194,6 +194,7 @@ def test_peft_s_ranks_are_what_is_left_of_its_budget():
     assert method.stored() < sum(p.numel() for p in method.parameters())
 
 
+@pytest.mark.slow
 def test_every_method_starts_at_the_frozen_model():
     batch = adapter.training_data("24", 0).batch(0, 2)
     with torch.no_grad():

@@ -10,9 +10,9 @@ from benchmarks.fake_cuda import cases, life
 from benchmarks.fake_cuda.cases import Case
 from benchmarks.fake_cuda.costs import Subject, cost, subjects
 from benchmarks.fake_cuda.device import CPU, CUDA, move, pretended
-from benchmarks.recorder import Recorder
 from hina_kohya.core import registry
 from hina_kohya.core.technique import Slot, Stage, Technique
+from hina_kohya.profile.recorder import Recorder
 from tests.support.classes import CLASSES
 
 FEW = {
@@ -169,7 +169,7 @@ def test_every_class_codec_switch_and_technique_is_a_case(monkeypatch):
     monkeypatch.undo()  # all the shapes: a technique that fits none of the few would not be found
     every = list(cases.cases())
     assert len(set(map(str, every))) == len(every)
-    assert {case.cls for case in every} == {*CLASSES}
+    assert {case.cls for case in every} == set(CLASSES)
     assert {case.state for case in every if case.cls == "COptim"} == {"8bit", "bf16", "fp32"}
     dotted = {case.option.split("=")[0] for case in every if "." in case.option}
     for name, technique in registry.techniques().items():

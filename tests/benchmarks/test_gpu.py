@@ -88,6 +88,7 @@ def test_steps_and_resume_equal_the_cpu_and_a_lost_state_does_not(monkeypatch):
     assert list(equality.steps(CPU))[1].figures["off"] > 0
 
 
+@pytest.mark.slow
 def test_waits_are_rows_and_decompositions_are_seen():
     rows = {row.what.split(", ")[1].split(" ")[0]: row for row in equality.waits(CPU)}
     assert rows["8bit"].figures["later step, seen below autograd"] == 0

@@ -80,6 +80,7 @@ def test_resume_is_bit_exact(whole_run, tmp_path):
     assert any(not torch.equal(other[k], expected[k]) for k in expected)
 
 
+@pytest.mark.slow
 def test_resume_of_a_finished_or_foreign_run_is_refused(whole_run, tmp_path, capsys):
     folder, _ = whole_run
     done = ["--max_train_steps", "6", "--resume"]
@@ -135,6 +136,7 @@ def test_step_files(whole_run):
     assert json.loads((folder / "last-state" / "train_state.json").read_text())["current_step"] == 6
 
 
+@pytest.mark.slow
 def test_the_seed_decides(tmp_path):
     first = train(tmp_path / "a", "--max_train_steps", "1")
     assert_equal(first, train(tmp_path / "b", "--max_train_steps", "1"))
@@ -153,6 +155,7 @@ def test_full_bf16(tmp_path):
     assert {w.dtype for n, w in weights.items() if "lokr" in n} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["algo=lora", "algo=loha"])
 def test_other_algorithms_and_hina_adamw(tmp_path, given):
     argv = ["--network_args", given, "preset=attn-mlp", "--optimizer_type", "HinaAdamW"]

@@ -37,6 +37,7 @@ def test_1400_matrices_in_9_shapes_take_few_launches(options, most):
     assert counter.synchronisations == []
 
 
+@pytest.mark.slow
 def test_twice_the_matrices_add_no_operation():
     for state in ("8bit", "bf16", "fp32"):
         few, many = (count(small_matrices(n), state=state, **ALL).operations for n in (20, 40))
@@ -72,6 +73,7 @@ def test_chunks_do_not_change_a_bit(monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.slow
 def test_compile_makes_one_graph_for_all_shapes(monkeypatch):
     graphs = []
 

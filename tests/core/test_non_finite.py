@@ -86,6 +86,7 @@ def test_a_look_for_relationships_bears_bad_gradients(cls):
     assert all(param.isfinite().all() for param in params.values())
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_healthy_runs(caplog):
     params = make_params()
     optimizer = HinaAdamW(params.items())

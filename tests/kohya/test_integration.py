@@ -330,6 +330,7 @@ def test_a_bug_of_ours_is_not_swallowed(trainer, tmp_path):
     assert "a bug of ours" in report.log
 
 
+@pytest.mark.slow
 def test_a_type_error_of_the_network_is_sd_scripts_business_still(trainer):
     report = trainer.train(
         network="hina_kohya.network", network_args=("inner=tests.support.order_probe", "fails=1"), steps=2

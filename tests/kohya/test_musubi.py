@@ -234,6 +234,7 @@ def test_adlrns_has_every_sample_in_the_bin_of_its_noise(musubi, tmp_path):
         torch.testing.assert_close(tensor, exported[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.slow
 def test_base_weights(musubi, tmp_path):
     """Merged into the model, a file of LyCORIS does what it does as the network."""
     chosen = {"network": "hina_kohya.lycoris", "network_args": LOKR}

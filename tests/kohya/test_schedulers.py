@@ -26,6 +26,7 @@ def messages(report):
     return re.sub(r" \w+\.py:\d+", "", report.log)
 
 
+@pytest.mark.slow
 @pytest.mark.old_layout_too
 @pytest.mark.parametrize("way", WAYS)
 def test_the_new_rate_holds_in_every_later_step(trainer, way):

@@ -112,6 +112,7 @@ def test_gradient_checkpointing_changes_nothing(trainer, first):
     same(first.tensors, report.tensors, rtol=1e-3, atol=1e-5)  # Adam's first steps magnify rounding
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_same_tables_and_bits(trainer):
     args = ("bins=2", "budget=2", "warmup=2", "refresh_every=5", "probe_every=1")
     report = trainer.train(

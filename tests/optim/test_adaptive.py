@@ -81,6 +81,7 @@ def relations(optimizer):
     return [(member.partner, member.cofactors, member.cofactor_rank) for member in optimizer.members]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("foreach", [False, True])
 def test_all_off_is_torch_by_the_bit(foreach):
     mine = run(lambda groups: AdaptiveHinaAdamW(groups, lr=1e-3, decay_roles="all", **OFF))

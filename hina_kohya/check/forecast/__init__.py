@@ -103,48 +103,78 @@ def forecast(
 
     Raises UserError for what sd-scripts, the network or the optimizer would refuse.
     """
-    request = {
+    arguments = dict(locals())
+    how = {name: arguments.pop(name) for name in ("timeout", "process", "listener")}
+    request = _request(**arguments)
+    content, fault = _asked("forecast", request, **how)
+    return _read(request, content, fault)
+
+
+def parameters(
+    *, timeout: float = 300, process: Process | None = None, listener: Listener | None = None, **arguments: Any
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The param groups that an optimizer would get, and what there is to say of them; the arguments are `forecast`'s.
+
+    A group has its settings (lr and the like) and under "params" for each parameter its name (None where an optimizer
+    would see none), its shape, and the marks that the network or the hooks put on it.
+    """
+    request = _request(**arguments)
+    content, fault = _asked("parameters", request, timeout, process, listener)
+    if "groups" not in content:
+        raise UserError(_refusal(request, content, fault))
+    return content["groups"], content["warnings"]
+
+
+def _request(
+    *, architecture: str, text_encoder_lr: Any, optimizer_type: str, optimizer_args: Any, network_args: Any,
+    sd_scripts: Path | None, hooked: bool, resume: Path | None, **rest: Any,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        **rest,
         "architecture": architectures.get(architecture).name,
-        "network_module": network_module,
-        "network_dim": network_dim,
-        "network_alpha": network_alpha,
         "network_args": dict(network_args or {}),
-        "learning_rate": learning_rate,
-        "unet_lr": unet_lr,
         "text_encoder_lr": text_encoder_lr if text_encoder_lr is None else _list_or_number(text_encoder_lr),
-        "train_unet": train_unet,
-        "train_text_encoder": train_text_encoder,
         "optimizer_type": optimizer_type or "AdamW",
         "optimizer_args": optimizer_args.split() if isinstance(optimizer_args, str) else list(optimizer_args),
         "sd_scripts": None if sd_scripts is None else str(sd_scripts),
-        "hooked": hooked or network_module in _SHIMS,
-        "dtype": dtype,
+        "hooked": hooked or rest["network_module"] in _SHIMS,
         "resume": None if resume is None else str(resume),
     }
+
+
+def _asked(
+    what: str, request: Mapping[str, Any], timeout: float, process: Process | None, listener: Listener | None
+) -> tuple[dict[str, Any], str]:
+    """Everything that the process says, and the error that ended it. Raises UserError for what it refuses."""
     process = process or Process()
     try:
-        answer = process.ask({"what": "forecast", **request}, timeout, listener)
+        answer = process.ask({"what": what, **request}, timeout, listener)
     finally:
         process.close()
-    content, fault = answer.content, answer.fault
-    if error := content.get("error"):
+    if error := answer.content.get("error"):
         raise UserError(error)
-    if "groups" not in content:
-        stage = content.get("stage", "")
-        what = (
-            f"{network_module} {_STAGES[stage]}" if stage in _STAGES else f"{request['optimizer_type']} cannot be made"
-        )
-        raise UserError(f"{what}: {fault}")
-    if content["stage"] == "state" and "state_bytes" not in content:
-        content["warnings"].append(f"state unknown: {request['optimizer_type']} cannot step on this machine ({fault})")
-    return _read(request, content)
+    return answer.content, answer.fault
+
+
+def _refusal(request: Mapping[str, Any], content: Mapping[str, Any], fault: str) -> str:
+    stage = content.get("stage", "")
+    what = (
+        f"{request['network_module']} {_STAGES[stage]}"
+        if stage in _STAGES
+        else f"{request['optimizer_type']} cannot be made"
+    )
+    return f"{what}: {fault}"
 
 
 def _list_or_number(value: float | Sequence[float]) -> float | list[float]:
     return float(value) if isinstance(value, (int, float)) else [float(each) for each in value]
 
 
-def _read(request: Mapping[str, Any], content: Mapping[str, Any]) -> Forecast:
+def _read(request: Mapping[str, Any], content: dict[str, Any], fault: str) -> Forecast:
+    if "groups" not in content:
+        raise UserError(_refusal(request, content, fault))
+    if content["stage"] == "state" and "state_bytes" not in content:
+        content["warnings"].append(f"state unknown: {request['optimizer_type']} cannot step on this machine ({fault})")
     groups = [Group(**{**group, "still_roles": tuple(group["still_roles"])}) for group in content["groups"]]
     return Forecast(
         architecture=request["architecture"],

@@ -122,14 +122,14 @@ def measured(chosen: Chosen, groups: Sequence[Mapping[str, Any]], pairs: Sequenc
             optimizer.is_paged = False
             group = optimizer.param_groups[0]
             optimizer.init_state(group, group["params"][0], 0, 0)
-            tables = {each.data_ptr() for each in optimizer.name2qmap.values()}
+            tables = {each.untyped_storage().data_ptr() for each in optimizer.name2qmap.values()}
             packed = any(each.dtype == torch.uint8 for each in _tensors(optimizer.state))
             unpacked += count * (optimizer.args.optim_bits == 8 and not packed)
-            shared = max(shared, _bytes(optimizer.state, tables))
-            total += count * (_bytes(optimizer.state) - _bytes(optimizer.state, tables))
+            shared = max(shared, stored_bytes(optimizer.state, tables))
+            total += count * (stored_bytes(optimizer.state) - stored_bytes(optimizer.state, tables))
         else:
             _step(optimizer)
-            total += count * _bytes(optimizer.state)
+            total += count * stored_bytes(optimizer.state)
     tensors = sum(kinds.values())
     small = f"{chosen.name} keeps {unpacked:,} of {tensors:,} tensors in 32 bits: they have fewer than 4096 elements"
     return total + shared, [small] if unpacked else []
@@ -161,7 +161,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for each in inner for tensor in _tensors(each)]
 
 
-def _bytes(state: Any, only: Container[int] | None = None) -> int:
+def stored_bytes(state: Any, only: Container[int] | None = None) -> int:
     """Storage behind the tensors of a state, each counted once."""
-    storages = {each.data_ptr(): each.untyped_storage().nbytes() for each in _tensors(state)}
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in _tensors(state)}
     return sum(size for at, size in storages.items() if only is None or at in only)

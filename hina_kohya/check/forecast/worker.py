@@ -9,7 +9,7 @@ from hina_kohya.check.forecast import layers
 from hina_kohya.check.forecast.network import Made, Request, Tell, make
 from hina_kohya.check.forecast.optimizer import Chosen, Pairs, choose, measured, samples
 from hina_kohya.check.forecast.resume import differences
-from hina_kohya.core import report, roles
+from hina_kohya.core import names, report, roles
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.technique import Stage
 from hina_kohya.patch import targets
@@ -17,6 +17,7 @@ from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.groups import named_groups
 from hina_kohya.trainers.network_args import RATIOS
 
+_PLAIN = (bool, int, float, str)  # what goes through JSON as it is
 OURS = ("weight_decay", "wd_roles", "wd_exclude")
 
 
@@ -48,6 +49,32 @@ def run(request: Request, tell: Tell) -> None:
     else:
         state_bytes, warnings = measured(chosen, made.groups, pairs)
         tell(state_bytes=state_bytes, warnings=warnings)
+
+
+def parameters(request: Request, tell: Tell) -> None:
+    """What `forecast.parameters` returns."""
+    made = make(request, tell)
+    groups = []
+    for group in made.groups:
+        params, own = names.named(group["params"], group.get("param_names"))
+        pairs = zip(own or [None] * len(params), params, strict=True)
+        settings = {key: value for key, value in group.items() if key != "param_names" and isinstance(value, _PLAIN)}
+        rows = [[name, list(param.shape), _marks(param)] for name, param in pairs]
+        groups.append({**settings, "params": rows})
+    if not any(group["params"] for group in groups):
+        raise UserError(_nothing(request, made))
+    tell(groups=groups, warnings=_estimate_warning(request, made))
+
+
+def _marks(param: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(param).items() if isinstance(value, _PLAIN)}
+
+
+def _estimate_warning(request: Request, made: Made) -> list[str]:
+    if not made.estimated:
+        return []
+    ignored = f"; it does not follow {', '.join(made.network.ignored)}" if made.network.ignored else ""
+    return [f"an estimate of {request.inner}, {made.estimated}{ignored}"]
 
 
 def _faster(request: Request, made: Made) -> str:
@@ -112,10 +139,7 @@ def _techniques(optimizer: Any) -> list[str]:
 
 
 def _warnings(request: Request, made: Made, pairs: list[Pairs], chosen: Chosen) -> list[str]:
-    warnings = []
-    if made.estimated:
-        ignored = f"; it does not follow {', '.join(made.network.ignored)}" if made.network.ignored else ""
-        warnings.append(f"an estimate of {request.inner}, {made.estimated}{ignored}")
+    warnings = _estimate_warning(request, made)
     if chosen.missing:
         warnings.append(f"decay and state unknown: {chosen.missing}")
     if not request.hooked and (ours := sorted(set(OURS) & set(request.network_args))):

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+_HERE = str(Path(__file__).parent)  # what measures is no part of what is measured
 
 # Why the host has to wait for these.
 _READS = dict.fromkeys(["_local_scalar_dense", "equal", "is_nonzero"], "reads a value on the host")
@@ -228,7 +229,7 @@ def _frames() -> Iterator[str]:
     while frame is not None:
         path, function = frame.f_code.co_filename, frame.f_code.co_name
         frame, line = frame.f_back, frame.f_lineno
-        if "/torch/" in path or path.startswith("<") or path == __file__:
+        if "/torch/" in path or path.startswith(("<", _HERE)):
             continue
         path = str(Path(path).relative_to(ROOT)) if path.startswith(str(ROOT)) else path.split("site-packages/")[-1]
         if path.startswith("benchmarks") or not path.endswith(".py"):
