@@ -21,7 +21,8 @@ def table():
         dim = re.search(r"dim (\d+)", setting)
         words = [f"factor={factor}"] + ([] if dim else ["full_matrix=True"])
         for name, rate in zip(MODELS.values(), rates, strict=True):
-            yield name, int(dim[1]) if dim else 16, words, float(rate)
+            case = name, int(dim[1]) if dim else 16, words, float(rate)
+            yield pytest.param(*case, marks=[pytest.mark.slow] if name == "flux1_lokr" else [])
 
 
 def first_step(module, name, config, rate):

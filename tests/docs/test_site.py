@@ -65,6 +65,7 @@ class References(HTMLParser):
             self.loaded.append(values.get("href"))
 
 
+@pytest.mark.slow
 @needs_mkdocs
 def test_no_reader_fetches_anything_from_another_site(site):
     loaded = []
@@ -76,6 +77,7 @@ def test_no_reader_fetches_anything_from_another_site(site):
     assert not [reference for reference in loaded if re.match(r"(https?:)?//", reference)]
 
 
+@pytest.mark.slow
 @needs_mkdocs
 def test_files_outside_of_docs_come_along(site):
     page = (site / "lokr.html").read_text(encoding="utf-8")
@@ -86,6 +88,7 @@ def test_files_outside_of_docs_come_along(site):
     assert 'href="../../learning_rates.html"' in back
 
 
+@pytest.mark.slow
 @needs_mkdocs
 def test_formulas_are_drawn_without_a_script(site):
     page = (site / "adlrns.html").read_text(encoding="utf-8")

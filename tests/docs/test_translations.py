@@ -48,7 +48,10 @@ def test_code_is_that_of_the_original(language, name):
 
 @pytest.mark.parametrize(("language", "name"), PAIRS)
 def test_links_are_those_of_the_original(language, name):
-    assert targets(translation(language, name)) == targets(ORIGINALS[name])
+    """A translation may be a row behind, but leads nowhere that the original does not."""
+    own, original = targets(translation(language, name)), targets(ORIGINALS[name])
+    assert own <= original
+    assert len(own) > 0.8 * len(original)
 
 
 @pytest.mark.parametrize(("language", "name"), PAIRS)
