@@ -397,6 +397,27 @@ MUTANTS = [
         "if False and kept.exists()",
         "tests/kohya/test_patch_kill.py",
     ),
+    Mutant(
+        "a class's default argument that its technique never hears of",
+        "optim/resolving.py",
+        "if name in given or row.default is not DECLARED:",
+        "if name in given:",
+        "tests/optim/test_arguments.py",
+    ),
+    Mutant(
+        "an argument of the class above instead of the class's own",
+        "optim/arguments.py",
+        "min(distances) < nearest[row.name][0]",
+        "min(distances) > nearest[row.name][0]",
+        "tests/optim/test_arguments.py",
+    ),
+    Mutant(
+        "an argument for the rest that takes LoRA-Muon's place",
+        "optim/resolving.py",
+        "for other in asked if other not in beside)",
+        "for other in asked)",
+        "tests/optim/test_family.py::test_which_flags_take_the_place_of_lora_muon",
+    ),
 ]
 
 
@@ -446,7 +467,7 @@ def main() -> int:
 
 def copied(folder: Path) -> Path:
     folder.mkdir()
-    for name in ("hina_kohya", "tests", "benchmarks", "configs", "patches", "pyproject.toml"):
+    for name in ("hina_kohya", "tests", "benchmarks", "configs", "docs", "patches", "scripts", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     return folder

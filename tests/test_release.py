@@ -60,11 +60,12 @@ def relative(folder, pattern="*"):
 def test_the_wheel_has_the_types_and_every_module(wheel, members):
     assert wheel.name == f"hina_kohya-{hina_kohya.__version__}-py3-none-any.whl"
     assert PurePosixPath("hina_kohya/py.typed") in members
+    assert relative("hina_kohya", "*.pyi") == {name for name in members if name.suffix == ".pyi"}
     assert relative("hina_kohya", "*.py") == {name for name in members if name.suffix == ".py"}
 
 
 def test_the_wheel_has_what_the_package_reads_and_no_weights(members):
-    data = {name for name in members if name.suffix != ".py" and name.parts[0] == "hina_kohya"}
+    data = {name for name in members if name.suffix not in (".py", ".pyi") and name.parts[0] == "hina_kohya"}
     settings = {
         PurePosixPath("hina_kohya") / name
         for folder in ("configs/presets", "configs/lycoris", "patches")

@@ -15,8 +15,8 @@ from hina_kohya.core.codec import CODECS
 from hina_kohya.core.hyper import Interval
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.technique import Technique
-from hina_kohya.optim import presets
-from hina_kohya.optim.resolving import FLAGS
+from hina_kohya.optim import arguments, presets
+from hina_kohya.optim.kinds import Argument, Switch
 
 # Every kind of parameter and of shape that a chain tells apart, two of most, so that there are buckets.
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -85,10 +85,10 @@ def cases() -> Iterator[Case]:
         for state in states(cls):
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 yield Case(cls, state, dtype=dtype, whole_life=dtype is torch.float32)
-            for option, arguments in _switches(cls):
-                technique = FLAGS.get(arguments[-1][0])
-                coupled = technique is not None and bool(registry.technique(technique).couples)
-                yield Case(cls, state, option, arguments, whole_life=coupled and state == "8bit")
+            for option, given in _switches(cls):
+                row = _rows(cls)[given[-1][0]]
+                coupled = isinstance(row, Switch) and bool(registry.technique(row.target).couples)
+                yield Case(cls, state, option, given, whole_life=coupled and state == "8bit")
         for name in presets.names(cls):
             yield Case(cls, states(cls)[0], f"preset={name}", (("preset", name),))
         for name in getattr(hina_kohya, cls).profiles:
@@ -100,26 +100,27 @@ def cases() -> Iterator[Case]:
             yield Case(cls, "8bit", f"{dotted}={value}", (*switch, (dotted, value)))
 
 
-def _fields(cls: str) -> dict[str, dc.Field]:
-    return {field.name: field for field in dc.fields(getattr(hina_kohya, cls).Settings)}
+def _rows(cls: str) -> dict[str, Argument]:
+    return arguments.of(getattr(hina_kohya, cls))
 
 
 def _switches(cls: str) -> Iterator[tuple[str, tuple[tuple[str, Any], ...]]]:
-    for name, field in _fields(cls).items():
-        if isinstance(field.default, bool) and name not in _NOT_OPTIONS:
+    for name, row in _rows(cls).items():
+        if isinstance(row.start, bool) and name not in _NOT_OPTIONS:
             more = (("use_tam", True),) if name == "tam_paper_form" else ()
-            yield f"{name}={not field.default}", (*more, (name, not field.default))
+            yield f"{name}={not row.start}", (*more, (name, not row.start))
 
 
 @cache
 def home(technique: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
     """A class and the arguments that put a technique into its chain. Raises LookupError where nothing does."""
-    flag = next((flag for flag, name in FLAGS.items() if name == technique), None)
+    switches = (row for row in arguments.ROWS if isinstance(row, Switch) and not row.instead_of)
+    flag = next((row.name for row in switches if row.target == technique), None)
     tries: list[dict[str, Any]] = [{}, {flag: True}, {flag: True, "use_cautious": False, "use_context": False}]
     tries += [{"use_muon": False}, {"came": False, "use_muon": False}, {"use_tam": True, "tam_paper_form": True}]
     for cls in ("HinaAdamW", "AutomagicCameAMP", "COptim", "AdaptiveHinaAdamW"):
-        for arguments in tries:
-            own = {name: value for name, value in arguments.items() if name in _fields(cls)}
+        for given in tries:
+            own = {name: value for name, value in given.items() if name in _rows(cls)}
             case = Case(cls, "8bit", technique, tuple(own.items()))
             names = {t.name for chain in case.build(_real()).chains() for t in chain}
             if technique in names:

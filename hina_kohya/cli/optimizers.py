@@ -7,14 +7,13 @@ import re
 import sys
 from typing import Any
 
+import hina_kohya
 from hina_kohya.cli.parser import Parser
-from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.core.hyper import did_you_mean, first_sentence
 from hina_kohya.trainers import optimizer_names
 from hina_kohya.trainers.errors import UserError
 
-FAMILIES = (
-    "HinaAdamW", "AdaptiveHinaAdamW", "AutomagicCameAMP", "AutomagicCameAMP8bit", "COptim", "COptim8bit",
-)  # fmt: skip
+FAMILIES = tuple(name for name in hina_kohya.OPTIMIZERS if name in hina_kohya.__all__)
 EXAMPLE = """examples:
   hina-kohya optimizers               one line an optimizer
   hina-kohya optimizers --all         its other names, too
@@ -50,7 +49,7 @@ def listing(everything: bool) -> list[str]:
         is_alias = cls.__name__ != entry.name
         if is_alias and not everything:
             continue
-        what = f"another name of {cls.__name__}" if is_alias else _first_sentence(cls)
+        what = f"another name of {cls.__name__}" if is_alias else first_sentence(cls)
         lines.append(f"{entry.name:32} {optimizer_names.package(entry):14} {what}")
     aliases = sum(cls.__name__ != entry.name for entry, cls in entries)
     hint = [f"hina-kohya optimizers --all    shows {aliases} other names, too"] if aliases and not everything else []
@@ -64,12 +63,15 @@ def description(name: str) -> list[str]:
             f"there is no optimizer {name!r}; {did_you_mean(name, {each.name for each in optimizer_names.entries()})}"
         )
     cls = entry.load()
-    lines = [f"{cls.__name__}: {_first_sentence(cls)}", f"--optimizer_type {optimizer_names.path(entry)}", ""]
-    settings = getattr(cls, "Settings", None)
-    if settings is None:
+    lines = [f"{cls.__name__}: {first_sentence(cls)}", f"--optimizer_type {optimizer_names.path(entry)}", ""]
+    from hina_kohya.optim import arguments  # noqa: PLC0415 (torch: only where it is needed)
+    from hina_kohya.optim.family import Family  # noqa: PLC0415
+
+    if not (isinstance(cls, type) and issubclass(cls, Family)):
         return [*lines, f"arguments: {inspect.signature(cls)}"]
-    rows = [("argument", "default", "bounds", "meaning"), *(_row(field) for field in dc.fields(settings))]
-    return [*lines, *_aligned(rows), "", "techniques (any option as technique.option):", *_techniques()]
+    rows = [(name, str(row.start), row.bounds(), row.doc()) for name, row in arguments.of(cls).items()]
+    table = _aligned([("argument", "default", "bounds", "meaning"), *rows])
+    return [*lines, *table, "", "techniques (any option as technique.option):", *_techniques()]
 
 
 def _techniques() -> list[str]:
@@ -77,13 +79,13 @@ def _techniques() -> list[str]:
 
     lines = []
     for technique in techniques().values():
-        lines += [f"  {technique.name}: {_first_sentence(technique)}", f"      {_source(technique)}"]
+        lines += [f"  {technique.name}: {first_sentence(technique)}", f"      {source(technique)}"]
         lines += [f"      {technique.name}.{name:18} {default:>8}  {bounds:11} {doc}"
                   for name, default, bounds, doc in map(_row, dc.fields(technique))]  # fmt: skip
     return lines
 
 
-def _source(technique: type) -> str:
+def source(technique: type) -> str:
     """The whole paragraph after `Source:`, without the documents that are not in the package."""
     doc = inspect.cleandoc(technique.__doc__ or "")
     match = re.search(r"^Source:\s*(.*?)(?=^\w+:|^\s*$|\Z)", doc, re.MULTILINE | re.DOTALL)
@@ -101,9 +103,3 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     return [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
     ]
-
-
-def _first_sentence(cls: type) -> str:
-    """Whole, over as many lines as it has."""
-    paragraph = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
-    return re.split(r"(?<=\.)\s", paragraph, maxsplit=1)[0]

@@ -2,7 +2,9 @@
 
 import dataclasses as dc
 import difflib
+import inspect
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,6 +46,12 @@ def check_value(name: str, value: Any, default: Any, interval: Interval | None) 
         raise ValueError(f"{name} = {value!r} is not a number{hint}; the default is {default}")
     if value not in interval:
         raise ValueError(f"{name} = {value!r} is outside {interval.text}; the default is {default}")
+
+
+def first_sentence(cls: type) -> str:
+    """What a class is in one sentence, whole, over as many lines as it has."""
+    paragraph = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s", paragraph, maxsplit=1)[0]
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

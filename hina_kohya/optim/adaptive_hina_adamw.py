@@ -1,22 +1,21 @@
 """AdaptiveHinaAdamW: HinaAdamW that finds out by itself which parameters belong together and which matter."""
 
-import dataclasses as dc
 import logging
 import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from hina_kohya.core import report
-from hina_kohya.core.hyper import hyper
 from hina_kohya.core.pooling import Ties
 from hina_kohya.core.relationships import EARLY, Relationships
 from hina_kohya.core.roles import Member
 from hina_kohya.optim.family import Family
-from hina_kohya.optim.settings import MaskSettings
 from hina_kohya.techniques.automagic_mask import AutomagicMask
 from hina_kohya.techniques.importance import Importance
 
@@ -25,29 +24,6 @@ logger = logging.getLogger("hina_kohya")
 TOP = 10  # parameters that `get_importance_analysis` lists
 HIGH, LOW = 2.0, 0.5  # relative importance that counts as high or low
 ROUNDING = 1e-6
-
-
-@dc.dataclass(frozen=True)
-class AdaptiveHinaAdamWSettings(MaskSettings):
-    use_dynamic_adaptation: bool = hyper(True, doc="find relationships, measure importance, and step by it")
-    adaptation_strength: float = hyper(
-        0.0,
-        "[-4, 4]",
-        doc="power of importance in the learning rate; 0 only measures, < 0 favours what matters less",
-    )
-    relationship_discovery_interval: int = hyper(100, "[1, inf)", doc="steps between two looks for relationships")
-    importance_decay: float = hyper(0.95, "[0, 1)", doc="decay of the average of importance")
-    compatibility_threshold: float = hyper(
-        0.3, "(0, 1)", doc="largest residual of a relationship, relative to that of the next best candidate"
-    )
-    use_lora_muon: bool = hyper(True, doc="LoRA-Muon for pairs: Muon's step of W = B A; no Cautious for them")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not float(self.relationship_discovery_interval).is_integer():
-            raise ValueError(
-                f"relationship_discovery_interval = {self.relationship_discovery_interval} is no whole number of steps"
-            )
 
 
 class AdaptiveHinaAdamW(Family):
@@ -63,13 +39,17 @@ class AdaptiveHinaAdamW(Family):
         # sd-scripts: --optimizer_type hina_kohya.AdaptiveHinaAdamW --optimizer_args "importance_decay=0.98"
     """
 
-    Settings = AdaptiveHinaAdamWSettings
-    settings: AdaptiveHinaAdamWSettings
-    _relations: Relationships | None = None
+    overrides = {"use_lora_muon": True}
 
-    def __init__(self, params: Any, *usual: Any, **arguments: Any):
-        super().__init__(params, *usual, **arguments)
-        self._relations = self._fresh_relations()
+    @classmethod
+    def check_settings(cls, settings: SimpleNamespace) -> None:
+        steps = settings.relationship_discovery_interval
+        if not float(steps).is_integer():
+            raise ValueError(f"relationship_discovery_interval = {steps} is no whole number of steps")
+
+    @cached_property
+    def _relations(self) -> Relationships | None:
+        return self._fresh_relations()
 
     def _fresh_relations(self) -> Relationships | None:
         settings = self.settings

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from inspect import Signature
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -9,25 +11,34 @@ from torch import Tensor
 from hina_kohya.core import report
 from hina_kohya.core.groups import number_of
 from hina_kohya.core.optimizer import HinaOptimizer
-from hina_kohya.optim import presets
+from hina_kohya.optim import arguments, presets
 from hina_kohya.optim.resolving import resolve
-from hina_kohya.optim.settings import Settings as Shared
 
 logger = logging.getLogger("hina_kohya")
 
 
+class _Signature:
+    """`__signature__` of a class of the family, from the table as it is when somebody asks."""
+
+    def __get__(self, instance: object, owner: "type[Family]") -> Signature | None:
+        return arguments.signature(owner) if owner.__init__ is Family.__init__ else None
+
+
 class Family(HinaOptimizer):
-    """An optimizer whose arguments are the fields of ``Settings``.
+    """An optimizer whose arguments are rows of `arguments`, with defaults of its own in ``overrides``.
 
     Args:
         params: parameters, param groups or named parameters; names behind ``dict.values()`` are found too.
         lr, betas, eps, weight_decay: by position too, in torch's order; lr may be a tensor.
-        **arguments: the other fields of ``Settings`` and, as ``technique.option``, any option of a technique that is
+        **more: the other arguments of the class and, as ``technique.option``, any option of a technique that is
             on, such as ``"cautious.floor"``. Raises TypeError or ValueError for what is unknown or out of bounds.
     """
 
-    Settings: ClassVar[type[Shared]]
+    __signature__ = _Signature()
+    overrides: ClassVar[Mapping[str, Any]] = {}
+    fixed: ClassVar[Mapping[str, Any]] = {}  # what is no argument of the class, since it has one value
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    settings: SimpleNamespace  # every argument by name, those not given too
 
     def __init__(
         self,
@@ -36,13 +47,14 @@ class Family(HinaOptimizer):
         betas: Sequence[float] | None = None,
         eps: float | Sequence[float] | None = None,
         weight_decay: float | None = None,
-        **arguments: Any,
+        **more: Any,
     ):
         usual = {"lr": number_of(lr), "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        given = {name: value for name, value in usual.items() if value is not None} | arguments
+        given = {name: value for name, value in usual.items() if value is not None} | more
         preset = presets.load(given.get("preset"), type(self).__name__)
-        resolved = resolve(self.Settings, given, preset, self.profiles)
+        resolved = resolve(type(self), given, preset, self.profiles)
         settings = self.settings = resolved.settings
+        self.check_settings(settings)
         if "lr" in given and preset.get("lr", settings.lr) != settings.lr:
             logger.info("preset %s suggests lr = %g; using the given %g", settings.preset, preset["lr"], settings.lr)
         self.conflicts, self.asked = resolved.conflicts, resolved.asked
@@ -60,6 +72,10 @@ class Family(HinaOptimizer):
         )
         if getattr(settings, "verbose", False):
             logger.info("%s: %s", type(self).__name__, "; ".join(map(str, resolved.techniques)))
+
+    @classmethod
+    def check_settings(cls, settings: SimpleNamespace) -> None:
+        """For subclasses: raises ValueError for what bounds do not say."""
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("settings", "conflicts", "asked")

@@ -1,15 +1,6 @@
 """HinaAdamW: AdamW for adapters, with each technique of its family as a switch."""
 
-import dataclasses as dc
-
-from hina_kohya.core.hyper import hyper
 from hina_kohya.optim.family import Family
-from hina_kohya.optim.settings import Settings
-
-
-@dc.dataclass(frozen=True)
-class HinaAdamWSettings(Settings):
-    use_lora_muon: bool = hyper(True, doc="LoRA-Muon for pairs: Muon's step of W = B A; no Cautious for them")
 
 
 class HinaAdamW(Family):
@@ -24,14 +15,7 @@ class HinaAdamW(Family):
         # sd-scripts: --optimizer_type hina_kohya.HinaAdamW --optimizer_args "preset='lokr'" "use_tam=True"
     """
 
-    Settings = HinaAdamWSettings
-
-
-@dc.dataclass(frozen=True)
-class HinaAutoSettings(HinaAdamWSettings):
-    lr: float = hyper(1.0, "[0, inf)", doc="multiplies the learning rate that is found")
-    use_auto_lr: bool = hyper(True, doc="find the learning rate, as Prodigy does: give lr=1, schedules multiply it")
-    rank_free_lr: bool = hyper(True, doc="keep what the learning rate means when rank or alpha change, from 8 and 8")
+    overrides = {"use_lora_muon": True}
 
 
 class HinaAuto(HinaAdamW):
@@ -43,4 +27,4 @@ class HinaAuto(HinaAdamW):
         # sd-scripts: --optimizer_type hina_kohya.HinaAuto --learning_rate 1
     """
 
-    Settings = HinaAutoSettings
+    overrides = {"use_auto_lr": True, "rank_free_lr": True}

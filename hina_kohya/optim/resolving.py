@@ -2,133 +2,53 @@
 
 import dataclasses as dc
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from hina_kohya.core import registry
 from hina_kohya.core.hyper import did_you_mean
-from hina_kohya.core.technique import Stage, Technique
-from hina_kohya.optim.settings import Settings
+from hina_kohya.core.technique import Technique
+from hina_kohya.optim import arguments
+from hina_kohya.optim.kinds import DECLARED, Argument, Joint, Switch
 
 logger = logging.getLogger("hina_kohya")
 
-# flag -> the technique it turns on
-FLAGS = {
-    "use_auto_lr": "auto_rate",
-    "edge_suppression": "edge_suppression",
-    "spatial_awareness": "spatial_frequency",
-    "use_agr": "agr",
-    "use_orthogonal_grad": "orthograd",
-    "use_tam": "tam",
-    "background_regularization": "temporal_frequency",
-    "enable_dual_momentum": "dual_momentum",
-    "use_adopt_stability": "adopt",
-    "came": "came",
-    "use_muon": "muon",
-    "use_lora_muon": "lora_muon",
-    "use_lora_rite": "lora_rite",
-    "use_cautious": "cautious",
-    "use_context": "contextual_cautious",
-    "use_grams": "grams",
-    "rank_free_lr": "rank_free",
-    "use_alora": "lora_plus",
-    "use_allora_rows": "allora_rows",
-    "use_kronecker_rms": "kronecker_rms",
-    "use_lr_mask": "automagic_mask",
-    "use_dynamic_adaptation": "importance",
-    "dynamic_weight_decay": "dynamic_weight_decay",
-    "use_cautious_weight_decay": "cautious_weight_decay",
-    "use_spd": "spd",
-    "lora_rank_penalty": "rank_penalty",
-}
-# argument -> the techniques' options it sets
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "d0": ("auto_rate.d0",),
-    "d_coef": ("auto_rate.coef",),
-    "use_normuon": ("muon.normuon",),
-    "rank_free_lr": ("lora_muon.rank_free",),
-    "spd_lambda": ("spd.lam",),
-    "tam_beta": ("tam.beta",),
-    "alora_ratio": ("lora_plus.ratio",),
-    "wd_transition_steps": ("dynamic_weight_decay.transition_steps",),
-    "wd_decay_factor": ("dynamic_weight_decay.decay_factor",),
-    "wd_min_ratio": ("dynamic_weight_decay.min_ratio",),
-    "adaptation_strength": ("importance.strength",),
-    "importance_decay": ("importance.beta",),
-    "warmup_steps": ("automagic_mask.until",),
-    "min_lr": ("automagic_mask.low",),
-    "max_lr": ("automagic_mask.high",),
-    "lr_bump": ("automagic_mask.bump",),
-    "clip_threshold": ("came.clip_threshold",),
-    "beta1_decay": ("came.beta1_decay",),
-    "bias_correct_confidence": ("came.bias_correct_confidence",),
-    "eta": ("allora_rows.eta",),
-    "edge_threshold": ("edge_suppression.threshold",),
-    "edge_penalty": ("edge_suppression.penalty",),
-    "frequency_penalty": ("spatial_frequency.penalty", "temporal_frequency.penalty"),
-    "detail_preservation": ("spatial_frequency.preserve", "temporal_frequency.preserve"),
-    "rank_penalty_strength": ("rank_penalty.strength",),
-    "low_rank_emphasis": ("rank_penalty.emphasis",),
-    "long_term_beta": ("dual_momentum.long_beta",),
-    "alpha_mix_ratio": ("dual_momentum.alpha",),
-    "momentum_scales": ("contextual_cautious.scales",),
-    "context_window": ("contextual_cautious.window",),
-    "adaptation_rate": ("contextual_cautious.rate",),
-}
-_SET_ELSEWHERE = ("min_lr", "max_lr", "lr_bump")  # by `Settings.technique_options`
-# winner -> losers, where both fit every parameter; `Technique.yields_to` carries it out
-EXCLUSIVE = {
-    "contextual_cautious": ("cautious", "grams"),
-    "cautious": ("grams",),
-    "adatam": ("adopt", "came"),
-    "came": ("adopt",),
-    "lora_rite": ("lora_muon",),
-    "spd": ("weight_decay", "cautious_weight_decay", "dynamic_weight_decay"),
-}
-# What else yields to LoRA-Muon says that it is not wanted; these are for the parameters that it leaves.
-BESIDE_LORA_MUON = {"cautious", "rank_free"}
-OWN_ADAM = {"adopt", "adatam", "came"}  # instead of Adam, for every parameter
-ADAPTERS_ONLY = ("lora_plus", "allora_rows", "kronecker_rms", "lora_muon", "lora_rite", "rank_free", "rank_penalty")
+Rows = Mapping[str, Argument]
+BASE = ("adam", "weight_decay")  # what a chain has where no switch puts something else in the place
 # Of the bitsandbytes-based classes these names come from; nothing here corresponds to them.
 WITHOUT_EFFECT = ("amsgrad", "optim_bits", "args", "min_8bit_size", "percentile_clipping", "block_wise", "is_paged")
 
 
 @dc.dataclass(frozen=True)
 class Resolved:
-    """Settings after presets, conflicts and dotted options: the chain and what was decided on the way."""
+    """Arguments after presets, conflicts and dotted options: the chain and what was decided on the way."""
 
-    settings: Settings
+    settings: SimpleNamespace
     techniques: list[Technique]
     conflicts: list[str]
     asked: dict[str, str]  # technique -> the argument that asks for it, which is more than being on by default
 
 
 def resolve(
-    cls: type[Settings],
+    cls: type,
     given: Mapping[str, Any],
     preset: Mapping[str, Any],
-    profiles: Mapping[str, Mapping[str, Any]] | None = None,
+    profiles: Mapping[str, Mapping[str, Any]],
 ) -> Resolved:
     """Turns arguments into a chain. Raises ValueError or TypeError for what is unknown or out of bounds."""
-    given = _modern(given)
-    known = {field.name for field in dc.fields(cls)}
-    arguments = {**preset, **given}
-    arguments = {**_profile(arguments.get("profile"), profiles or {}), **arguments}
-    dotted = {name: value for name, value in arguments.items() if "." in name}
-    plain = {name: value for name, value in arguments.items() if "." not in name}
-    for name in plain:
-        if name not in known:
-            raise TypeError(f"unknown argument {name!r}; {did_you_mean(name, known)}")
-    settings = cls(**plain)
+    given, rows = _modern(given), arguments.of(cls)
+    everything = {**preset, **given}
+    if "profile" in rows:
+        everything = {**_profile(everything.get("profile"), profiles), **everything}
+    everything = _without_fixed(cls, everything)
+    dotted = {name: value for name, value in everything.items() if "." in name}
+    plain = {name: value for name, value in everything.items() if "." not in name}
+    settings = SimpleNamespace(**arguments.checked(rows, plain), **arguments.fixed(cls))
     conflicts: list[str] = []
-    on = _wanted(settings, plain, conflicts)
-    options = _options(settings, plain, on)
-    targets = {**OPTIONS, **settings.targets}
-    idle = [
-        name
-        for name in given
-        if name in targets and not {FLAGS.get(name), *(target.split(".")[0] for target in targets[name])} & set(on)
-    ]
+    on = _wanted(rows, settings, plain, conflicts)
+    options = _options(rows, settings, plain, on)
+    idle = [name for name in given if name in rows and rows[name].warns and rows[name].techniques.isdisjoint(on)]
     if idle:
         logger.warning("without effect, since the technique is off: %s", ", ".join(idle))
     for name, value in dotted.items():
@@ -137,11 +57,11 @@ def resolve(
         if technique in on:
             options[technique][option] = value
         elif name in given:
-            flag = next((flag for flag, name in FLAGS.items() if name == technique), None)
-            hint = f"add {flag}=True" if flag and flag in known else "this optimizer does not use it"
+            flag = next((row.name for row in _switches(rows) if row.target == technique), None)
+            hint = f"add {flag}=True" if flag else "this optimizer does not use it"
             raise ValueError(f"{name} was given, but {technique} is off; {hint}")
     choices = {**preset, **given}  # a profile turns much on that need not fit
-    flags = {name: flag for flag, name in FLAGS.items() if choices.get(flag) and name in on}
+    flags = {row.target: row.name for row in _switches(rows) if choices.get(row.name) and row.target in on}
     return Resolved(settings, [registry.build(name, **options[name]) for name in on], conflicts, flags)
 
 
@@ -151,6 +71,16 @@ def _profile(name: str | None, profiles: Mapping[str, Mapping[str, Any]]) -> Map
     if name not in profiles:
         raise ValueError(f"profile = {name!r} does not exist; {did_you_mean(str(name), profiles)}")
     return profiles[name]
+
+
+def _without_fixed(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class says once for all may be said again, since old configs do, and not otherwise."""
+    fixed, own = arguments.fixed(cls), cls.__name__
+    for name, value in fixed.items():
+        if (other := given.get(name, value)) != value:
+            use = f"use {own.removesuffix('8bit')} for {other!r}"
+            raise ValueError(f"{name} = {other!r}: {own} keeps all its {name} in 8 bits; {use}")
+    return {name: value for name, value in given.items() if name not in fixed}
 
 
 def _modern(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,52 +98,59 @@ def _modern(given: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _wanted(settings: Settings, given: Mapping[str, Any], conflicts: list[str]) -> list[str]:
-    """Names of the techniques that are on, after conflicts: what was asked for beats a default, then `EXCLUSIVE`."""
-    on = {name for flag, name in FLAGS.items() if getattr(settings, flag, False)}
-    asked = {name for flag, name in FLAGS.items() if given.get(flag)}
-    if settings.tam_paper_form and "tam" in on:
-        on = on - {"tam"} | {"adatam"}
-        asked |= {"adatam"}
-    on |= {"weight_decay"}
+def _switches(rows: Rows) -> list[Switch]:
+    """Those that put a technique into the chain by themselves."""
+    return [row for row in rows.values() if isinstance(row, Switch) and not row.instead_of]
+
+
+def _wanted(rows: Rows, settings: SimpleNamespace, given: Mapping[str, Any], conflicts: list[str]) -> list[str]:
+    """Names of the techniques that are on, after conflicts: what was asked for beats a default, then the table."""
+    switches = [row for row in rows.values() if isinstance(row, Switch)]
+    on = {row.target for row in _switches(rows) if getattr(settings, row.name)}
+    asked = {row.target for row in _switches(rows) if given.get(row.name)}
     asked |= {"weight_decay"} if given.get("weight_decay") else set()
+    for row in switches:
+        if row.instead_of in on and getattr(settings, row.name):
+            on = on - {row.instead_of} | {row.target}
+            asked.add(row.target)
 
     def drop(name: str, because: str) -> None:
         on.discard(name)
         if name in asked:
             conflicts.append(f"{name} is off: {because} excludes it")
 
-    for name in sorted(on & set(ADAPTERS_ONLY)) if getattr(settings, "full_finetune", False) else ():
-        drop(name, "full_finetune")
-    if asked & OWN_ADAM and "muon" not in asked:  # both are fine: Muon for matrices, the other for the rest
-        on.discard("muon")
-    displaced = {name for name in asked if {"lora_muon"} & set(registry.technique(name).yields_to)}
-    if "lora_muon" not in asked and displaced - BESIDE_LORA_MUON:
-        on.discard("lora_muon")
-    for winner, losers in EXCLUSIVE.items():
-        for loser in losers:
-            if {winner, loser} <= on:
-                loser_first = loser in asked and winner not in asked
-                drop(*((winner, loser) if loser_first else (loser, winner)))
-    if not on & OWN_ADAM:
-        on |= {"adam"}
+    if getattr(settings, "full_finetune", False):
+        for name in sorted(row.target for row in switches if row.for_adapter and row.target in on):
+            drop(name, "full_finetune")
+    on -= {name for name in on - asked if _is_displaced(name, asked, switches)}
+    on |= {*BASE}
+    for row in switches:
+        for loser in row.excludes:
+            if {row.target, loser} <= on:
+                loser_first = loser in asked and row.target not in asked
+                drop(*((row.target, loser) if loser_first else (loser, row.target)))
     if conflicts:
         logger.warning("settings that exclude each other: %s", "; ".join(conflicts))
     order = list(registry.techniques())
     return sorted(on, key=order.index)
 
 
-def _options(settings: Settings, given: Mapping[str, Any], on: list[str]) -> dict[str, dict[str, Any]]:
+def _is_displaced(name: str, asked: Iterable[str], switches: Iterable[Switch]) -> bool:
+    """Whether one of ``asked`` would have nothing to do where ``name`` acts, and is not meant for the rest."""
+    beside = {row.target for row in switches if name in row.beside}
+    return any(name in registry.technique(other).yields_to for other in asked if other not in beside)
+
+
+def _options(
+    rows: Rows, settings: SimpleNamespace, given: Mapping[str, Any], on: list[str]
+) -> dict[str, dict[str, Any]]:
+    """What is not said stays the technique's own."""
     options: dict[str, dict[str, Any]] = {name: {} for name in on}
-    for argument, targets in {**OPTIONS, **settings.targets}.items():
-        value = getattr(settings, argument, None)
-        for technique, _, option in (target.partition(".") for target in targets):
-            if technique in on and value is not None and argument not in _SET_ELSEWHERE:
+    for name, row in rows.items():
+        if name in given or row.default is not DECLARED:
+            for technique, option, value in row.options(getattr(settings, name), on):
                 options[technique][option] = value
-    for name, more in settings.technique_options(given).items():
-        if name in on:
-            options[name].update(more)
-    for name in on:
-        if registry.technique(name).stage is Stage.MOMENT:
-            options[name].update(settings.moment_options(name, given))
+    for technique, become in {(row.technique, row.become) for row in rows.values() if isinstance(row, Joint)}:
+        if technique in on:
+            options[technique].update(become(settings))
     return options

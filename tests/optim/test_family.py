@@ -1,6 +1,5 @@
 """Every optimizer of the family: what it equals when bare, that each flag acts, that it resumes, and what it costs."""
 
-import dataclasses as dc
 import inspect
 import io
 import json
@@ -10,9 +9,8 @@ import pytest
 import torch
 
 import hina_kohya
-from hina_kohya.optim import presets
+from hina_kohya.optim import arguments, presets
 from hina_kohya.optim.automagic_cameamp import PROFILES
-from hina_kohya.optim.resolving import FLAGS, OPTIONS
 from tests.support.chains import FLAGS as SHARED
 from tests.support.classes import CLASSES, GUARDED
 from tests.support.counting import Counter, small_matrices
@@ -38,9 +36,12 @@ def make(cls, params, **options):
     return getattr(hina_kohya, cls)(params.items() if isinstance(params, dict) else params, **options)
 
 
+def rows(cls):
+    return arguments.of(getattr(hina_kohya, cls))
+
+
 def known(cls, options):
-    fields = getattr(hina_kohya, cls).Settings.__dataclass_fields__
-    return {name: value for name, value in options.items() if name in fields}
+    return {name: value for name, value in options.items() if name in rows(cls)}
 
 
 def flat(params):
@@ -157,10 +158,10 @@ FAMILY_FLAGS = [
     ("COptim", {"enable_dual_momentum": True}),
     *((cls, {"use_muon": True, "use_normuon": False}) for cls in CLASSES),
     *((cls, {"use_muon": True}) for cls in CLASSES),
-    *((cls, {"use_lora_muon": not getattr(hina_kohya, cls).Settings.use_lora_muon}) for cls in CLASSES),
-    *((cls, {"rank_free_lr": not getattr(hina_kohya, cls).Settings.rank_free_lr}) for cls in CLASSES),
+    *((cls, {"use_lora_muon": not rows(cls)["use_lora_muon"].start}) for cls in CLASSES),
+    *((cls, {"rank_free_lr": not rows(cls)["rank_free_lr"].start}) for cls in CLASSES),
     *((cls, {"rank_free_lr": True, "lora_scale": 0.5}) for cls in CLASSES),
-    *((cls, {"use_auto_lr": not getattr(hina_kohya, cls).Settings.use_auto_lr}) for cls in CLASSES),
+    *((cls, {"use_auto_lr": not rows(cls)["use_auto_lr"].start}) for cls in CLASSES),
     ("HinaAuto", {"d0": 1e-5}),
 ]
 
@@ -182,7 +183,7 @@ INSTEAD_OF_LORA_MUON = {
 
 @pytest.mark.parametrize("cls", ["HinaAdamW", "AdaptiveHinaAdamW"])
 def test_which_flags_take_the_place_of_lora_muon(cls):
-    switches = [field.name for field in dc.fields(getattr(hina_kohya, cls).Settings) if field.default is False]
+    switches = [name for name, row in rows(cls).items() if row.start is False]
     params = make_params(shapes={name: shape for name, shape in SHAPES.items() if name.startswith("lora_unet_a")})
     displaced = set()
     for name in switches:
@@ -200,13 +201,7 @@ def test_no_flag_was_forgotten():
     discovery = {"relationship_discovery_interval", "compatibility_threshold"}  # tests/optim/test_adaptive.py
     discovery |= {"d_coef"}  # tests/techniques/test_auto_rate.py, where there is a way to go
     for cls in CLASSES:
-        fields = set(getattr(hina_kohya, cls).Settings.__dataclass_fields__)
-        assert fields <= shown | silent | discovery, cls
-
-
-def test_every_flag_and_option_belongs_to_a_class():
-    fields = {name for cls in CLASSES for name in getattr(hina_kohya, cls).Settings.__dataclass_fields__}
-    assert set(FLAGS) | set(OPTIONS) <= fields
+        assert set(rows(cls)) <= shown | silent | discovery, cls
 
 
 # Reliability
