@@ -402,14 +402,14 @@ MUTANTS = [
         "optim/resolving.py",
         "if name in given or row.default is not DECLARED:",
         "if name in given:",
-        "tests/optim/test_arguments.py",
+        "tests/optim/test_argument_table.py",
     ),
     Mutant(
         "an argument of the class above instead of the class's own",
         "optim/arguments.py",
         "min(distances) < nearest[row.name][0]",
         "min(distances) > nearest[row.name][0]",
-        "tests/optim/test_arguments.py",
+        "tests/optim/test_argument_table.py",
     ),
     Mutant(
         "an argument for the rest that takes LoRA-Muon's place",
