@@ -71,10 +71,10 @@ class Run:
     """The embedded diffusion model with a LyCORIS network, trained by torch's AdamW, as an optimizer sees it."""
 
     def __init__(self, network: str, autocast: bool = False, full_bf16: bool = False, seed: int = 0, **changes: Any):
-        from hina_kohya.train import network as adapter  # noqa: PLC0415 (imports diffusers)
-        from hina_kohya.train.data import DigitImages  # noqa: PLC0415
-        from hina_kohya.train.model import DigitModel  # noqa: PLC0415
-        from hina_kohya.train.settings import Settings  # noqa: PLC0415
+        from hina_kohya.demo import network as adapter  # noqa: PLC0415 (imports diffusers)
+        from hina_kohya.demo.data import DigitImages  # noqa: PLC0415
+        from hina_kohya.demo.model import DigitModel  # noqa: PLC0415
+        from hina_kohya.demo.settings import Settings  # noqa: PLC0415
 
         preset, dim, words = NETWORKS[network]
         dim = changes.pop("dim", dim)

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hina_kohya.cli import main
-from hina_kohya.train import data, report
-from hina_kohya.train.judge import Judge, Verdict
-from hina_kohya.train.model import DigitModel
-from hina_kohya.train.settings import BASE_MODEL
+from hina_kohya.demo import data, report
+from hina_kohya.demo.judge import Judge, Verdict
+from hina_kohya.demo.model import DigitModel
+from hina_kohya.demo.settings import BASE_MODEL
 
 LOKR = ["--network_dim", "4", "--network_alpha", "2", "--network_args", "algo=lokr", "factor=4", "preset=attn-mlp"]
 QUICK = ["--train_batch_size", "4", "--learning_rate", "1e-2", "--judge", "0", *LOKR]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hina_kohya.train import optimizer
-from hina_kohya.train.errors import UserError
+from hina_kohya.demo import optimizer
+from hina_kohya.demo.errors import UserError
 
 
 def groups():

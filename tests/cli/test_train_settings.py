@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from hina_kohya.cli import main
-from hina_kohya.train.errors import UserError
-from hina_kohya.train.settings import FIELDS, read_settings, resume_command
+from hina_kohya.demo.errors import UserError
+from hina_kohya.demo.settings import FIELDS, read_settings, resume_command
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ FLOORS = {
     "core": 1,
     "techniques": 2,
     "optim": 3,
-    "monitor": 3,
     "loras": 3,
     "trainers": 4,
     "adlrns": 5,
@@ -24,8 +23,8 @@ FLOORS = {
     "kohya": 5,
     "patch": 5,
     "check": 6,
-    "train": 6,
     "watch": 6,
+    "demo": 7,
     "profile": 7,
     "cli": 8,
 }

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 import hina_kohya
+from hina_kohya.demo import plots
 from hina_kohya.files import atomic
-from hina_kohya.monitor import plots
 
 from .data import WORDS, caption, load_digits
 from .judge import Judge, Verdict

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hina_kohya.watch.smoothing import smoothed
+
 INK, FAINT, ACCENT, RIGHT, WRONG, PAPER = "#1c1c28", "#8a8a9a", "#2f5fd0", "#2e9e5b", "#d64545", "#fbfbf8"
 SCALE, FRAME, GAP = 8, 3, 4  # a pixel's size, the judge's frame, the space between two images
 
@@ -93,16 +95,6 @@ def sample_grid(path: Path, rows: list[Row], title: str, subtitle: str) -> None:
     note = "frames and percentages: an independent classifier says the image shows its caption (green) or not (red)"
     figure.text(0.25 / width, 0.2 / height, note, size=8.5, color=FAINT, va="center")
     figure.savefig(path)
-
-
-def smoothed(values: list[float], decay: float) -> np.ndarray:
-    """Bias-corrected exponential moving average."""
-    total = weight = 0.0
-    result = np.empty(len(values))
-    for i, value in enumerate(values):
-        total, weight = decay * total + value, decay * weight + 1
-        result[i] = total / weight
-    return result
 
 
 def loss_plot(path: Path, losses: list[float], title: str) -> None:
