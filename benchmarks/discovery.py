@@ -16,10 +16,10 @@ from torch import Tensor
 
 from benchmarks import measure, shapes
 from hina_kohya import HinaAdamW
-from hina_kohya.core import roles
-from hina_kohya.core.discovery import Relationship, discover, observe
-from hina_kohya.core.discovery_legs import Grads, Params
-from hina_kohya.core.roles import Member
+from hina_kohya.discovery.legs import Grads, Params
+from hina_kohya.discovery.search import Relationship, discover, observe
+from hina_kohya.parameters import roles
+from hina_kohya.parameters.roles import Member
 
 EXAMPLE = """example:
   python -m benchmarks.discovery --only locon lokr --steps 5

@@ -5,7 +5,8 @@ import dataclasses as dc
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hina_kohya.core.hyper import check, did_you_mean, hyper
+from hina_kohya.core.hyper import check, hyper
+from hina_kohya.text import did_you_mean
 
 _CHOICES = {"budget_unit": ("rank", "macs"), "mode": ("cap", "spend"), "granularity": ("sample", "batch")}
 # What LyCORIS has and ADLRNS does not: a module's argument, and its name in network_args.

@@ -7,8 +7,8 @@ from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
-from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.core.technique import Technique
+from hina_kohya.text import did_you_mean
 
 _TECHNIQUES: dict[str, type[Technique]] = {}
 

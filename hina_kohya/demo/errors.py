@@ -1,6 +1,6 @@
 """Errors that are the user's to fix: one clear message and an exit code, never a traceback."""
 
-from hina_kohya.core.hyper import nearest
+from hina_kohya.text import nearest
 from hina_kohya.trainers.errors import UserError
 
 __all__ = ["TrainingError", "UserError", "did_you_mean"]

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from hina_kohya.core import registry
-from hina_kohya.core.hyper import check_value, did_you_mean, first_sentence
+from hina_kohya.core.hyper import check_value, first_sentence
 from hina_kohya.core.technique import Stage
+from hina_kohya.text import did_you_mean
 
 EVERY = ("Family",)
 DECLARED = object()  # as a default: the one that the declaration has

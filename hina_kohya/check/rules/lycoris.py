@@ -9,8 +9,8 @@ from hina_kohya.check.network import OPTION, adlrns_arguments
 from hina_kohya.check.rules import rule
 from hina_kohya.check.run import Run
 from hina_kohya.check.schema import TRAINER
-from hina_kohya.core.hyper import nearest
 from hina_kohya.patch import targets
+from hina_kohya.text import nearest
 from hina_kohya.trainers import lycoris_presets
 
 # The same in every release from 3.0.0 to 4.1.3; whether they make adapters for convolutions.

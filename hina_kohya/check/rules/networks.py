@@ -11,7 +11,7 @@ from hina_kohya.check.rules import rule
 from hina_kohya.check.rules.lycoris import SWITCHES
 from hina_kohya.check.run import Run
 from hina_kohya.check.spelling import alike
-from hina_kohya.core.hyper import nearest
+from hina_kohya.text import nearest
 from hina_kohya.trainers import network_args
 from hina_kohya.trainers.call_sites import Outcome
 from hina_kohya.trainers.errors import UserError

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hina_kohya.core import role_table
-from hina_kohya.core.roles import REGULAR, Kind, identify, resolve, summary, summary_line
+from hina_kohya.parameters import role_table
+from hina_kohya.parameters.roles import REGULAR, Kind, identify, resolve, summary, summary_line
 
 kohya = pytest.importorskip("lycoris.kohya")
 
@@ -471,5 +471,5 @@ def test_order_does_not_matter(data):
 
 
 def test_no_torch():
-    code = "import sys, hina_kohya.core.roles; assert 'torch' not in sys.modules"
+    code = "import sys, hina_kohya.parameters.roles; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hina_kohya.core.codec import BFloat16, Codec, EightBit, Exact, Parts
+from hina_kohya.core.state.codec import BFloat16, Codec, EightBit, Exact, Parts
 from hina_kohya.core.technique import Slot
 from hina_kohya.numerics.masks import keep_
 

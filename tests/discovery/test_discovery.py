@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hina_kohya.core import discovery_match as match
-from hina_kohya.core.discovery import discover, observe
+from hina_kohya.discovery import match
+from hina_kohya.discovery.search import discover, observe
 from tests.support.counting import Counter
 
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.core.technique import Slot, Technique
 from hina_kohya.numerics import companding
 from hina_kohya.numerics.pieces import in_pieces
 from hina_kohya.numerics.rounding import random_bits16, stochastic_round_bf16
+from hina_kohya.text import did_you_mean
 
 Parts = dict[str, Tensor]  # what is kept of N matrices: "" for the values, "scale" for what they are relative to
 Before = tuple[Tensor, Parts]  # values, and the parts that they were decoded from

@@ -4,10 +4,10 @@ import dataclasses as dc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hina_kohya.core import roles
-from hina_kohya.core.hyper import did_you_mean
-from hina_kohya.core.role_table import ROLES
-from hina_kohya.core.roles import Member
+from hina_kohya.parameters import roles
+from hina_kohya.parameters.role_table import ROLES
+from hina_kohya.parameters.roles import Member
+from hina_kohya.text import did_you_mean
 
 Groups = Sequence[Mapping[str, Any]]
 SCALE = "_lora_scale"  # attribute of a parameter: alpha / rank of its module, set by the hooks on the trainers

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("diffusers")
 
 from benchmarks.discovery import LOOKS, NETWORKS, Run, compare, truth
-from hina_kohya.core.discovery import discover, observe
+from hina_kohya.discovery.search import discover, observe
 
 STEPS = 5
 

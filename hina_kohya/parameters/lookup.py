@@ -7,8 +7,8 @@ taken for a matrix: its rows then step as a matrix of the live ones alone would.
 
 import re
 
-from hina_kohya.core.role_table import Kind
-from hina_kohya.core.roles import Member
+from hina_kohya.parameters.role_table import Kind
+from hina_kohya.parameters.roles import Member
 
 # The last part of a module's name, flattened (kohya) or not; `time_embedding.linear_1` and `x_embedder` are layers.
 _MODULE = re.compile(r"(?:^|[._])(?:embed(?:ding)?s?|emb|embed_tokens|tok_embeddings|wte|wpe|lm_head)$")

@@ -16,7 +16,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from hina_kohya.core.role_table import BOFT, DISTINCT, FULL, GENERIC, IA3, OFT, PEFT, PROCESSOR, REGULAR, Kind, Role
+from hina_kohya.parameters.role_table import (
+    BOFT,
+    DISTINCT,
+    FULL,
+    GENERIC,
+    IA3,
+    OFT,
+    PEFT,
+    PROCESSOR,
+    REGULAR,
+    Kind,
+    Role,
+)
 
 __all__ = ["REGULAR", "Kind", "Member", "Role", "identify", "resolve", "summary", "summary_line"]
 

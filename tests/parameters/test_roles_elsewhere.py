@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hina_kohya.core import role_table
-from hina_kohya.core.roles import REGULAR, Kind, identify, resolve, summary
+from hina_kohya.parameters import role_table
+from hina_kohya.parameters.roles import REGULAR, Kind, identify, resolve, summary
 
 peft = pytest.importorskip("peft")
 

@@ -14,11 +14,12 @@ from typing import Any
 from torch import Tensor
 
 import hina_kohya
-from hina_kohya.core import formats, registry
+from hina_kohya.core import registry
 from hina_kohya.core.bucket import matrix_shape
-from hina_kohya.core.roles import Member
 from hina_kohya.core.schedules import NewRate, base_rate, listed
+from hina_kohya.core.state import formats
 from hina_kohya.core.technique import Technique
+from hina_kohya.parameters.roles import Member
 
 logger = logging.getLogger("hina_kohya")
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hina_kohya.core import discovery_match as match
-from hina_kohya.core.discovery_legs import Grads, Leg, Params, Profiles, fingerprints, profiles, residuals
+from hina_kohya.discovery import match
+from hina_kohya.discovery.legs import Grads, Leg, Params, Profiles, fingerprints, profiles, residuals
 
 # How much rougher than the worst matrix a true scalar may be, and what fp32 alone explains.
 ROUGHER, EXPLAINED = 30.0, 1e-5

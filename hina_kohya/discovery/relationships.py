@@ -1,4 +1,4 @@
-"""Relationships over a run: when `discovery` looks, what is kept of it, and what it makes of nameless parameters."""
+"""Relationships over a run: when `search` looks, what is kept of it, and what it makes of nameless parameters."""
 
 import dataclasses as dc
 import logging
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hina_kohya.core.discovery import Relationship, discover, observe, roots, units_of
-from hina_kohya.core.discovery_legs import Grads, Leg, Params, residuals
-from hina_kohya.core.discovery_match import SIGHT
-from hina_kohya.core.role_table import Kind
-from hina_kohya.core.roles import Member
+from hina_kohya.discovery.legs import Grads, Leg, Params, residuals
+from hina_kohya.discovery.match import SIGHT
+from hina_kohya.discovery.search import Relationship, discover, observe, roots, units_of
+from hina_kohya.parameters.role_table import Kind
+from hina_kohya.parameters.roles import Member
 
 logger = logging.getLogger("hina_kohya")
 
