@@ -12,10 +12,20 @@ from benchmarks.convergence.task import digest
 
 PROTOCOL = 1  # raise it when the meaning of a field, a schedule or a count changes
 OURS = ("adlrns", "ours")  # methods, or measurements, that our code decides
-_NETWORK = ("adapter", "arguments", "balance", "execution", "files", "gains", "memory", "network", "registration",
-            "states", "water_level")  # fmt: skip
-_LAYER = ("capture", "complexity", "compressed", "compression", "grouped", "layer", "matrices", "patches", "precision",
-          "scheduling", "static", "water_level")  # fmt: skip
+_NETWORK = (
+    "arguments",
+    "balance",
+    "execution",
+    "files",
+    "gains",
+    "memory",
+    "module",
+    "network",
+    "registration",
+    "states",
+)
+_LAYER = ("capture", "complexity", "compressed", "compression", "grouped", "matrices", "module", "patches", "precision",
+          "scheduling", "static")  # fmt: skip
 
 
 @dc.dataclass(frozen=True)
@@ -59,8 +69,9 @@ def code(part: str) -> str:
     import hina_kohya.adlrns  # noqa: PLC0415
 
     folder = Path(hina_kohya.adlrns.__file__).parent
-    names = _NETWORK if part in ("adapter", "step") else _LAYER
-    return digest(*((folder / f"{name}.py").read_bytes() for name in names))
+    room, names = ("adapter", _NETWORK) if part in ("adapter", "step") else ("layer", _LAYER)
+    files = [*(folder / room / f"{name}.py" for name in names), folder / "water_level.py"]
+    return digest(*(file.read_bytes() for file in files))
 
 
 def execute(run: Run, folder: Path) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from benchmarks.adlrns.store import Store
 from benchmarks.adlrns.summary import promises, summarise
 from benchmarks.campaign.driver import Bar, do, workers
 from benchmarks.convergence.plan import TRIAL_SEED
-from hina_kohya.adlrns.patches import Patches
-from hina_kohya.adlrns.patches import network as patch_network
+from hina_kohya.adlrns.layer.patches import Patches
+from hina_kohya.adlrns.layer.patches import network as patch_network
 
 ENV = {"machine": "m", "device": "cpu", "threads": 1, "torch": "2", "commit": "c", "date": "d", "load_average": 0.0}
 FULL_RANK = 8

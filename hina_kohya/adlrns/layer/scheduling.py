@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .water_level import allocate, nested
+from hina_kohya.adlrns.water_level import allocate, nested
 
 KINDS = ("energy_aware", "linear", "adaptive")
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .complexity import LightweightScorer
 from .grouped import CellContext, group
-from .layer import DynamicLowRankLayer
+from .module import DynamicLowRankLayer
 
 
 @dc.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from .capture import Statistics, inputs, passes
 from .complexity import LightweightScorer
 from .compressed import CompressedModel, Place
 from .grouped import CellContext
-from .layer import DynamicLowRankLayer
+from .module import DynamicLowRankLayer
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hina_kohya.adlrns.execution import Batch
-from hina_kohya.adlrns.timesteps import Timesteps
+from hina_kohya.adlrns.adapter.execution import Batch
+from hina_kohya.adlrns.adapter.timesteps import Timesteps
 
 logger = logging.getLogger("hina_kohya")
 

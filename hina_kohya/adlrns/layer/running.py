@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .settings import Settings
+from hina_kohya.adlrns.settings import Settings
 
 METHODS = ("static", "dylora", "rana", "one-cell", "no-means", "one-rank", "dynamic")
 _SIZE = 64  # of a patch

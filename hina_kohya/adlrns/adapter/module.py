@@ -9,12 +9,12 @@ import torch
 from lycoris.modules.base import LycorisBaseModule
 from torch import Tensor, nn
 
-from hina_kohya.adlrns import execution
-from hina_kohya.adlrns.arguments import NAMES, REFUSED
-from hina_kohya.adlrns.execution import Batch, Directions
-from hina_kohya.adlrns.files import share_of_energy
-from hina_kohya.adlrns.gains import columns
-from hina_kohya.adlrns.states import States
+from hina_kohya.adlrns.adapter import execution
+from hina_kohya.adlrns.adapter.arguments import NAMES, REFUSED
+from hina_kohya.adlrns.adapter.execution import Batch, Directions
+from hina_kohya.adlrns.adapter.files import share_of_energy
+from hina_kohya.adlrns.adapter.gains import columns
+from hina_kohya.adlrns.adapter.states import States
 
 # What a network that is being made tells its modules: LyCORIS hands them a fixed list of arguments.
 MAKING: contextvars.ContextVar[States | None] = contextvars.ContextVar("hina_adlrns_making", default=None)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .layer import DynamicLowRankLayer
+from .module import DynamicLowRankLayer
 
 POWERCAP = Path("/sys/class/powercap")
 _KEYS = ("gpu_type", "flops_per_mac", "energy_per_flop")

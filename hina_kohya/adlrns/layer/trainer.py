@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hina_kohya.adlrns.settings import Settings
+
 from .budget import BudgetManager
 from .capture import inputs
 from .compressed import CompressedModel
-from .layer import DynamicLowRankLayer
+from .module import DynamicLowRankLayer
 from .perf import energy_counter
-from .settings import Settings
 
 
 def default_loss(output: Tensor, target: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from hina_kohya.adlrns.arguments import Settings
+from hina_kohya.adlrns.adapter.arguments import Settings
 from hina_kohya.adlrns.water_level import Allocation, allocate
 
 REFERENCE_LOSS = 0.1  # gains are in units of a loss of this size: gradients cannot tell a loss from its multiple

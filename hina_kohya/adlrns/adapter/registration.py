@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from hina_kohya.adlrns.arguments import NAMES
+from hina_kohya.adlrns.adapter.arguments import NAMES
 
 logger = logging.getLogger("hina_kohya")
 
@@ -15,7 +15,7 @@ def register() -> None:
     from lycoris import modules, wrapper  # noqa: PLC0415 (LyCORIS is heavy, and none of it is needed to read arguments)
     from lycoris.modules import base  # noqa: PLC0415
 
-    from hina_kohya.adlrns.adapter import AdlrnsModule  # noqa: PLC0415
+    from hina_kohya.adlrns.adapter.module import AdlrnsModule  # noqa: PLC0415
 
     if wrapper.network_module_dict.get(NAME) is AdlrnsModule:
         return

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hina_kohya.trainers.musubi import MUSUBI
-from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
-from hina_kohya.trainers.trainer import Timestep
+from hina_kohya.trainers.facts.timesteps import MUSUBI, SD_SCRIPTS, Timestep
 
 logger = logging.getLogger("hina_kohya")
 
-KNOWN = {**MUSUBI.timesteps, **SD_SCRIPTS.timesteps}
+KNOWN = {**MUSUBI, **SD_SCRIPTS}
 _ARGUMENTS = ("timesteps", "timestep", "t")  # of models that nobody told us of
 _ROUNDING = 0.01  # musubi-tuner counts from 1: 1001 of 1000; half precision rounds, too
 

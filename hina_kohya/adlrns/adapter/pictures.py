@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hina_kohya.adlrns.files import Pair
+from hina_kohya.adlrns.adapter.files import Pair
 
 INK, FAINT, ACCENT, PAPER = "#1c1c28", "#b9b9c4", "#2f5fd0", "#fbfbf8"
 _LINEAR = 1e-3  # gains are drawn by their logarithm down to this
