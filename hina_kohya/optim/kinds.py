@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import hina_kohya.techniques  # noqa: F401 (importing it registers them)
 from hina_kohya.core import registry
 from hina_kohya.core.hyper import check_value, first_sentence
 from hina_kohya.core.technique import Stage

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.adlrns import adapter, layers, methods, patches, plan, plots, report, runs, steps
+from benchmarks.adlrns.execution import execute
 from benchmarks.adlrns.pairs import Cut, Pair
-from benchmarks.adlrns.runs import Run, execute
+from benchmarks.adlrns.runs import Run
 from benchmarks.adlrns.store import Store
 from benchmarks.adlrns.summary import promises, summarise
 from benchmarks.campaign.driver import Bar, do, workers
