@@ -30,8 +30,6 @@ from hina_kohya.parameters.names import named
 
 logger = logging.getLogger("hina_kohya")
 
-Closure = Callable[[], Any]
-
 
 class HinaOptimizer(torch.optim.Optimizer):
     """Runs a chain of techniques over buckets of same-shape parameters.
@@ -192,7 +190,7 @@ class HinaOptimizer(torch.optim.Optimizer):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -74,7 +74,6 @@ def imported(source, module, is_package=False, at_runtime=False):
             parts = module.split(".")
             above = parts[: len(parts) + is_package - node.level] if node.level else []
             origin = ".".join([*above, *filter(None, [node.module])])
-            yield origin
             yield from (f"{origin}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and id(node) not in groups and DOTTED.fullmatch(str(node.value)):
             yield node.value.removesuffix(".")
@@ -165,9 +164,15 @@ def test_other_imports_are_no_arrows_upward(module, line):
 def modules():
     """Every module of package and benchmarks, with those that it imports at run time, sooner or later."""
     paths = {dotted(path): path for folder in ("hina_kohya", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
-    lazy = {dotted(PACKAGE / "__init__.py"), "hina_kohya.adlrns"}  # names that nobody in the package asks them for
+    lazy = ("hina_kohya", "hina_kohya.adlrns")  # tables of names that nobody in the package asks them for
+
+    def module(name):
+        while name and name not in paths:
+            name = name.rpartition(".")[0]
+        return name
+
     return {
-        name: {other for other in imports_of(path, at_runtime=True) if other in paths and other != name}
+        name: {module(other) for other in imports_of(path, at_runtime=True)} - {name, ""}
         for name, path in paths.items()
         if name not in lazy
     }
