@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hina_kohya.core.codec import Codec, EightBit, Parts
+from hina_kohya.core.state.codec import Codec, EightBit, Parts
 from hina_kohya.core.technique import Slot
 from hina_kohya.numerics import companding
 

@@ -17,9 +17,9 @@ class Run:
     """A training run of `hina-kohya train` on the digits 8 and 9, stepped by torch's AdamW."""
 
     def __init__(self, algo: str, steps: int = 300, learning_rate: float = 3e-4):
-        from hina_kohya.train.loop import Trainer  # noqa: PLC0415 (imports diffusers)
-        from hina_kohya.train.model import DigitModel  # noqa: PLC0415
-        from hina_kohya.train.settings import Settings  # noqa: PLC0415
+        from hina_kohya.demo.loop import Trainer  # noqa: PLC0415 (imports diffusers)
+        from hina_kohya.demo.model import DigitModel  # noqa: PLC0415
+        from hina_kohya.demo.settings import Settings  # noqa: PLC0415
 
         settings = Settings(
             network_dim=16,

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from benchmarks import measure, shapes
 from hina_kohya import HinaAdamW
-from hina_kohya.core import roles
-from hina_kohya.core.discovery import Relationship, discover, observe
-from hina_kohya.core.discovery_legs import Grads, Params
-from hina_kohya.core.roles import Member
+from hina_kohya.discovery.legs import Grads, Params
+from hina_kohya.discovery.search import Relationship, discover, observe
+from hina_kohya.parameters import roles
+from hina_kohya.parameters.roles import Member
 
 EXAMPLE = """example:
   python -m benchmarks.discovery --only locon lokr --steps 5
@@ -71,10 +71,10 @@ class Run:
     """The embedded diffusion model with a LyCORIS network, trained by torch's AdamW, as an optimizer sees it."""
 
     def __init__(self, network: str, autocast: bool = False, full_bf16: bool = False, seed: int = 0, **changes: Any):
-        from hina_kohya.train import network as adapter  # noqa: PLC0415 (imports diffusers)
-        from hina_kohya.train.data import DigitImages  # noqa: PLC0415
-        from hina_kohya.train.model import DigitModel  # noqa: PLC0415
-        from hina_kohya.train.settings import Settings  # noqa: PLC0415
+        from hina_kohya.demo import network as adapter  # noqa: PLC0415 (imports diffusers)
+        from hina_kohya.demo.data import DigitImages  # noqa: PLC0415
+        from hina_kohya.demo.model import DigitModel  # noqa: PLC0415
+        from hina_kohya.demo.settings import Settings  # noqa: PLC0415
 
         preset, dim, words = NETWORKS[network]
         dim = changes.pop("dim", dim)

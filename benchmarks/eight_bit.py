@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.codes import Kept, Kind, Nearest, RenewedScale, Root, dynamic_table
-from hina_kohya.core.codec import BFloat16, EightBit, Exact
+from hina_kohya.core.state.codec import BFloat16, EightBit, Exact
 from hina_kohya.core.technique import Slot
 
 EXAMPLE = """examples:

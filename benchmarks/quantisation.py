@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.codes import BLOCK, Blockwise, Kept, Kind, LookUp, Nearest, dynamic_table, root_table
 from benchmarks.digits import Run
-from hina_kohya.core.codec import EightBit, Exact
+from hina_kohya.core.state.codec import EightBit, Exact
 from hina_kohya.core.technique import Slot
 
 EXAMPLE = """example:

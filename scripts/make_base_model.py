@@ -1,6 +1,6 @@
 """Train the base model of `hina-kohya train`: digits 0-7 only, so that an adapter has something left to learn.
 
-    python scripts/make_base_model.py            # 5 to 10 minutes on one core; writes hina_kohya/train/base_model
+    python scripts/make_base_model.py            # 5 to 10 minutes on one core; writes hina_kohya/demo/base_model
 
 The same seed, thread count and library versions give the same weights. The words "eight" and "nine" are in the
 vocabulary but in no caption. Weights are the exponential moving average of training, stored as fp16.
@@ -20,12 +20,12 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
-from hina_kohya.train.data import TEMPLATES, WORDS, DigitImages
-from hina_kohya.train.judge import Judge
-from hina_kohya.train.model import MAX_TOKENS, DigitModel
-from hina_kohya.train.report import draw, versions
-from hina_kohya.train.sample import GUIDANCE, STEPS
-from hina_kohya.train.settings import BASE_MODEL
+from hina_kohya.demo.data import TEMPLATES, WORDS, DigitImages
+from hina_kohya.demo.judge import Judge
+from hina_kohya.demo.model import MAX_TOKENS, DigitModel
+from hina_kohya.demo.report import draw, versions
+from hina_kohya.demo.sample import GUIDANCE, STEPS
+from hina_kohya.demo.settings import BASE_MODEL
 
 KNOWN = list(range(8))
 JUDGED = 200

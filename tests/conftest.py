@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import hina_kohya.techniques  # noqa: F401 (importing it registers them)
+
 pytest.register_assert_rewrite("tests.support")  # whose assertions then show their values
 
 

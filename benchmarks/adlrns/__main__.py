@@ -18,8 +18,9 @@ from benchmarks.campaign.options import complain
 from benchmarks.campaign.options import parser as shared_parser
 
 from . import methods, patches, plots, report
+from .execution import execute
 from .plan import MODES, PARTS, Costs, Plan, narrowed
-from .runs import Run, execute
+from .runs import Run
 from .store import Store
 from .summary import summarise
 

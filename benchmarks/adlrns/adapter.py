@@ -26,7 +26,7 @@ def _base() -> Any:
     import transformers  # noqa: PLC0415
     from diffusers.utils import logging  # noqa: PLC0415
 
-    from hina_kohya.train.model import DigitModel  # noqa: PLC0415
+    from hina_kohya.demo.model import DigitModel  # noqa: PLC0415
 
     transformers.logging.set_verbosity_error()
     logging.set_verbosity_error()
@@ -39,7 +39,7 @@ def fresh_model() -> Any:
 
 def training_data(name: str, seed: int) -> Any:
     """The first images of each digit; the seed decides order, noise and timesteps."""
-    from hina_kohya.train.data import DigitImages  # noqa: PLC0415
+    from hina_kohya.demo.data import DigitImages  # noqa: PLC0415
 
     return DigitImages(list(HELD_OUT), seed, IMAGES[name])
 
@@ -47,7 +47,7 @@ def training_data(name: str, seed: int) -> Any:
 @cache
 def held_out() -> Any:
     """The test part of both digits, each image at stratified noise levels with fixed noise."""
-    from hina_kohya.train.data import Batch, caption, load_digits  # noqa: PLC0415
+    from hina_kohya.demo.data import Batch, caption, load_digits  # noqa: PLC0415
 
     _, _, images, labels = map(torch.from_numpy, load_digits())
     rows = torch.isin(labels, torch.tensor(HELD_OUT)).nonzero().flatten().repeat(LEVELS)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import measure
-from hina_kohya.adlrns.grouped import CellContext, group
-from hina_kohya.adlrns.layer import DynamicLowRankLayer
+from hina_kohya.adlrns.layer.grouped import CellContext, group
+from hina_kohya.adlrns.layer.module import DynamicLowRankLayer
 
 from .runs import Run
 

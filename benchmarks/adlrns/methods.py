@@ -197,8 +197,8 @@ class Ours(Method):
     DIRECTIONS = 2  # as by default, and as many as T-LoRA stores
 
     def make(self) -> None:
-        from hina_kohya.train import network  # noqa: PLC0415
-        from hina_kohya.train.settings import Settings  # noqa: PLC0415
+        from hina_kohya.demo import network  # noqa: PLC0415
+        from hina_kohya.demo.settings import Settings  # noqa: PLC0415
 
         often = min(50, max(1, self.steps // 16))  # 50 is the default; shorter runs need refreshes, too
         most = self.DIRECTIONS * self.rank

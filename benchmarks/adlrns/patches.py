@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hina_kohya.adlrns import patches
-from hina_kohya.adlrns.compressed import CompressedModel
-from hina_kohya.adlrns.compression import compress
-from hina_kohya.adlrns.patches import Patches
-from hina_kohya.adlrns.rivals import Routed, Truncated
-from hina_kohya.adlrns.static import static_ranks
+from hina_kohya.adlrns.layer import patches
+from hina_kohya.adlrns.layer.compressed import CompressedModel
+from hina_kohya.adlrns.layer.compression import compress
+from hina_kohya.adlrns.layer.patches import Patches
+from hina_kohya.adlrns.layer.rivals import Routed, Truncated
+from hina_kohya.adlrns.layer.static import static_ranks
 
 from .layers import a_round, interleaved
 from .runs import Run

@@ -1,21 +1,18 @@
-"""One run: what it is, what decides it, and doing it."""
+"""One run: what it is, and what decides it."""
 
 import dataclasses as dc
 import json
-import os
-import time
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from benchmarks.convergence.task import digest
 
 PROTOCOL = 1  # raise it when the meaning of a field, a schedule or a count changes
 OURS = ("adlrns", "ours")  # methods, or measurements, that our code decides
-_NETWORK = ("adapter", "arguments", "balance", "execution", "files", "gains", "memory", "network", "registration",
-            "states", "water_level")  # fmt: skip
-_LAYER = ("capture", "complexity", "compressed", "compression", "grouped", "layer", "matrices", "patches", "precision",
-          "scheduling", "static", "water_level")  # fmt: skip
+_NETWORK = ("arguments", "balance", "execution", "files", "gains", "memory", "module", "network", "registration",
+            "states")  # fmt: skip
+_LAYER = ("capture", "complexity", "compressed", "compression", "grouped", "matrices", "module", "patches", "precision",
+          "scheduling", "static")  # fmt: skip
 
 
 @dc.dataclass(frozen=True)
@@ -59,31 +56,6 @@ def code(part: str) -> str:
     import hina_kohya.adlrns  # noqa: PLC0415
 
     folder = Path(hina_kohya.adlrns.__file__).parent
-    names = _NETWORK if part in ("adapter", "step") else _LAYER
-    return digest(*((folder / f"{name}.py").read_bytes() for name in names))
-
-
-def execute(run: Run, folder: Path) -> dict[str, Any]:
-    """The finished record; ``folder`` keeps dense models."""
-    began = time.process_time()
-    found = _work(run.part)(run, folder)
-    return {
-        **dc.asdict(run),
-        **found,
-        "seconds": time.process_time() - began,
-        "load": round(os.getloadavg()[0], 2),
-        "code": code(run.part) if run.method in OURS else "",
-        "protocol": PROTOCOL,
-    }
-
-
-def _work(part: str) -> Any:
-    from . import adapter, layers, patches, steps  # noqa: PLC0415 (each imports what it measures)
-
-    return {
-        "layer": layers.measure_layer,
-        "step": steps.measure_step,
-        "time": patches.measure_time,
-        "patches": patches.work,
-        "adapter": adapter.work,
-    }[part]
+    room, names = ("adapter", _NETWORK) if part in ("adapter", "step") else ("layer", _LAYER)
+    files = [*(folder / room / f"{name}.py" for name in names), folder / "water_level.py"]
+    return digest(*(file.read_bytes() for file in files))

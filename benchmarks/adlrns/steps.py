@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hina_kohya.adlrns.adapter import MAKING, AdlrnsModule
-from hina_kohya.adlrns.execution import Batch
-from hina_kohya.adlrns.states import States
+from hina_kohya.adlrns.adapter.execution import Batch
+from hina_kohya.adlrns.adapter.module import MAKING, AdlrnsModule
+from hina_kohya.adlrns.adapter.states import States
 
 from .layers import a_round, interleaved
 from .runs import Run

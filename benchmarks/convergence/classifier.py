@@ -21,7 +21,7 @@ def network() -> nn.Sequential:
 
 @cache
 def _data(turned: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from hina_kohya.train.data import load_digits  # noqa: PLC0415 (imports scikit-learn)
+    from hina_kohya.demo.data import load_digits  # noqa: PLC0415 (imports scikit-learn)
 
     train_x, train_y, test_x, test_y = map(torch.from_numpy, load_digits())
     if turned:  # a quarter turn and the negative

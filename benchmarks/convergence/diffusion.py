@@ -19,7 +19,7 @@ def _base():
     import transformers  # noqa: PLC0415
     from diffusers.utils import logging  # noqa: PLC0415
 
-    from hina_kohya.train.model import DigitModel  # noqa: PLC0415
+    from hina_kohya.demo.model import DigitModel  # noqa: PLC0415
 
     transformers.logging.set_verbosity_error()
     logging.set_verbosity_error()
@@ -29,7 +29,7 @@ def _base():
 @cache
 def _held_out():
     """The test part of the digits 8 and 9, each at stratified noise levels with fixed noise."""
-    from hina_kohya.train.data import Batch, caption, load_digits  # noqa: PLC0415
+    from hina_kohya.demo.data import Batch, caption, load_digits  # noqa: PLC0415
 
     _, _, images, labels = map(torch.from_numpy, load_digits())
     rows = torch.isin(labels, torch.tensor([8, 9])).nonzero().flatten().repeat(HELD_OUT)
@@ -41,9 +41,9 @@ def _held_out():
 
 class EightAndNine(Task):
     def __init__(self, folder: Path, seed: int, algo: str):
-        from hina_kohya.train import network  # noqa: PLC0415
-        from hina_kohya.train.data import DigitImages  # noqa: PLC0415
-        from hina_kohya.train.settings import Settings  # noqa: PLC0415
+        from hina_kohya.demo import network  # noqa: PLC0415
+        from hina_kohya.demo.data import DigitImages  # noqa: PLC0415
+        from hina_kohya.demo.settings import Settings  # noqa: PLC0415
 
         self.model = dc.replace(_base(), unet=copy.deepcopy(_base().unet))
         settings = Settings(
@@ -69,7 +69,7 @@ class EightAndNine(Task):
 
 
 def identity(folder: Path) -> str:
-    from hina_kohya.train.settings import BASE_MODEL  # noqa: PLC0415
+    from hina_kohya.demo.settings import BASE_MODEL  # noqa: PLC0415
 
     weights = [file.read_bytes() for file in sorted(BASE_MODEL.rglob("*.safetensors"))]
     return digest(*weights, repr((BATCH, RANK, HELD_OUT, NETWORK_ARGS)))

@@ -171,13 +171,15 @@ def code(name: str) -> str:
     return digest(*parts, *(_meaning(inspect.getsource(registry.technique(name))) for name in chain))
 
 
-_NO_UPDATE = {"hyper", "registry", "report", "names", "checkpoint"}  # core files that no update depends on
+_NO_UPDATE = {"hyper", "registry", "report", "names", "checkpoint"}  # files that no update depends on
 
 
 @cache
 def _engine() -> str:
     root = Path(hina_kohya.__file__).parent
-    files = [file for part in ("numerics", "core") for file in sorted((root / part).glob("*.py"))]
+    files = [
+        file for part in ("numerics", "parameters", "core", "discovery") for file in sorted((root / part).rglob("*.py"))
+    ]
     files = [file for file in files if file.stem not in _NO_UPDATE]
     return digest(*(_meaning(file.read_text(encoding="utf-8")) for file in files))
 

@@ -79,7 +79,7 @@ class FullBf16(Task):
 
 
 class Adapted(nn.Module):
-    """A linear layer with a LoRA of scale 1; the names are those that `core.roles` knows."""
+    """A linear layer with a LoRA of scale 1; the names are those that `parameters.roles` knows."""
 
     def __init__(self, base: nn.Linear, rank: int, random: torch.Generator):
         super().__init__()

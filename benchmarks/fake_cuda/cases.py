@@ -11,9 +11,9 @@ from torch import Tensor
 import hina_kohya
 from benchmarks.shapes import Named
 from hina_kohya.core import registry
-from hina_kohya.core.codec import CODECS
 from hina_kohya.core.hyper import Interval
 from hina_kohya.core.optimizer import HinaOptimizer
+from hina_kohya.core.state.codec import CODECS
 from hina_kohya.core.technique import Technique
 from hina_kohya.optim import arguments, presets
 from hina_kohya.optim.kinds import Argument, Switch

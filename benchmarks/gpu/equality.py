@@ -10,8 +10,8 @@ from torch import Tensor
 import hina_kohya
 from benchmarks.fake_cuda.cases import SHAPES, states
 from benchmarks.gpu.rows import Figures, Plan, Row, attempt
-from hina_kohya.core.codec import codec
 from hina_kohya.core.optimizer import HinaOptimizer
+from hina_kohya.core.state.codec import codec
 from hina_kohya.core.technique import Slot
 from hina_kohya.profile.recorder import Recorder
 

@@ -11,15 +11,15 @@ _MODULES: dict[str, str] = {
     "create_network_from_weights": "hina_kohya.adlrns.network",
     "create_arch_network_from_weights": "hina_kohya.adlrns.network",
     # The standalone layer.
-    "ADLRNSTrainer": "hina_kohya.adlrns.trainer",
-    "BudgetManager": "hina_kohya.adlrns.budget",
-    "CompressedModel": "hina_kohya.adlrns.compressed",
-    "DynamicLowRankLayer": "hina_kohya.adlrns.layer",
-    "GateNetwork": "hina_kohya.adlrns.complexity",
-    "LightweightScorer": "hina_kohya.adlrns.complexity",
-    "PerfEstimator": "hina_kohya.adlrns.perf",
-    "RankScheduler": "hina_kohya.adlrns.scheduling",
-    "compress": "hina_kohya.adlrns.compression",
+    "ADLRNSTrainer": "hina_kohya.adlrns.layer.trainer",
+    "BudgetManager": "hina_kohya.adlrns.layer.budget",
+    "CompressedModel": "hina_kohya.adlrns.layer.compressed",
+    "DynamicLowRankLayer": "hina_kohya.adlrns.layer.module",
+    "GateNetwork": "hina_kohya.adlrns.layer.complexity",
+    "LightweightScorer": "hina_kohya.adlrns.layer.complexity",
+    "PerfEstimator": "hina_kohya.adlrns.layer.perf",
+    "RankScheduler": "hina_kohya.adlrns.layer.scheduling",
+    "compress": "hina_kohya.adlrns.layer.compression",
 }
 
 

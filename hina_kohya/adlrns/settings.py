@@ -6,7 +6,8 @@ from typing import Any
 
 import toml
 
-from hina_kohya.core.hyper import check, did_you_mean, hyper
+from hina_kohya.core.hyper import check, hyper
+from hina_kohya.text import did_you_mean
 
 
 @dc.dataclass(frozen=True)

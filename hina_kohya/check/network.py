@@ -2,9 +2,9 @@
 
 import dataclasses as dc
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
+from hina_kohya.adlrns.adapter import arguments
 from hina_kohya.check.schema import LYCORIS, NetworkFacts, Schema
 
 ADLRNS = "adlrns"
@@ -84,17 +84,12 @@ def network_of(module: str, words: Sequence[Any], schema: Schema) -> Network:
     return _with_adlrns(network) if network.is_lycoris and network.facts else network
 
 
-def adlrns_arguments() -> Any:
-    """The module that knows ADLRNS's network_args; by name, since it stands on a floor above."""
-    return import_module("hina_kohya.adlrns.arguments")
-
-
 def _with_adlrns(network: Network) -> Network:
     """What our hooks add to LyCORIS."""
     assert network.facts is not None
     # A preset of one's own may name the algorithm, and network_args still hold what is one for all modules.
     reads = network.is_adlrns or network.arguments.get("preset", "").endswith(".toml")
-    names = adlrns_arguments().NAMES if reads else ()
+    names = arguments.NAMES if reads else ()
     facts = network.facts
     facts = dc.replace(facts, reads=(*facts.reads, *names), algorithms=(*facts.algorithms, ADLRNS))
     return dc.replace(network, facts=facts)

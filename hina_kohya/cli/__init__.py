@@ -8,7 +8,7 @@ from importlib import import_module
 
 import hina_kohya
 from hina_kohya.cli.parser import Parser
-from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.text import did_you_mean
 
 # name: what it does. A command is a module of this package with `main(argv) -> exit code`.
 COMMANDS = {

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hina_kohya.adlrns import running
+from hina_kohya.adlrns.layer import running
 from hina_kohya.cli.parser import Parser
 
 EXAMPLES = """examples:
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from hina_kohya.adlrns import files, pictures  # noqa: PLC0415
+    from hina_kohya.adlrns.adapter import files, pictures  # noqa: PLC0415
 
     tensors, metadata = files.read(args.file)
     if args.output:
@@ -86,7 +86,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from hina_kohya.adlrns.files import export_file  # noqa: PLC0415 (torch: not for --help)
+    from hina_kohya.adlrns.adapter.files import export_file  # noqa: PLC0415 (torch: not for --help)
 
     ranks = export_file(args.file, args.output, args.rank, args.budget).values()
     print(f"{args.output}: {len(ranks)} modules, rank {min(ranks)} to {max(ranks)}, mean {sum(ranks) / len(ranks):.3g}")

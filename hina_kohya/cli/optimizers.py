@@ -9,7 +9,8 @@ from typing import Any
 
 import hina_kohya
 from hina_kohya.cli.parser import Parser
-from hina_kohya.core.hyper import did_you_mean, first_sentence
+from hina_kohya.core.hyper import first_sentence
+from hina_kohya.text import did_you_mean
 from hina_kohya.trainers import optimizer_names
 from hina_kohya.trainers.errors import UserError
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.text import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,15 +3,15 @@
 import sys
 import time
 
-from hina_kohya.train.errors import UserError
-from hina_kohya.train.settings import read_settings
+from hina_kohya.demo.errors import UserError
+from hina_kohya.demo.settings import read_settings
 
 
 def main(argv: list[str]) -> int:
     start = time.perf_counter()
     try:
         settings = read_settings(argv)
-        from hina_kohya.train.job import run  # noqa: PLC0415 (torch: only after the settings are known to be good)
+        from hina_kohya.demo.job import run  # noqa: PLC0415 (torch: only after the settings are known to be good)
 
         return run(settings, start)
     except UserError as exc:

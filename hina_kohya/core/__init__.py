@@ -1,1 +1,1 @@
-"""Floor 1: the machine that runs chains of techniques over buckets of same-shape parameters."""
+"""Floor 2: the machine that runs chains of techniques over buckets of same-shape parameters."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from hina_kohya.core.chain import Chain
-from hina_kohya.core.codec import Codec
-from hina_kohya.core.roles import Member
 from hina_kohya.core.signal import Signal
-from hina_kohya.core.slab import Rows, Slab
+from hina_kohya.core.state.codec import Codec
+from hina_kohya.core.state.slab import Rows, Slab
 from hina_kohya.core.technique import Slot, Technique
 from hina_kohya.numerics.masks import keep_
 from hina_kohya.numerics.rounding import stochastic_round_bf16
+from hina_kohya.parameters.roles import Member
 
 if TYPE_CHECKING:
     from hina_kohya.core.rates import RowRates

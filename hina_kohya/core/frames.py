@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from hina_kohya.core.bucket import Bucket, Key, matrix_shape
-from hina_kohya.core.codec import Codec, Exact, Parts
-from hina_kohya.core.roles import Member
-from hina_kohya.core.slab import Slab, decoded
+from hina_kohya.core.state.codec import Codec, Exact, Parts
+from hina_kohya.core.state.slab import Slab, decoded
 from hina_kohya.core.technique import Slot, Technique
+from hina_kohya.parameters.roles import Member
 
 SMALL = 1 << 12  # elements of the largest matrix that is framed
 MANY = 64  # shapes of small matrices that a model may have without frames

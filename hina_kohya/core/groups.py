@@ -8,8 +8,9 @@ from torch import Tensor
 
 from hina_kohya.core import registry
 from hina_kohya.core.chain import Chain
-from hina_kohya.core.hyper import Interval, check_value, did_you_mean
+from hina_kohya.core.hyper import Interval, check_value
 from hina_kohya.core.technique import Technique
+from hina_kohya.text import did_you_mean
 
 # What a group may be made with; schedulers add keys of their own later.
 KEYS = {

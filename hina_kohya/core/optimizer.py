@@ -11,36 +11,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hina_kohya.core import checkpoint, registry, report, roles, starting
+from hina_kohya.core import registry, report, starting
 from hina_kohya.core.chain import Chain, run
-from hina_kohya.core.codec import codec
-from hina_kohya.core.counters import SkippedSteps
 from hina_kohya.core.groups import Betas, check_betas, check_group, number_of, retimed_options
 from hina_kohya.core.hyper import Interval, check_value
-from hina_kohya.core.members import checked_roles, members_of, splits_lr
-from hina_kohya.core.names import named
 from hina_kohya.core.plan import Plan, fitted, is_frozen
 from hina_kohya.core.pooling import Ties, ties_of
 from hina_kohya.core.precision import full_precision
 from hina_kohya.core.schedules import NewRate
+from hina_kohya.core.state import checkpoint
+from hina_kohya.core.state.codec import codec
+from hina_kohya.core.state.counters import SkippedSteps
 from hina_kohya.core.stepping import refuse_sparse, step_bucket
 from hina_kohya.core.technique import Technique
+from hina_kohya.parameters import roles
+from hina_kohya.parameters.members import checked_roles, members_of, splits_lr
+from hina_kohya.parameters.names import named
 
 logger = logging.getLogger("hina_kohya")
-
-Closure = Callable[[], Any]
 
 
 class HinaOptimizer(torch.optim.Optimizer):
     """Runs a chain of techniques over buckets of same-shape parameters.
 
     Args:
-        params: what any torch optimizer takes; names are found where there are any (`core.names`).
+        params: what any torch optimizer takes; names are found where there are any (`parameters.names`).
         techniques: the chain; each parameter gets the techniques that fit its role and shape.
         lr, weight_decay: per param group, as in torch; lr may be a tensor of one element.
         betas: what the chain was made with, if schedulers and groups may change them.
         state: how moments are kept: "8bit", "bf16" or "fp32".
-        decay_roles: roles that decay besides the factors, or "all" (`core.roles` lists the names).
+        decay_roles: roles that decay besides the factors, or "all" (`parameters.roles` lists the names).
         lora_scale: alpha / rank of adapters, where no trainer's hook says it.
         compile: compile the chain with torch.compile (one graph a chain, dynamic in all sizes).
         override_hyperparameters: on `load_state_dict`, keep this optimizer's settings instead of the checkpoint's.
@@ -190,7 +190,7 @@ class HinaOptimizer(torch.optim.Optimizer):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -12,15 +12,15 @@ from torch import Tensor
 from hina_kohya.core import frames
 from hina_kohya.core.bucket import Bucket, Key
 from hina_kohya.core.chain import Chain, ordered
-from hina_kohya.core.codec import Codec
-from hina_kohya.core.counters import Counters
 from hina_kohya.core.coupling import Coupling
 from hina_kohya.core.groups import Betas, retimed_chain
 from hina_kohya.core.pooling import Pooling, Ties
 from hina_kohya.core.rates import Rates
-from hina_kohya.core.roles import Member
-from hina_kohya.core.slab import Rows, saved_parts
+from hina_kohya.core.state.codec import Codec
+from hina_kohya.core.state.counters import Counters
+from hina_kohya.core.state.slab import Rows, saved_parts
 from hina_kohya.core.technique import Stage, Technique
+from hina_kohya.parameters.roles import Member
 
 SWAPPED = 2  # steps in a row that a bucket's parameters are on another device before its state follows them
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from hina_kohya.core.bucket import Bucket, to_device
-from hina_kohya.core.roles import Member
 from hina_kohya.core.signal import Pool
-from hina_kohya.core.slab import Rows
+from hina_kohya.core.state.slab import Rows
 from hina_kohya.core.technique import Technique
+from hina_kohya.parameters.roles import Member
 
 Ties = Sequence[Sequence[int]]  # of each parameter, the others that share its number
 

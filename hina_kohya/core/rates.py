@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hina_kohya.core.bucket import Bucket, to_device
 from hina_kohya.core.hyper import Interval, check_value
-from hina_kohya.core.slab import Rows
+from hina_kohya.core.state.slab import Rows
 
 POSITIVE = Interval("[0, inf)")
 

@@ -1,14 +1,15 @@
-"""Names of techniques: the built-in ones and those of other packages (entry-point group ``hina_kohya.techniques``)."""
+"""Names of techniques: those of `hina_kohya.techniques`, once it is imported, and of other packages.
+
+Others are found by the entry-point group ``hina_kohya.techniques``; ours are a floor above and register themselves.
+"""
 
 import dataclasses as dc
 from functools import cache
-from importlib import import_module
 from importlib.metadata import entry_points
-from pkgutil import iter_modules
 from typing import Any, TypeVar
 
-from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.core.technique import Technique
+from hina_kohya.text import did_you_mean
 
 _TECHNIQUES: dict[str, type[Technique]] = {}
 
@@ -26,17 +27,14 @@ def register(technique: T) -> T:
 
 
 @cache
-def _load_all() -> None:
-    package = import_module("hina_kohya.techniques")
-    for module in iter_modules(package.__path__, f"{package.__name__}."):
-        import_module(module.name)
+def _load_others() -> None:
     for entry in entry_points(group="hina_kohya.techniques"):
         register(entry.load())
 
 
 def techniques() -> dict[str, type[Technique]]:
-    """All techniques by name, sorted by stage and name."""
-    _load_all()
+    """All registered techniques by name, sorted by stage and name."""
+    _load_others()
     return dict(sorted(_TECHNIQUES.items(), key=lambda item: (item[1].stage, item[0])))
 
 

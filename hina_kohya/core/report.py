@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import hina_kohya
-from hina_kohya.core import registry, roles
+from hina_kohya.core import registry
 from hina_kohya.core.bucket import matrix_shape
-from hina_kohya.core.codec import EightBit
-from hina_kohya.core.lookup import is_looked_up
-from hina_kohya.core.members import splits_lr
 from hina_kohya.core.schedules import base_rate
+from hina_kohya.core.state.codec import EightBit
 from hina_kohya.core.technique import Stage
+from hina_kohya.parameters import roles
+from hina_kohya.parameters.lookup import is_looked_up
+from hina_kohya.parameters.members import splits_lr
 
 if TYPE_CHECKING:
     from hina_kohya.core.optimizer import HinaOptimizer

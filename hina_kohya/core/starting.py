@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hina_kohya.core import registry
-from hina_kohya.core.roles import Member
 from hina_kohya.core.technique import Slot, Technique
+from hina_kohya.parameters.roles import Member
 
 
 def with_starts(

@@ -11,7 +11,7 @@ from torch import Tensor
 from hina_kohya.core.bucket import Bucket
 from hina_kohya.core.plan import Plan
 from hina_kohya.core.rates import RowRates
-from hina_kohya.core.slab import Rows
+from hina_kohya.core.state.slab import Rows
 from hina_kohya.numerics.reduce import mat_norm
 
 Run = Callable[..., Any]  # chain.run, or the same compiled

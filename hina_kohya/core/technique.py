@@ -11,7 +11,7 @@ from hina_kohya.core.hyper import check
 from hina_kohya.core.signal import Pool, Signal
 
 if TYPE_CHECKING:
-    from hina_kohya.core.roles import Member
+    from hina_kohya.parameters.roles import Member
 
 
 class Stage(IntEnum):

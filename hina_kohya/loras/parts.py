@@ -1,7 +1,7 @@
 """Which tensor of a file is what to which module: `lora_unet_x.lora_up.weight` is the `up` of `lora_unet_x`.
 
-Endings were read off files of sd-scripts, LyCORIS, musubi-tuner, peft and diffusers (see `core.role_table`, which has
-them for training; here the same thing has one name whoever wrote it, and what has no finite rank is told apart).
+Endings were read off files of sd-scripts, LyCORIS, musubi-tuner, peft and diffusers (see `parameters.role_table`, which
+has them for training; here the same thing has one name whoever wrote it, and what has no finite rank is told apart).
 """
 
 from hina_kohya.loras.errors import AdapterError

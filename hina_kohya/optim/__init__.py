@@ -1,1 +1,1 @@
-"""Floor 3: optimizers as declared chains of techniques."""
+"""Floor 4: optimizers as declared chains of techniques."""

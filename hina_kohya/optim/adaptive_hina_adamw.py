@@ -13,9 +13,9 @@ import torch
 
 from hina_kohya.core import report
 from hina_kohya.core.pooling import Ties
-from hina_kohya.core.relationships import EARLY, Relationships
-from hina_kohya.core.roles import Member
+from hina_kohya.discovery.relationships import EARLY, Relationships
 from hina_kohya.optim.family import Family
+from hina_kohya.parameters.roles import Member
 from hina_kohya.techniques.automagic_mask import AutomagicMask
 from hina_kohya.techniques.importance import Importance
 

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hina_kohya.core.hyper import did_you_mean, hyper
+from hina_kohya.core.hyper import hyper
 from hina_kohya.optim import mask
 from hina_kohya.optim.kinds import Argument, Betas, Joint, Numbers, Option, Own, Switch
+from hina_kohya.text import did_you_mean
 
 AUTO, ADAPTIVE, CONTEXT = ("HinaAuto",), ("AdaptiveHinaAdamW",), ("COptim",)
 CAME = ("AutomagicCameAMP", "COptim")

@@ -9,9 +9,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import hina_kohya.techniques  # noqa: F401 (importing it registers them)
 from hina_kohya.core import registry
-from hina_kohya.core.hyper import check_value, did_you_mean, first_sentence
+from hina_kohya.core.hyper import check_value, first_sentence
 from hina_kohya.core.technique import Stage
+from hina_kohya.text import did_you_mean
 
 EVERY = ("Family",)
 DECLARED = object()  # as a default: the one that the declaration has

@@ -5,7 +5,7 @@ from typing import Any
 
 import toml
 
-from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.text import did_you_mean
 
 _PACKAGED = Path(__file__).parents[1] / "configs" / "presets"
 _CHECKOUT = Path(__file__).parents[2] / "configs" / "presets"

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from hina_kohya.core import registry
-from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.core.technique import Technique
 from hina_kohya.optim import arguments
 from hina_kohya.optim.kinds import DECLARED, Argument, Joint, Switch
+from hina_kohya.text import did_you_mean
 
 logger = logging.getLogger("hina_kohya")
 

@@ -15,7 +15,7 @@ from hina_kohya.core.bucket import Bucket
 from hina_kohya.core.coupling import Coupling
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.pooling import Pooling
-from hina_kohya.core.slab import Slab
+from hina_kohya.core.state.slab import Slab
 from hina_kohya.core.technique import Stage
 
 

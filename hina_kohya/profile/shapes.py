@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.text import did_you_mean
 from hina_kohya.trainers.errors import UserError
 
 Shapes = list[tuple[str, tuple[int, ...]]]  # name and shape of each parameter

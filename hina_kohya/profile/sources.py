@@ -16,7 +16,7 @@ from hina_kohya.check.reading import read
 from hina_kohya.check.reading.source import Form
 from hina_kohya.check.report import arguments_of
 from hina_kohya.check.run import How, run_of
-from hina_kohya.core import roles
+from hina_kohya.parameters import roles
 from hina_kohya.profile import shapes
 from hina_kohya.trainers.errors import UserError
 

@@ -5,11 +5,11 @@ from torch import Tensor
 
 from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
-from hina_kohya.core.roles import Member
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import REACH, Slot, Stage, State, Technique
 from hina_kohya.numerics.factored import averaged, inverse_root, means
 from hina_kohya.numerics.reduce import mat_rms
+from hina_kohya.parameters.roles import Member
 
 
 @register

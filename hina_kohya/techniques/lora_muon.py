@@ -4,12 +4,12 @@ from torch import Tensor
 
 from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
-from hina_kohya.core.roles import Kind, Member
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Slot, Stage, State, Technique
 from hina_kohya.numerics.gauge import partners_root
 from hina_kohya.numerics.neurons import even_out_factor
 from hina_kohya.numerics.newton_schulz import orthogonalise
+from hina_kohya.parameters.roles import Kind, Member
 
 
 @register

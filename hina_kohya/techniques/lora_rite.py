@@ -5,11 +5,11 @@ from torch import Tensor
 
 from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
-from hina_kohya.core.roles import Member
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Slot, Stage, State, Technique
 from hina_kohya.numerics.reduce import mat_count
 from hina_kohya.numerics.spectral import finite_or, inverse_root, pseudo_inverse
+from hina_kohya.parameters.roles import Member
 
 
 @register

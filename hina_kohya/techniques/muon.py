@@ -3,13 +3,13 @@ from collections.abc import Mapping
 
 from hina_kohya.core.bucket import matrix_shape
 from hina_kohya.core.hyper import hyper
-from hina_kohya.core.lookup import is_looked_up
 from hina_kohya.core.registry import register
-from hina_kohya.core.roles import Kind, Member
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Slot, Stage, State, Technique
 from hina_kohya.numerics.neurons import even_out, scaled
 from hina_kohya.numerics.newton_schulz import orthogonalise
+from hina_kohya.parameters.lookup import is_looked_up
+from hina_kohya.parameters.roles import Kind, Member
 
 
 @register

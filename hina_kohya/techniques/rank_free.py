@@ -2,9 +2,9 @@ import dataclasses as dc
 
 from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
-from hina_kohya.core.roles import Kind, Member
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Stage, State, Technique
+from hina_kohya.parameters.roles import Kind, Member
 
 
 @register

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
-from hina_kohya.core.roles import Member
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Stage, State, Technique
 from hina_kohya.numerics.spectral import finite_or
+from hina_kohya.parameters.roles import Member
 
 
 @register

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from hina_kohya.core.hyper import hyper
 from hina_kohya.core.registry import register
-from hina_kohya.core.roles import Kind, Member
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.technique import Slot, Stage, State, Technique
 from hina_kohya.numerics.reduce import mat_dot, mat_norm
+from hina_kohya.parameters.roles import Kind, Member
 
 
 @register

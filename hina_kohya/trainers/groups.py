@@ -1,7 +1,7 @@
 """Param groups by role: names in torch's form, LoRA+ for every algorithm, weight decay for what should decay.
 
 Pure: groups in, groups out. Sources of the two rules: LoRA+ (Hayou et al., arXiv:2402.12354) speeds up the factor that
-starts at zero; which roles decay is `core.role_table`.
+starts at zero; which roles decay is `parameters.role_table`.
 """
 
 import dataclasses as dc
@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hina_kohya.core import names, roles
-from hina_kohya.core.role_table import Kind, Role
-from hina_kohya.core.roles import Member
+from hina_kohya.parameters import names, roles
+from hina_kohya.parameters.role_table import Kind, Role
+from hina_kohya.parameters.roles import Member
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.network_args import DEFAULT, NetworkOptions
 

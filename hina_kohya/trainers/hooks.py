@@ -105,7 +105,7 @@ def _create_lycoris(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: 
     """Our presets and `algo=adlrns`, too; by name, since the network of ADLRNS itself comes in through these hooks."""
     if "preset" in kwargs:
         kwargs = {**kwargs, "preset": lycoris_presets.path(kwargs["preset"])}
-    adlrns = importlib.import_module("hina_kohya.adlrns.network")
+    adlrns = importlib.import_module("hina_kohya.adlrns.adapter.network")
     result = _create(functools.partial(adlrns.create, wrapped), instance, args, kwargs)
     for network in networks.networks_of(result):
         half_precision.admit(network)

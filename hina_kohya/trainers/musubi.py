@@ -1,7 +1,7 @@
 """kohya-ss/musubi-tuner: read in its source, and run with 0.3.4 (30c658c)."""
 
-from hina_kohya.trainers.facts import optimizers
-from hina_kohya.trainers.trainer import GroupsCall, Timestep, Trainer
+from hina_kohya.trainers.facts import optimizers, timesteps
+from hina_kohya.trainers.trainer import GroupsCall, Trainer
 
 _HOMES = (
     "musubi_tuner.training.trainer_base:NetworkTrainer",
@@ -37,18 +37,5 @@ MUSUBI = Trainer(
     dataset_module="musubi_tuner.dataset.config_utils",
     groups_calls=(GroupsCall(keywords=frozenset({"unet_lr"}), default_lr="unet_lr", pair=True),),
     optimizers=optimizers.MUSUBI,
-    timesteps={
-        "WanModel": Timestep("t"),
-        "HYVideoDiffusionTransformer": Timestep("t"),
-        "HunyuanVideo_1_5_DiffusionTransformer": Timestep("timestep"),
-        "HunyuanVideoTransformer3DModelPacked": Timestep("timestep"),  # FramePack
-        "DiffusionTransformer3D": Timestep("time"),  # Kandinsky 5, one sample at a time
-        "Flux": Timestep("timesteps", 1.0),  # Kontext
-        "Flux2": Timestep("timesteps", 1.0),
-        "QwenImageTransformer2DModel": Timestep("timestep", 1.0),
-        "SingleStreamDiT": Timestep("t", 1.0),  # Krea 2
-        "ZImageTransformer2DModel": Timestep("t", 1.0, falls=True),
-        "Ideogram4Transformer": Timestep("t", 1.0, falls=True),
-        "Qwen3VLForConditionalGeneration": Timestep("timestep", 1.0, falls=True),  # HiDream-O1
-    },
+    timesteps=timesteps.MUSUBI,
 )

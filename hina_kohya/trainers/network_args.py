@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from hina_kohya.core.hyper import did_you_mean
-from hina_kohya.core.members import ROLE_NAMES
+from hina_kohya.parameters.members import ROLE_NAMES
+from hina_kohya.text import did_you_mean
 from hina_kohya.trainers.errors import UserError
 
 DEFAULT = "default"

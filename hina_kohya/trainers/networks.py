@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hina_kohya.core import roles
+from hina_kohya.parameters import roles
 from hina_kohya.trainers import guard, tags
 from hina_kohya.trainers.errors import PluginError, UserError
 from hina_kohya.trainers.groups import named_groups, regroup

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import hina_kohya
-from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.text import did_you_mean
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 from hina_kohya.trainers.trainer import Trainer

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.text import did_you_mean
 from hina_kohya.trainers import guard, optimizer_args, optimizer_names
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.groups import named_alike

@@ -1,7 +1,7 @@
 """kohya-ss/sd-scripts, 0.4 to 0.11: read in its source, and run with 0.10.1 (48d368fa) and 0.11.1 (6c223bb)."""
 
-from hina_kohya.trainers.facts import optimizers
-from hina_kohya.trainers.trainer import GroupsCall, Timestep, Trainer
+from hina_kohya.trainers.facts import optimizers, timesteps
+from hina_kohya.trainers.trainer import GroupsCall, Trainer
 
 SD_SCRIPTS = Trainer(
     name="sd-scripts",
@@ -28,13 +28,5 @@ SD_SCRIPTS = Trainer(
         GroupsCall(positional=2, pair=False),  # again without the last, where that raised TypeError
     ),
     optimizers=optimizers.SD_SCRIPTS,
-    timesteps={
-        "UNet2DConditionModel": Timestep("timestep"),
-        "SdxlUNet2DConditionModel": Timestep("timesteps"),
-        "MMDiT": Timestep("t"),
-        "Flux": Timestep("timesteps", 1.0),  # and Chroma
-        "Anima": Timestep("timesteps", 1.0),
-        "NextDiT": Timestep("t", 1.0, falls=True),
-        "HYImageDiffusionTransformer": Timestep("timestep"),
-    },
+    timesteps=timesteps.SD_SCRIPTS,
 )

@@ -1,6 +1,6 @@
 """Tell optimizers what a parameter is, by attributes of the tensor that the trainers do not set.
 
-Ours read alpha / rank of the module (`core.members.SCALE`); adv_optm's read what is below.
+Ours read alpha / rank of the module (`parameters.members.SCALE`); adv_optm's read what is below.
 
 Read off adv_optm 2.5.16: `_is_lora_A`, `_is_lora_B` (scaling and centred decay; Kourkoutas-beta sums over dim 1 or 0
 and expects a matrix), `_is_dora_scale`, `is_vector`. `_is_oft` means rows of packed triangles there, which neither
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from hina_kohya.core.members import SCALE
-from hina_kohya.core.role_table import Kind
-from hina_kohya.core.roles import Member
+from hina_kohya.parameters.members import SCALE
+from hina_kohya.parameters.role_table import Kind
+from hina_kohya.parameters.roles import Member
 
 _MATRIX = 2
 

@@ -4,6 +4,7 @@ import dataclasses as dc
 from collections.abc import Mapping
 
 from hina_kohya.trainers.facts.optimizers import Optimizers
+from hina_kohya.trainers.facts.timesteps import Timestep
 
 
 @dc.dataclass(frozen=True)
@@ -20,20 +21,6 @@ class GroupsCall:
     keywords: frozenset[str] = frozenset()
     default_lr: int | str | None = None
     pair: bool | None = None
-
-
-@dc.dataclass(frozen=True)
-class Timestep:
-    """How a model is given the timestep of each sample.
-
-    argument: of its forward, by keyword or by position
-    largest : the timestep runs from 0 to this
-    falls   : it is `largest` for the image and 0 for noise alone, the other way round than most
-    """
-
-    argument: str
-    largest: float = 1000.0
-    falls: bool = False
 
 
 @dc.dataclass(frozen=True, eq=False)

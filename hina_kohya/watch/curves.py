@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from hina_kohya.monitor.plots import smoothed
 from hina_kohya.watch.events import AVERAGE, LOSS, Curve
 from hina_kohya.watch.figures import GOOD, INK, LINE, SERIES, Figure, Key, figure, thinned
 from hina_kohya.watch.findings import best, validation
 from hina_kohya.watch.run import Run
+from hina_kohya.watch.smoothing import smoothed
 
 MOST_LINES = len(SERIES)
 _MOST_ROWS = 48  # of a picture of many curves

@@ -9,9 +9,9 @@ import torch
 from lycoris.modules.locon import LoConModule
 from torch import nn
 
-from hina_kohya.adlrns.adapter import MAKING, AdlrnsModule
-from hina_kohya.adlrns.execution import Batch
-from hina_kohya.adlrns.states import States
+from hina_kohya.adlrns.adapter.execution import Batch
+from hina_kohya.adlrns.adapter.module import MAKING, AdlrnsModule
+from hina_kohya.adlrns.adapter.states import States
 from tests.support.small_networks import UNet, batch, create, frozen, randomise
 
 RANK, ALPHA = 6, 3

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hina_kohya.adlrns.balance import balanced
-from hina_kohya.adlrns.execution import Directions
+from hina_kohya.adlrns.adapter.balance import balanced
+from hina_kohya.adlrns.adapter.execution import Directions
 from hina_kohya.adlrns.network import create_network_from_weights
 from tests.support.small_networks import UNet, batch, create, frozen, train
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hina_kohya.adlrns import GateNetwork, LightweightScorer
-from hina_kohya.adlrns.complexity import cells_of, log_deviation
+from hina_kohya.adlrns.layer.complexity import cells_of, log_deviation
 
 
 def samples(n=500, features=12, seed=0):

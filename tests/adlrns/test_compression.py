@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hina_kohya.adlrns import compress
-from hina_kohya.adlrns.compression import factors
+from hina_kohya.adlrns.layer.compression import factors
 
 
 def mlp(seed=0):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hina_kohya.adlrns.execution import Batch, Product, grouped, plan
+from hina_kohya.adlrns.adapter.execution import Batch, Product, grouped, plan
 
 RANK = 5
 LAYERS = {

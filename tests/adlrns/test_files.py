@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hina_kohya.adlrns import files
+from hina_kohya.adlrns.adapter import files
 from hina_kohya.adlrns.water_level import allocate
 
 NAMES = ("lora_unet_a", "lora_unet_b", "lora_te_c")

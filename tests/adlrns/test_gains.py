@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from hina_kohya.adlrns import gains
-from hina_kohya.adlrns.adapter import MAKING, AdlrnsModule
-from hina_kohya.adlrns.arguments import settle
-from hina_kohya.adlrns.states import States
+from hina_kohya.adlrns.adapter import gains
+from hina_kohya.adlrns.adapter.arguments import settle
+from hina_kohya.adlrns.adapter.module import MAKING, AdlrnsModule
+from hina_kohya.adlrns.adapter.states import States
 
 RANK = 4
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from hina_kohya.adlrns.complexity import cells_of
-from hina_kohya.adlrns.grouped import group, run_grouped
+from hina_kohya.adlrns.layer.complexity import cells_of
+from hina_kohya.adlrns.layer.grouped import group, run_grouped
 
 
 def grouped(cell, cells):

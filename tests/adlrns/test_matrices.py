@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from hina_kohya.adlrns.grouped import group
-from hina_kohya.adlrns.matrices import MatricesOfCells, run_matrices
+from hina_kohya.adlrns.layer.grouped import group
+from hina_kohya.adlrns.layer.matrices import MatricesOfCells, run_matrices
 
 EDGES = torch.tensor([1, 2, 3, math.inf])
 RANKS = (2, 0, 4, 5)

@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hina_kohya.adlrns import create_network_from_weights, memory
+from hina_kohya.adlrns import create_network_from_weights
+from hina_kohya.adlrns.adapter import memory
 from tests.support.small_networks import TextEncoder, UNet, batch, create, frozen, randomise, train
 
 

@@ -8,8 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hina_kohya.adlrns import DynamicLowRankLayer, PerfEstimator
-from hina_kohya.adlrns import perf as perf_module
-from hina_kohya.adlrns.perf import Nvml, Rapl, energy_counter, layer_cost
+from hina_kohya.adlrns.layer import perf as perf_module
+from hina_kohya.adlrns.layer.perf import Nvml, Rapl, energy_counter, layer_cost
 
 
 def made(shape=(8,), **geometry):

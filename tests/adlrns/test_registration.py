@@ -11,8 +11,8 @@ from lycoris import kohya, modules, wrapper
 from safetensors.torch import load_file
 from torch import nn
 
-from hina_kohya.adlrns import registration
-from hina_kohya.adlrns.adapter import AdlrnsModule
+from hina_kohya.adlrns.adapter import registration
+from hina_kohya.adlrns.adapter.module import AdlrnsModule
 from hina_kohya.trainers import hooks
 from tests.support.small_networks import FULL, UNet, batch, create, frozen, randomise
 

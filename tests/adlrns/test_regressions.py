@@ -13,10 +13,10 @@ from lycoris.modules import get_module, make_module
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from hina_kohya.adlrns import registration
-from hina_kohya.adlrns.adapter import MAKING, AdlrnsModule
-from hina_kohya.adlrns.execution import Batch
-from hina_kohya.adlrns.states import States
+from hina_kohya.adlrns.adapter import registration
+from hina_kohya.adlrns.adapter.execution import Batch
+from hina_kohya.adlrns.adapter.module import MAKING, AdlrnsModule
+from hina_kohya.adlrns.adapter.states import States
 from tests.support.small_networks import UNet, batch, create, frozen, randomise
 
 RANK, ALPHA, STATES = 8, 4, 3

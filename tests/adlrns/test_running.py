@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from hina_kohya.adlrns.compression import compress
-from hina_kohya.adlrns.rivals import Routed, Truncated
-from hina_kohya.adlrns.running import with_one_rank, without_means
-from hina_kohya.adlrns.static import static_ranks
+from hina_kohya.adlrns.layer.compression import compress
+from hina_kohya.adlrns.layer.rivals import Routed, Truncated
+from hina_kohya.adlrns.layer.running import with_one_rank, without_means
+from hina_kohya.adlrns.layer.static import static_ranks
 from hina_kohya.cli import main
 
 

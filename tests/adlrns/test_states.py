@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hina_kohya.adlrns.states import States
+from hina_kohya.adlrns.adapter.states import States
 from hina_kohya.trainers.musubi import MUSUBI
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 from tests.support.small_networks import UNet, create, frozen, randomise

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import hina_kohya.adlrns
 from hina_kohya.adlrns import ADLRNSTrainer, DynamicLowRankLayer, compress
-from hina_kohya.adlrns import perf as perf_module
+from hina_kohya.adlrns.layer import perf as perf_module
 from hina_kohya.adlrns.settings import Settings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "adlrns").glob("*.toml"))
@@ -133,7 +133,7 @@ def test_an_energy_budget_needs_a_counter_and_then_holds_by_it(tmp_path, monkeyp
             self.total += 64 * 3.0 / 2  # read twice a batch: 3 mJ a sample between batches, 1.5 in one
             return self.total
 
-    monkeypatch.setattr("hina_kohya.adlrns.trainer.energy_counter", lambda device: (Wasteful(), ""))
+    monkeypatch.setattr("hina_kohya.adlrns.layer.trainer.energy_counter", lambda device: (Wasteful(), ""))
     trainer = ADLRNSTrainer(done, wanted)
     before = done.planned
     trainer.validate(data())

@@ -11,14 +11,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.adlrns import adapter, layers, methods, patches, plan, plots, report, runs, steps
+from benchmarks.adlrns.execution import execute
 from benchmarks.adlrns.pairs import Cut, Pair
-from benchmarks.adlrns.runs import Run, execute
+from benchmarks.adlrns.runs import Run
 from benchmarks.adlrns.store import Store
 from benchmarks.adlrns.summary import promises, summarise
 from benchmarks.campaign.driver import Bar, do, workers
 from benchmarks.convergence.plan import TRIAL_SEED
-from hina_kohya.adlrns.patches import Patches
-from hina_kohya.adlrns.patches import network as patch_network
+from hina_kohya.adlrns.layer.patches import Patches
+from hina_kohya.adlrns.layer.patches import network as patch_network
 
 ENV = {"machine": "m", "device": "cpu", "threads": 1, "torch": "2", "commit": "c", "date": "d", "load_average": 0.0}
 FULL_RANK = 8

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hina_kohya import HinaAdamW
-from hina_kohya.core import codec as codecs
+from hina_kohya.core.state import codec as codecs
 from hina_kohya.core.technique import Slot
 from hina_kohya.numerics import companding
 from hina_kohya.numerics.rounding import random_bits16, stochastic_round_bf16

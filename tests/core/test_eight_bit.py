@@ -5,8 +5,8 @@ import torch
 
 from benchmarks import eight_bit
 from hina_kohya import AutomagicCameAMP8bit, COptim8bit, HinaAdamW
-from hina_kohya.core.codec import EightBit
 from hina_kohya.core.registry import build
+from hina_kohya.core.state.codec import EightBit
 from tests.support.stepping import make_params
 
 # What a spike leaves behind, and a fall of the gradients, shows after a time constant of beta2.

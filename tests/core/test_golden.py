@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hina_kohya import HinaAdamW
-from hina_kohya.core import formats
+from hina_kohya.core.state import formats
 from tests.golden import write
 
 FOLDER = Path(write.__file__).parent

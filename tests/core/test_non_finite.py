@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hina_kohya import AdaptiveHinaAdamW, HinaAdamW
-from hina_kohya.core.counters import EVERY
+from hina_kohya.core.state.counters import EVERY
 from tests.support.counting import Counter
 from tests.support.stepping import make_params, set_grads, train
 

@@ -290,7 +290,7 @@ def test_adv_optm_scales_by_its_tags():
     def steps(tagged):
         params = [nn.Parameter(torch.ones(4, 8)) for _ in range(2)]
         if tagged:
-            from hina_kohya.core.roles import resolve
+            from hina_kohya.parameters.roles import resolve
 
             names = ["lora_unet_a.lora_down.weight", "lora_unet_b.lora_up.weight"]
             tags.attach(resolve(names, [tuple(param.shape) for param in params]), params)

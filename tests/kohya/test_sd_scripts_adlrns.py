@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hina_kohya.adlrns import create_network, memory
+from hina_kohya.adlrns import create_network
+from hina_kohya.adlrns.adapter import memory
 from hina_kohya.cli import main
 from hina_kohya.trainers import hooks
 from tests.kohya.double import tiny_models

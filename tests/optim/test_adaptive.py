@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from hina_kohya.core import relationships as module
-from hina_kohya.core.discovery import Relationship
-from hina_kohya.core.relationships import Relationships, joined
-from hina_kohya.core.role_table import Kind
-from hina_kohya.core.roles import resolve
+from hina_kohya.discovery import relationships as module
+from hina_kohya.discovery.relationships import Relationships, joined
+from hina_kohya.discovery.search import Relationship
 from hina_kohya.optim.adaptive_hina_adamw import AdaptiveHinaAdamW
 from hina_kohya.optim.hina_adamw import HinaAdamW
+from hina_kohya.parameters.role_table import Kind
+from hina_kohya.parameters.roles import resolve
 from tests.support.adamw import run
 from tests.support.checkpoints import through_file
 from tests.support.counting import Counter, small_matrices

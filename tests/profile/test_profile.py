@@ -16,7 +16,7 @@ from hina_kohya.core import optimizer as core_optimizer
 from hina_kohya.core import report
 from hina_kohya.core.bucket import Bucket
 from hina_kohya.core.chain import run
-from hina_kohya.core.slab import Slab
+from hina_kohya.core.state.slab import Slab
 from hina_kohya.profile import profile, profiling
 from hina_kohya.profile import shapes as sets
 from hina_kohya.profile.owners import GATHER, MACHINE, PAIRS, REST, Meter, Owner, charged

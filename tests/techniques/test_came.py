@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from hina_kohya.core.codec import codec
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
+from hina_kohya.core.state.codec import codec
 from hina_kohya.core.technique import Slot
 from tests.oracles.came import CAME
 from tests.oracles.cautious import Cautious

@@ -8,8 +8,8 @@ import torch
 from hina_kohya import HinaAdamW
 from hina_kohya.core.chain import ordered, run
 from hina_kohya.core.registry import build, techniques
-from hina_kohya.core.roles import resolve
 from hina_kohya.core.technique import Stage
+from hina_kohya.parameters.roles import resolve
 from tests.support.chains import FLAGS
 from tests.support.signals import signal
 from tests.support.stepping import make_params, set_grads, train

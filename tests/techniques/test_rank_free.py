@@ -7,7 +7,7 @@ import torch
 
 import hina_kohya
 from hina_kohya import AutomagicCameAMP, HinaAdamW
-from hina_kohya.core.members import SCALE
+from hina_kohya.parameters.members import SCALE
 from tests.support.stepping import make_params
 
 # One module of each algorithm, which start as they do in training: one factor at zero.

@@ -8,7 +8,7 @@ import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from hina_kohya.core.roles import resolve
+from hina_kohya.parameters.roles import resolve
 from tests.oracles.adamw import AdamW
 from tests.oracles.rank_penalty import RankPenalty, penalise, shrink, thresholds
 from tests.support import promises

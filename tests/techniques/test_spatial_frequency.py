@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hina_kohya.core.registry import build
-from hina_kohya.core.roles import resolve
+from hina_kohya.parameters.roles import resolve
 from tests.oracles.adamw import AdamW
 from tests.oracles.edge_suppression import Before
 from tests.oracles.spatial_frequency import spatial_frequency

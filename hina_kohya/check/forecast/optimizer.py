@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hina_kohya.core import roles
-from hina_kohya.core.hyper import did_you_mean
 from hina_kohya.core.optimizer import HinaOptimizer
+from hina_kohya.parameters import roles
+from hina_kohya.text import did_you_mean
 from hina_kohya.trainers import optimizer_args, optimizer_names, optimizers
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS

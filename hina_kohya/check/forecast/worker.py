@@ -9,9 +9,10 @@ from hina_kohya.check.forecast import layers
 from hina_kohya.check.forecast.network import Made, Request, Tell, make
 from hina_kohya.check.forecast.optimizer import Chosen, Pairs, choose, measured, samples
 from hina_kohya.check.forecast.resume import differences
-from hina_kohya.core import names, report, roles
+from hina_kohya.core import report
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.technique import Stage
+from hina_kohya.parameters import names, roles
 from hina_kohya.patch import targets
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.groups import named_groups

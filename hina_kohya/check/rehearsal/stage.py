@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hina_kohya.core.hyper import nearest
+from hina_kohya.text import nearest
 from hina_kohya.trainers import optimizer_names
 from hina_kohya.trainers.facts.optimizers import SD_SCRIPTS
 

@@ -10,7 +10,7 @@ from hina_kohya.check.finding import Finding, error, warning
 from hina_kohya.check.reading.load import load
 from hina_kohya.check.rules import rule, rule_of
 from hina_kohya.check.run import Run
-from hina_kohya.core.hyper import nearest
+from hina_kohya.text import nearest
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.musubi import MUSUBI

@@ -15,7 +15,7 @@ from hina_kohya.check.rules import rule
 from hina_kohya.check.run import Run
 from hina_kohya.check.schema import LYCORIS, scripts_with
 from hina_kohya.check.spelling import alike
-from hina_kohya.core.hyper import nearest
+from hina_kohya.text import nearest
 from hina_kohya.trainers.facts import foreign_names
 
 _OF_A_DATASET = ("general", "datasets", "subsets")

@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from hina_kohya.adlrns.adapter import arguments
 from hina_kohya.check.edit import Edit, argument, put
 from hina_kohya.check.finding import Finding, error, warning
-from hina_kohya.check.network import OPTION, adlrns_arguments
+from hina_kohya.check.network import OPTION
 from hina_kohya.check.rules import rule
 from hina_kohya.check.run import Run
 from hina_kohya.check.schema import TRAINER
-from hina_kohya.core.hyper import nearest
 from hina_kohya.patch import targets
+from hina_kohya.text import nearest
 from hina_kohya.trainers import lycoris_presets
 
 # The same in every release from 3.0.0 to 4.1.3; whether they make adapters for convolutions.
@@ -99,7 +100,7 @@ def argument_of_another_algorithm(run: Run) -> Iterator[Finding]:
     network = run.network
     if not network.is_lycoris or network.arguments.get("preset", "full") not in PRESETS:
         return  # a preset of one's own may give each module an algorithm of its own
-    refused = adlrns_arguments().REFUSED.values() if network.is_adlrns else ()  # which is an error, and said elsewhere
+    refused = arguments.REFUSED.values() if network.is_adlrns else ()  # which is an error, and said elsewhere
     for name, readers in READERS.items():
         if name not in network.arguments or network.is_off(name):
             continue

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 
+from hina_kohya.adlrns.adapter import arguments
 from hina_kohya.check import values
 from hina_kohya.check.edit import Edit, argument, put, reword
 from hina_kohya.check.finding import Finding, error, missing, not_looked_at, warning
-from hina_kohya.check.network import OPTION, adlrns_arguments
+from hina_kohya.check.network import OPTION
 from hina_kohya.check.optimizer import OPTION as OPTIMIZER_ARGS
 from hina_kohya.check.rules import rule
 from hina_kohya.check.rules.lycoris import SWITCHES
 from hina_kohya.check.run import Run
 from hina_kohya.check.spelling import alike
-from hina_kohya.core.hyper import nearest
+from hina_kohya.text import nearest
 from hina_kohya.trainers import network_args
 from hina_kohya.trainers.call_sites import Outcome
 from hina_kohya.trainers.errors import UserError
@@ -130,7 +131,7 @@ def hina_option_refused(run: Run) -> Iterator[Finding]:
 @rule
 def adlrns_refused(run: Run) -> Iterator[Finding]:
     """Bounds, and what depends on the rank."""
-    network, arguments = run.network, adlrns_arguments()
+    network = run.network
     if network.module == "hina_kohya.adlrns" and not network.is_adlrns:
         what = f"algo={network.algorithm} is not ADLRNS, which hina_kohya.adlrns is"
         yield error(OPTION, what, "measured: ValueError", put(network_module="hina_kohya.lycoris"))
@@ -159,7 +160,6 @@ def adlrns_warmup_too_long(run: Run) -> Iterator[Finding]:
     """Until its end all directions act; what was trained after it is what the file will run."""
     if not run.network.is_adlrns or run.args["max_train_epochs"] is not None:
         return
-    arguments = adlrns_arguments()
     try:
         settings = arguments.Settings(**arguments.take(run.network.arguments)[0])
     except ValueError:

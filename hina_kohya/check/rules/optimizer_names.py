@@ -9,7 +9,7 @@ from hina_kohya.check.finding import Finding, error, missing
 from hina_kohya.check.optimizer import installed
 from hina_kohya.check.rules import rule, rule_of
 from hina_kohya.check.run import Run
-from hina_kohya.core.hyper import nearest
+from hina_kohya.text import nearest
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.musubi import MUSUBI
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS

@@ -13,7 +13,7 @@ from hina_kohya.check.rules import rule, rule_of
 from hina_kohya.check.rules.optimizer_arguments import lr_in_arguments, tuple_by_comma
 from hina_kohya.check.rules.optimizer_names import dadaptation_path, package_missing
 from hina_kohya.check.run import Run
-from hina_kohya.core.hyper import did_you_mean, nearest
+from hina_kohya.text import did_you_mean, nearest
 from hina_kohya.trainers.facts import schedulers
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS

@@ -6,7 +6,7 @@ from hina_kohya.check.edit import Edit, argument, drop, put, toml_value
 from hina_kohya.check.finding import Finding, error, warning
 from hina_kohya.check.rules import rule
 from hina_kohya.check.run import Run
-from hina_kohya.core.hyper import nearest
+from hina_kohya.text import nearest
 from hina_kohya.trainers.facts import schedulers
 from hina_kohya.trainers.facts.schedulers import ADAFACTOR, PIECEWISE, ROWS, UNUSABLE
 from hina_kohya.trainers.musubi import MUSUBI

@@ -10,7 +10,7 @@ from hina_kohya.check.finding import Finding, error, warning
 from hina_kohya.check.rules import rule, rule_of
 from hina_kohya.check.run import Run
 from hina_kohya.check.schema import Option
-from hina_kohya.core.hyper import nearest
+from hina_kohya.text import nearest
 from hina_kohya.trainers.facts import strictness
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 

@@ -3,7 +3,7 @@
 import dataclasses as dc
 from collections.abc import Callable
 
-from hina_kohya.core.hyper import did_you_mean
+from hina_kohya.text import did_you_mean
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.facts.architectures import diffusion_transformers, lumina_anima, stable_diffusion
 from hina_kohya.trainers.facts.architectures.node import Node, build, leaf

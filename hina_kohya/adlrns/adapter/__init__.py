@@ -1,0 +1,1 @@
+"""The network module: a LyCORIS algorithm whose directions depend on the timestep."""

@@ -1,0 +1,1 @@
+"""What is kept of a step: codecs, slabs, counters, and checkpoints with their formats."""

@@ -1,0 +1,1 @@
+"""Pairs without names: what gradients say about which parameters multiply each other."""

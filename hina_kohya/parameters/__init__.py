@@ -1,0 +1,1 @@
+"""Who a parameter is: from its name to its role, its module and its partners."""
