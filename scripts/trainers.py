@@ -22,6 +22,7 @@ COLUMNS = {
     "test_hina_kohya_launch_with_dora": "DoRA", "test_patch": "patch", "test_adlrns_and_its_export": "ADLRNS",
     "test_networks_lokr_and_loha": "own LoKr, LoHa", "test_presets": "presets", "test_shipped_configs": "configs",
     "test_readme": "README", "test_a_rate_that_is_found": "HinaAuto",
+    "test_scalars": "scalars",
 }  # fmt: skip
 PASSED, FAILED, NONE = "yes", "**no**", ""
 SAID = {"passed": PASSED, "failed": FAILED, "skipped": NONE}

@@ -22,7 +22,7 @@ from hina_kohya.core.schedules import NewRate
 from hina_kohya.core.state import checkpoint
 from hina_kohya.core.state.codec import codec
 from hina_kohya.core.state.counters import SkippedSteps
-from hina_kohya.core.stepping import refuse_sparse, step_bucket
+from hina_kohya.core.stepping import Run, refuse_sparse, step_bucket
 from hina_kohya.core.technique import Technique
 from hina_kohya.parameters import roles
 from hina_kohya.parameters.members import checked_roles, members_of, splits_lr
@@ -49,6 +49,7 @@ class HinaOptimizer(torch.optim.Optimizer):
     """
 
     asked: Mapping[str, str] = {}  # technique -> the argument that asks for it
+    watcher: Callable[..., Run] | None = None  # makes of (bucket, rows, run) what looks on while `run` steps them
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class HinaOptimizer(torch.optim.Optimizer):
         self._plan: Plan | None = None
         self._members: list[roles.Member] | None = None
         self._betas: list[Betas] = []  # of each group, as its techniques have them
-        self._skipped = SkippedSteps()
+        self.skipped = SkippedSteps()
 
     # Parameters, names and roles
 
@@ -169,7 +170,7 @@ class HinaOptimizer(torch.optim.Optimizer):
     def _replan(self) -> None:
         """Forgets the plan; the next step builds one and takes over what `state` shows."""
         if self._plan is not None:
-            self._skipped.earlier = self.skipped_steps()
+            self.skipped.earlier = self.skipped_steps()
         self._plan = self._members = None
 
     def plan(self) -> Plan:
@@ -184,7 +185,7 @@ class HinaOptimizer(torch.optim.Optimizer):
 
     def skipped_steps(self) -> Counter[int]:
         """By parameter index, steps whose gradient was not finite, so that it did not move; waits for the device."""
-        return self._skipped.until_now(None if self._plan is None else self._plan.counters)
+        return self.skipped.until_now(None if self._plan is None else self._plan.counters)
 
     # The step
 
@@ -215,9 +216,9 @@ class HinaOptimizer(torch.optim.Optimizer):
         chain = _compiled() if self._compile else run
         for bucket, rate, rows in active:
             if rows:
-                step_bucket(plan, bucket, rows, rate, chain)
+                step_bucket(plan, bucket, rows, rate, self.watcher(bucket, rows, chain) if self.watcher else chain)
         plan.forget()
-        self._skipped.look(plan.counters, self.member_name, len(self.members))
+        self.skipped.look(plan.counters, self.member_name, len(self.members))
 
     def _before_step(self) -> None:
         """For subclasses: gradients are there, nothing has moved."""
@@ -231,7 +232,7 @@ class HinaOptimizer(torch.optim.Optimizer):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        self._skipped.say(self.skipped_steps(), self.member_name, len(self.members))
+        self.skipped.say(self.skipped_steps(), self.member_name, len(self.members))
         return {**super().state_dict(), checkpoint.KEY: checkpoint.about(self)}
 
     @torch._disable_dynamo

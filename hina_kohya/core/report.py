@@ -11,11 +11,13 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 import hina_kohya
 from hina_kohya.core import registry
-from hina_kohya.core.bucket import matrix_shape
+from hina_kohya.core.bucket import matrix_shape, to_device
 from hina_kohya.core.schedules import base_rate
 from hina_kohya.core.state.codec import EightBit
 from hina_kohya.core.technique import Stage
@@ -106,8 +108,19 @@ def global_step(optimizer: HinaOptimizer) -> int:
 
 def gradient_spikes(optimizer: HinaOptimizer) -> int:
     """Spikes that `edge_suppression` damped so far, over all matrices."""
+    return round(sum(count.item() for count in spike_counts(optimizer)))
+
+
+def skipped_counts(optimizer: HinaOptimizer) -> tuple[list[Tensor], int]:
+    """Steps that non-finite gradients cost each parameter since the plan was made, int32 [N] on each device, and the
+    sum of those before it; does not synchronise."""
+    return [table.skipped() for table in optimizer.plan().counters.tables], optimizer.skipped.earlier.total()
+
+
+def spike_counts(optimizer: HinaOptimizer) -> list[Tensor]:
+    """float64 scalars on their devices, one per bucket that `edge_suppression` acts on; does not synchronise."""
     slabs = (bucket.slabs.get(("edge_suppression", "spikes")) for bucket in optimizer.plan().buckets)
-    return round(sum(slab.read(slice(None), torch.float64).sum().item() for slab in slabs if slab is not None))
+    return [slab.read(slice(None), torch.float64).sum() for slab in slabs if slab is not None]
 
 
 def say_odd_rates(optimizer: HinaOptimizer) -> None:
@@ -186,12 +199,34 @@ def memory(optimizer: HinaOptimizer) -> dict[str, Any]:
 
 def effective_lr(optimizer: HinaOptimizer) -> list[float]:
     """For each param group, the mean over its elements of learning rate times what STEP_SIZE techniques make of it."""
+    totals = [total.cpu() for total in effective_totals(optimizer)]
+    counts = elements(optimizer)
+    return (sum((total.numpy() for total in totals), np.zeros(len(counts))) / counts.clip(min=1)).tolist()
+
+
+def elements(optimizer: HinaOptimizer) -> np.ndarray:
+    """float64 [G], those of each group's parameters that are stepped."""
+    counts, group_of = np.zeros(len(optimizer.param_groups)), optimizer.group_of()
+    for bucket in optimizer.plan().buckets:
+        np.add.at(counts, group_of[bucket.indices], [param.numel() for param in bucket.params])
+    return counts
+
+
+def effective_totals(optimizer: HinaOptimizer) -> list[Tensor]:
+    """By device, what `effective_lr` is the mean of, summed over the elements of each group: float64 [G].
+
+    Does not synchronise.
+    """
     plan = optimizer.plan()
     group_of = optimizer.group_of()
-    weighted, counts = [0.0] * len(optimizer.param_groups), [0] * len(optimizer.param_groups)
+    totals: dict[torch.device, Tensor] = {}
     with torch.no_grad():
         plan.publish()
         for bucket, rates in zip(plan.buckets, plan.rates.of(optimizer.param_groups), strict=True):
+            device = bucket.key.device
+            total = totals.setdefault(
+                device, torch.zeros(len(optimizer.param_groups), dtype=torch.float64, device=device)
+            )
             for picked, where in bucket.chunks(range(len(bucket))):
                 param = bucket.gather([bucket.params[row] for row in picked])
                 s = bucket.signal(param, torch.zeros_like(param), rates.of(where), bucket.steps[where], where)
@@ -204,12 +239,11 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
                     elif technique.stage in (Stage.RATE, Stage.STEP_SIZE):
                         slabs = {slot: slab for (owner, slot), slab in bucket.slabs.items() if owner == name}
                         s = technique.apply(s, {slot: slab.read(where, bucket.compute) for slot, slab in slabs.items()})
-                for row, mean in zip(picked, s.update.mean(dim=(-2, -1)).tolist(), strict=True):
-                    group = group_of[bucket.indices[row]]
-                    weighted[group] += mean * bucket.params[row].numel()
-                    counts[group] += bucket.params[row].numel()
+                sizes = np.array([bucket.params[row].numel() for row in picked], dtype=np.float64)
+                sums = s.update.mean(dim=(-2, -1)).double() * to_device(sizes, device)
+                total.index_add_(0, to_device(group_of[[bucket.indices[row] for row in picked]], device), sums)
         plan.forget()
-    return [total / max(count, 1) for total, count in zip(weighted, counts, strict=True)]
+    return list(totals.values())
 
 
 def found_rate(optimizer: HinaOptimizer) -> float | None:

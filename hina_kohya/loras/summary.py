@@ -4,13 +4,14 @@ import dataclasses as dc
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hina_kohya.loras import forms, names, parts, spectrum
+from hina_kohya.loras.errors import AdapterError
 from hina_kohya.loras.names import Place
 from hina_kohya.loras.summing import Module, Source, gather
 
@@ -85,7 +86,23 @@ def summarise(path: Path, tick: Callable[[str, int], object] = lambda what, tota
 
 def blocks_of(modules: Sequence[Module]) -> dict[str, str]:
     """module name -> the block it is shown in, in the order of blocks; neighbours together where there are many."""
-    heads = {module.name: _head(module.place, module.name) for module in modules}
+    return _blocks({module.name: module.place for module in modules})
+
+
+def blocks_of_names(module_names: Sequence[str]) -> dict[str, str]:
+    """The same where there is no file: of the modules of a network that is trained."""
+    model = names.model_of([*module_names], {})
+    places: dict[str, Place | None] = {}
+    for name in module_names:
+        try:
+            places[name] = names.place_of(name, model)
+        except AdapterError:
+            places[name] = None  # a name of nobody known is a block by its own words
+    return _blocks(places)
+
+
+def _blocks(places: Mapping[str, Place | None]) -> dict[str, str]:
+    heads = {name: _head(place, name) for name, place in places.items()}
     numbers: dict[str, set[int]] = {}
     for head, number in heads.values():
         numbers.setdefault(head, set()).add(number)

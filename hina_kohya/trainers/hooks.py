@@ -22,6 +22,7 @@ from hina_kohya.trainers import (
     lycoris_presets,
     networks,
     optimizers,
+    scalars,
     schedulers,
     step_logs,
 )
@@ -59,6 +60,7 @@ def uninstall() -> None:
     _Hooks.active = False
     guard.stand_down()
     bindings.release()
+    scalars.release()
 
 
 def network_module(name: str) -> ModuleType:

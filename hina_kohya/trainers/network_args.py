@@ -3,7 +3,7 @@
 import dataclasses as dc
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +12,9 @@ from hina_kohya.text import did_you_mean
 from hina_kohya.trainers.errors import UserError
 
 DEFAULT = "default"
-_OURS = ("weight_decay", "wd_roles", "wd_exclude")
+EVERY = 10  # steps
+LOG_EVERY = "log_every"
+_OURS = ("weight_decay", "wd_roles", "wd_exclude", LOG_EVERY)
 RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
 
@@ -51,6 +53,7 @@ class NetworkOptions:
 def take(kwargs: Mapping[str, Any]) -> tuple[NetworkOptions, dict[str, Any]]:
     """The options, and what is left for the network (which reads the LoRA+ ratios, too). Raises UserError."""
     given = {name: value for name, value in kwargs.items() if value is not None}
+    _steps(given.get(LOG_EVERY))  # `log_every` reads it when there is a tracker; what is wrong is said before
     options = NetworkOptions(
         weight_decay=_number("weight_decay", given.get("weight_decay"), least=0.0),
         wd_roles=_role_patterns(given.get("wd_roles")),
@@ -58,6 +61,20 @@ def take(kwargs: Mapping[str, Any]) -> tuple[NetworkOptions, dict[str, Any]]:
         **{name: _number(name, given.get(name), least=math.ulp(0.0)) for name in RATIOS},
     )
     return options, {name: value for name, value in kwargs.items() if name not in _OURS}
+
+
+def log_every(words: Sequence[str] | None) -> int:
+    """Steps from one measurement to the next, by a trainer's `--network_args`; 0: none. Raises UserError."""
+    found = [value for word in words or () for name, _, value in [str(word).partition("=")] if name == LOG_EVERY]
+    return _steps(found[-1]) if found else EVERY
+
+
+def _steps(value: Any) -> int:
+    text = str(EVERY if value is None else value).strip()
+    if not text.isdecimal():
+        what = f"network_args: {LOG_EVERY}={value!r} must be a whole number of steps, at least 0"
+        raise UserError(f"{what}; write {LOG_EVERY}={EVERY}")
+    return int(text)
 
 
 def _number(name: str, value: Any, least: float) -> float | None:

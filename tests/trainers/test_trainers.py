@@ -112,6 +112,30 @@ def test_a_rate_that_is_found(subject):
     assert again.scalars[tags[0]][0] >= max(rates_of) * (1 - 1e-6)
 
 
+def test_scalars(subject):
+    """hina/... in TensorBoard, for HinaAdamW and for torch's AdamW; the file is the same without them, by the bit."""
+    chosen = {"network": "hina_kohya.network", "steps": 3, "extra": rates(subject)}
+    args = (f"inner={subject.network}", "loraplus_lr_ratio=4")
+    report = subject.train(**chosen, network_args=(*args, "log_every=1"), optimizer="HinaAdamW")
+    kinds = {}
+    for tag in report.scalars:
+        if tag.startswith("hina/"):
+            kinds.setdefault(tag.split("/")[1], set()).add(tag.rpartition("/")[2])
+            assert len(report.scalars[tag]) == 2  # of the second step and the third
+    assert set(kinds) >= {"update_ratio", "weight_norm", "effective_lr", "skipped"}
+    assert kinds["effective_lr"] <= {tag.removeprefix("lr/") for tag in report.scalars if tag.startswith("lr/")}
+    assert kinds["update_ratio"] <= kinds["weight_norm"]
+    assert len(kinds["weight_norm"]) > 1  # blocks of the model
+    ratios = [report.scalars[f"hina/update_ratio/{block}"] for block in kinds["update_ratio"]]
+    assert all(0 <= value < 1 for values in ratios for value in values)
+    without = subject.train(**chosen, network_args=(*args, "log_every=0"), optimizer="HinaAdamW")
+    assert not any(tag.startswith("hina/") for tag in without.scalars)
+    assert without.bits == report.bits
+    plain = subject.train(**chosen, network_args=(*args, "log_every=1"), optimizer="AdamW")
+    found = {tag.split("/")[1] for tag in plain.scalars if tag.startswith("hina/")}
+    assert found == {"update_ratio", "weight_norm"}
+
+
 LOKR = ("algo=lokr", "preset=attn-mlp", "factor=4")
 
 

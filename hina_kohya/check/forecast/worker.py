@@ -19,7 +19,7 @@ from hina_kohya.trainers.groups import named_groups
 from hina_kohya.trainers.network_args import RATIOS
 
 _PLAIN = (bool, int, float, str)  # what goes through JSON as it is
-OURS = ("weight_decay", "wd_roles", "wd_exclude")
+OURS = ("weight_decay", "wd_roles", "wd_exclude", "log_every")
 
 
 def run(request: Request, tell: Tell) -> None:

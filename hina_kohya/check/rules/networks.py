@@ -18,7 +18,7 @@ from hina_kohya.trainers.call_sites import Outcome
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.facts import foreign_names
 
-OURS = ("weight_decay", "wd_roles", "wd_exclude")
+OURS = ("weight_decay", "wd_roles", "wd_exclude", "log_every")
 _ADDED = ("dropout",)  # by sd-scripts itself (NetworkTrainer.train)
 
 

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 class NetworkTrainer(StepLogs):
     kind = "sd"
+    generate_step_logs = StepLogs.generate_step_logs  # it is this class's own there
 
     def load_target_model(self, args):
         encoders, unet = tiny_models.build(self.kind)

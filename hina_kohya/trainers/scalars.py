@@ -1,0 +1,282 @@
+"""What a step did, as scalars beside the trainer's own: by param group and by block of the model, every k steps.
+
+Two hooks on the optimizer measure on the device; nothing is read before the trainer logs. A step that is not measured
+costs a count. No number of the training changes.
+"""
+
+import dataclasses as dc
+import logging
+import math
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hina_kohya.core import report
+from hina_kohya.core.bucket import Bucket
+from hina_kohya.core.chain import Chain, run
+from hina_kohya.core.optimizer import HinaOptimizer
+from hina_kohya.core.signal import Signal
+from hina_kohya.core.stepping import Run
+from hina_kohya.core.technique import State, Technique
+from hina_kohya.loras.summary import blocks_of_names
+from hina_kohya.numerics.reduce import mat_norm, mat_sum
+from hina_kohya.parameters import roles
+
+logger = logging.getLogger("hina_kohya")
+
+UNNAMED = "unnamed"  # the block of parameters whose names the optimizer does not know
+_MASKS = ("cautious", "contextual_cautious")
+_hooked: "weakref.WeakKeyDictionary[Optimizer, Scalars | None]" = weakref.WeakKeyDictionary()
+
+
+def read(optimizer: Optimizer, every: int, groups: Sequence[str]) -> dict[str, float]:
+    """What `Scalars.read` says of an optimizer, which is measured from the first call on. every: steps, at least 1."""
+    if optimizer not in _hooked:
+        _hooked[optimizer] = Scalars(optimizer, every) if _has_hooks(optimizer) else None
+    scalars = _hooked[optimizer]
+    return {} if scalars is None else scalars.read(optimizer, groups)
+
+
+def _has_hooks(optimizer: Optimizer) -> bool:
+    """False for classes that do not call torch's constructor, as wrappers of other optimizers sometimes do not."""
+    has = hasattr(optimizer, "_optimizer_step_pre_hooks") and getattr(type(optimizer).step, "hooked", False)
+    if not has:
+        name = type(optimizer).__name__
+        logger.warning("hina-kohya: %s does not run torch's step hooks, so no hina/... scalars are logged", name)
+    return has
+
+
+def release() -> None:
+    """Takes all hooks off again."""
+    for optimizer, scalars in list(_hooked.items()):
+        if scalars is not None:
+            scalars.release(optimizer)
+    _hooked.clear()
+
+
+@dc.dataclass(frozen=True)
+class _Measured:
+    """One step of an optimizer, on the device.
+
+    places : of the parameters, by param group and index in it
+    norms  : by device and dtype, [2, P]: norms of the parameters after the step, and of what it changed
+    kept   : numbers of the param groups [N], and [2, N]: entries that a mask kept, and those that it judged
+    """
+
+    places: list[tuple[int, int]]
+    norms: list[Tensor]
+    kept: list[tuple[np.ndarray, Tensor]]
+
+
+class Scalars:
+    """Measures every `every`-th step of one optimizer, which it does not hold, until `release`."""
+
+    def __init__(self, optimizer: Optimizer, every: int):
+        self.every, self.steps = every, 0
+        self._before: list[tuple[list[tuple[int, int]], list[Tensor], list[Tensor]]] = []
+        self._kept: _Kept | None = None
+        self._measured: _Measured | None = None
+        self._blocks: tuple[list[int], list[list[str]]] = [], []
+        self._handles = (optimizer.register_step_pre_hook(self._begin), optimizer.register_step_post_hook(self._end))
+
+    def release(self, optimizer: Optimizer) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._forget(optimizer)
+
+    def _forget(self, optimizer: Optimizer) -> None:
+        self._before, self._kept = [], None
+        if isinstance(optimizer, HinaOptimizer):
+            optimizer.watcher = None
+
+    @torch.no_grad()
+    def _begin(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        self.steps += 1
+        self._forget(optimizer)  # where the step before ended in an error
+        if self.steps % self.every:
+            return
+        for places, params in _alike(optimizer):
+            copies = [torch.empty_like(param) for param in params]
+            torch._foreach_copy_(copies, params)
+            self._before.append((places, params, copies))
+        if isinstance(optimizer, HinaOptimizer):
+            self._kept = optimizer.watcher = _Kept(optimizer.group_of())
+
+    @torch.no_grad()
+    def _end(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if not self._before:
+            return
+        norms = []
+        for _, params, changes in self._before:
+            torch._foreach_sub_(changes, params)
+            exact = torch.float64 if params[0].dtype == torch.float64 else torch.float32
+            both = [torch.stack(torch._foreach_norm(each, 2, dtype=exact)) for each in (params, changes)]
+            norms.append(torch.stack(both))
+        places = [place for places, *_ in self._before for place in places]
+        self._measured = _Measured(places, norms, [] if self._kept is None else self._kept.counts)
+        self._forget(optimizer)
+
+    def read(self, optimizer: Optimizer, groups: Sequence[str]) -> dict[str, float]:
+        """The scalars of a step that was measured and not read yet, by tag; waits for the device once.
+
+        groups: what the trainer calls the param groups
+        """
+        measured, self._measured = self._measured, None
+        if measured is None:
+            return {}
+        ours = _Ours.of(optimizer) if isinstance(optimizer, HinaOptimizer) else _Ours()
+        tensors = [*measured.norms, *(counts for _, counts in measured.kept), *ours.tensors()]
+        numbers = iter(_to_host(tensors))
+        norms = np.concatenate([next(numbers).reshape(2, -1) for _ in measured.norms], axis=1)
+        kept = [(numbers_of, next(numbers).reshape(2, -1)) for numbers_of, _ in measured.kept]
+        return self._by_block(optimizer, measured.places, norms) | _shares(kept, groups) | ours.scalars(numbers, groups)
+
+    def _by_block(self, optimizer: Optimizer, places: list[tuple[int, int]], norms: np.ndarray) -> dict[str, float]:
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        if self._blocks[0] != sizes:
+            self._blocks = sizes, _blocks(optimizer)
+        squares: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+        for (group, index), column in zip(places, norms.T, strict=True):
+            squares[self._blocks[1][group][index]] += column.astype(np.float64) ** 2
+        found = {block: np.sqrt(squares[block]) for block in sorted(squares)}
+        return {f"hina/weight_norm/{block}": float(weight) for block, (weight, _) in found.items()} | {
+            f"hina/update_ratio/{block}": float(change / weight)
+            for block, (weight, change) in found.items()
+            if weight or math.isnan(weight)
+        }
+
+
+@dc.dataclass(frozen=True)
+class _Ours:
+    """What optimizers of ours know besides, after the step; tensors on their devices.
+
+    rates: sums of effective learning rates over the elements of each group, and the elements; earlier: steps skipped
+    before the plan that is stepped now
+    """
+
+    rates: tuple[Tensor, ...] = ()
+    elements: np.ndarray | None = None
+    skipped: tuple[Tensor, ...] = ()
+    spikes: tuple[Tensor, ...] = ()
+    earlier: int = 0
+
+    @classmethod
+    def of(cls, optimizer: HinaOptimizer) -> "_Ours":
+        skipped, earlier = report.skipped_counts(optimizer)
+        rates = report.effective_totals(optimizer)
+        return cls(
+            tuple(rates), report.elements(optimizer), tuple(skipped), tuple(report.spike_counts(optimizer)), earlier
+        )
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.rates, *self.skipped, *self.spikes]
+
+    def scalars(self, numbers: Iterator[np.ndarray], groups: Sequence[str]) -> dict[str, float]:
+        """numbers: of `tensors`"""
+        if self.elements is None:
+            return {}
+        totals = sum((next(numbers) for _ in self.rates), np.zeros(len(groups)))
+        rates = {
+            f"hina/effective_lr/{name}": float(total / count)
+            for name, total, count in zip(groups, totals, self.elements, strict=True)
+            if count
+        }
+        skipped = self.earlier + sum(float(next(numbers).sum()) for _ in self.skipped)
+        spikes = [float(next(numbers).sum()) for _ in self.spikes]
+        return rates | {"hina/skipped": skipped} | ({"hina/spikes": sum(spikes)} if spikes else {})
+
+
+class _Kept:
+    """An optimizer's watcher: counts the entries that Cautious keeps, matrix by matrix, without another step."""
+
+    def __init__(self, group_of: np.ndarray):
+        self._group_of = group_of
+        self.counts: list[tuple[np.ndarray, Tensor]] = []
+
+    def __call__(self, bucket: Bucket, rows: Sequence[int], runner: Run) -> Run:
+        masks = any(technique.name in _MASKS for technique in bucket.chain)
+        if not masks or runner is not run:  # a compiled chain rounds otherwise than this one would
+            return runner
+        groups = self._group_of[[bucket.indices[row] for row in rows]]
+        starts = iter(range(0, len(rows), bucket.chunk_rows))
+
+        def watched(chain: Chain, *rest: Any) -> Any:
+            start = next(starts)
+            chunk = groups[start : start + bucket.chunk_rows]
+            note = lambda counts: self.counts.append((chunk, counts))  # noqa: E731
+            return runner(tuple(_watched(each, note) for each in chain), *rest)
+
+        return watched
+
+
+def _watched(technique: Technique, note: Callable[[Tensor], None]) -> Any:
+    return _Watched(technique, note) if technique.name in _MASKS else technique
+
+
+class _Watched:
+    """A mask that is looked at where it acts; in everything else the technique itself."""
+
+    def __init__(self, technique: Technique, note: Callable[[Tensor], None]):
+        self._technique, self._note = technique, note
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._technique, name)
+
+    def apply(self, s: Signal, state: State) -> Signal:
+        sign = (s.update * s.grad).sign_()  # 0 where an entry can neither agree nor disagree, which no mask judges
+        judged = mat_norm(sign).square_()
+        counts = torch.stack([judged.lerp(mat_sum(sign), 0.5), judged])
+        is_finite = mat_norm(s.raw).isfinite()  # others are not stepped
+        self._note(counts.where(is_finite, 0.0).view(2, -1))
+        return self._technique.apply(s, state)
+
+
+def _alike(optimizer: Optimizer) -> Iterator[tuple[list[tuple[int, int]], list[Tensor]]]:
+    """The trained parameters and their places, those of one device and dtype together."""
+    found: dict[tuple[torch.device, torch.dtype], list[tuple[tuple[int, int], Tensor]]] = defaultdict(list)
+    for number, group in enumerate(optimizer.param_groups):
+        for index, param in enumerate(group["params"]):
+            if param.requires_grad and param.numel():
+                found[param.device, param.dtype].append(((number, index), param))
+    for pairs in found.values():
+        yield [place for place, _ in pairs], [param for _, param in pairs]
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """All of them flat, in float64, in one transfer per device."""
+    arrays: dict[int, np.ndarray] = {}
+    for device in {tensor.device for tensor in tensors}:
+        own = [number for number, tensor in enumerate(tensors) if tensor.device == device]
+        flat = torch.cat([tensors[number].detach().flatten().double() for number in own]).cpu().numpy()
+        ends = np.cumsum([tensors[number].numel() for number in own])
+        arrays |= dict(zip(own, np.split(flat, ends[:-1]), strict=True))
+    return [arrays[number] for number in range(len(tensors))]
+
+
+def _shares(kept: list[tuple[np.ndarray, np.ndarray]], groups: Sequence[str]) -> dict[str, float]:
+    totals = np.zeros((len(groups), 2))
+    for numbers, counts in kept:
+        np.add.at(totals, numbers, counts.T)
+    return {
+        f"hina/cautious_kept/{name}": float(own / judged)
+        for name, (own, judged) in zip(groups, totals, strict=True)
+        if judged
+    }
+
+
+def _blocks(optimizer: Optimizer) -> list[list[str]]:
+    """The block of every parameter, group by group, as `hina-kohya report` calls it."""
+    shapes = [[tuple(param.shape) for param in group["params"]] for group in optimizer.param_groups]
+    names = [
+        group.get("param_names") or [None] * len(own) for group, own in zip(optimizer.param_groups, shapes, strict=True)
+    ]
+    members = iter(roles.resolve([each for own in names for each in own], [each for own in shapes for each in own]))
+    modules = [[next(members).module for _ in own] for own in shapes]
+    blocks = blocks_of_names(sorted({module for own in modules for module in own if module}))
+    return [[blocks[module].replace("/", "_") if module else UNNAMED for module in own] for own in modules]
