@@ -157,7 +157,8 @@ class Plan:
     def nbytes(self) -> int:
         """Everything allocated for state: slabs, index tables and step counters."""
         parts = (*self.buckets, self.counters, *self.couplings, *self.poolings)
-        return self.groups.nbytes + sum(part.nbytes() for part in parts)
+        groups = self.groups.itemsize * sum(map(len, self.buckets))  # frozen parameters cost nothing
+        return groups + sum(part.nbytes() for part in parts)
 
 
 def _moment_is_new(chain: Chain, known: Mapping[str, Any]) -> bool:
