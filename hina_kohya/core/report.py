@@ -131,7 +131,7 @@ def say_odd_rates(optimizer: HinaOptimizer) -> None:
         logger.warning("use_auto_lr finds the learning rate and multiplies it by the %g that was given; give 1", rate)
     elif found is None and rate >= LARGE_RATE:
         logger.warning(
-            "learning rate %g: steps a hundred times as large as those that train a LoRA; "
+            "learning rate %g: steps far larger than those that train a LoRA; "
             "HinaAuto (or use_auto_lr=True) finds the rate and wants 1",
             rate,
         )

@@ -70,10 +70,10 @@ class AutoRate(Technique):
         d, moves = s.scalar(s.pooled).squeeze(-1), (s.lr > 0).squeeze(-1)
         if self.adds:
             weight, rate = s.scalar(s.lr * s.pooled / self.d0), (1 - self.beta) * s.scalar(s.lr > 0)
-            gone = -s.before if self.from_zero else state["start"].to(s.before.dtype) - s.before
+            displacement = -s.before if self.from_zero else state["start"].to(s.before.dtype) - s.before
             state["sum"] = state["sum"].lerp(weight * s.raw, rate)
-            q = q.lerp((weight * mat_dot(s.raw, gone)).squeeze(-1), rate.squeeze(-1))
-            met = mat_dot(state["sum"], s.update).abs() / s.scalar(s.lr)
-            size = torch.where(moves, met.squeeze(-1), size)
+            q = q.lerp((weight * mat_dot(s.raw, displacement)).squeeze(-1), rate.squeeze(-1))
+            slope = mat_dot(state["sum"], s.update).abs() / s.scalar(s.lr)
+            size = torch.where(moves, slope.squeeze(-1), size)
             eta = torch.where(moves, s.scalar(s.lr / s.pooled).squeeze(-1), eta)
         state["numbers"] = torch.stack([d, q, size, eta], dim=-1)

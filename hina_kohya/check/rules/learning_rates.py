@@ -136,8 +136,8 @@ def lr_of_prodigy(run: Run) -> Iterator[Finding]:
         key = next((each for each in ("unet_lr", "text_encoder_lr") if run.given(each)), "learning_rate")
         yield warning(
             key,
-            f"{run.optimizer.last} takes steps of {max(lrs):g}, a hundred times what trains; only HinaAuto and "
-            "use_auto_lr=True find the rate themselves",
+            f"{run.optimizer.last} takes steps of {max(lrs):g}, far larger than those that train a LoRA; "
+            "only HinaAuto and use_auto_lr=True find the rate themselves",
             "best rates of LoRA on a pretrained model: 5e-3 (docs/learning_rates.md)",
             argument("optimizer_args", run.optimizer.words, "use_auto_lr", "True"),
         )
