@@ -14,9 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from hina_kohya.profile.clock import machine, spread, timed
 
-__all__ = ["environment", "heading", "peak_bytes", "spread", "table", "timed", "write"]
+__all__ = ["compact", "environment", "heading", "peak_bytes", "spread", "table", "timed", "write"]
 
 RESULTS = Path(__file__).parent / "results"
+WIDTH = 140  # columns of a line of JSON
 
 
 def environment(threads: int, device: torch.device) -> dict[str, Any]:
@@ -85,10 +86,36 @@ def heading(title: str, env: dict[str, Any], command: str) -> str:
     )
 
 
+def compact(value: Any, depth: int = 0, before: int = 0) -> str:
+    """JSON that fills its lines, so that a table's row of numbers is a line or two and not one line per number.
+
+    depth: of the value, one space each; before: columns that its line has taken by then
+    """
+    line = json.dumps(value)
+    if before + len(line) < WIDTH or not isinstance(value, (dict, list, tuple)) or not value:
+        return line
+    rows = (
+        [(f"{json.dumps(str(key))}: ", each) for key, each in value.items()]
+        if isinstance(value, dict)
+        else [("", each) for each in value]
+    )
+    indent = "\n" + " " * (depth + 1)
+    text = open_line = ""
+    for key, each in rows:
+        part = key + compact(each, depth + 1, depth + 1 + len(key))
+        if open_line and "\n" not in part and len(open_line) + len(part) + 2 < WIDTH:
+            text, open_line = f"{text}, {part}", f"{open_line}, {part}"
+        else:
+            text = f"{text},{indent}{part}" if text else indent + part
+            open_line = "" if "\n" in part else " " * (depth + 1) + part
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}{text}\n{' ' * depth}{closing}"
+
+
 def write(name: str, content: dict[str, Any], markdown: str, folder: Path = RESULTS) -> None:
     """NAME.json and NAME.md; the old ones stay until the new ones are whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix, text in ((".json", json.dumps(content, indent=1)), (".md", markdown)):
+    for suffix, text in ((".json", compact(content)), (".md", markdown)):
         unfinished = folder / f".{name}{suffix}.{os.getpid()}"
         unfinished.write_text(text.rstrip() + "\n", encoding="utf-8")
         unfinished.replace(folder / f"{name}{suffix}")

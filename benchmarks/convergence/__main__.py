@@ -1,11 +1,13 @@
 """Tune, train, compare. Stop it at any point; the same command goes on."""
 
 import argparse
+import json
 import os
 import shlex
 import sys
 import time
 from collections import defaultdict
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the workers are the parallelism
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -23,7 +25,7 @@ from .optimizers import OPTIMIZERS
 from .plan import MODES, Plan, narrowed
 from .runs import execute
 from .store import Store
-from .summary import plain, summarise
+from .summary import kept, restored, summarise
 from .workloads import WORKLOADS
 
 EXAMPLE = f"""examples:
@@ -32,6 +34,7 @@ EXAMPLE = f"""examples:
   python -m benchmarks.convergence --full             go on with it; Ctrl-C keeps what is finished
   python -m benchmarks.convergence --full --only torch-adamw hina-default --workloads diffusion-lokr
   python -m benchmarks.convergence --full --report    write the tables from what is there
+  python -m benchmarks.convergence --redraw --name convergence_full    the same from its results, without runs
 
 workloads: {", ".join(WORKLOADS)}
 optimizers: {", ".join(OPTIMIZERS)}
@@ -42,12 +45,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = shared_parser("convergence", __doc__, EXAMPLE, "at most 2 hours a call", "runs/convergence")
     parser.add_argument("--only", nargs="+", metavar="OPTIMIZER", help="these, on both halves")
     parser.add_argument("--workloads", nargs="+", metavar="WORKLOAD")
+    parser.add_argument("--redraw", action="store_true", help="write tables and pictures again from NAME.json")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
     options, began = parse(argv), time.perf_counter()
     torch.set_num_threads(1)
+    if options.redraw:
+        return redraw(options)
     try:
         mode = narrowed(MODES[options.mode], options.workloads, options.only)
     except ValueError as error:
@@ -111,13 +117,28 @@ def describe(plan: Plan, costs: Costs, store: Store, jobs: int) -> None:
 
 
 def write(plan: Plan, store: Store, options: argparse.Namespace, argv: list[str]) -> int:
-    name = options.name or f"convergence_{plan.mode.name}"
-    summary = summarise(plan, store)
-    env = measure.environment(1, torch.device("cpu"))
     command = shlex.join(["python", "-m", "benchmarks.convergence", *argv])
+    name = options.name or f"convergence_{plan.mode.name}"
+    return draw(name, kept(summarise(plan, store)), measure.environment(1, torch.device("cpu")), command, options)
+
+
+def redraw(options: argparse.Namespace) -> int:
+    """From the file of results alone."""
+    name = options.name or f"convergence_{options.mode}"
+    file = options.results / f"{name}.json"
+    if not file.is_file():
+        print(f"there is no {file}; --name says which results are to be drawn again", file=sys.stderr)
+        return 2
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return draw(name, content, content["environment"], content["command"], options)
+
+
+def draw(name: str, content: dict[str, Any], env: dict[str, Any], command: str, options: argparse.Namespace) -> int:
+    """Tables and pictures of the numbers that are kept, so that the same can be made of them again."""
+    content = {"environment": env, "command": command} | content
+    summary = restored(content)
     drawn = plots.save(summary, options.results / name)
-    text = report.markdown(summary, plan, env, command, drawn)
-    measure.write(name, {"environment": env, **plain(summary)}, text, options.results)
+    measure.write(name, content, report.markdown(summary, env, command, drawn), options.results)
     return 0
 
 

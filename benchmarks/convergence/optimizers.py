@@ -63,6 +63,11 @@ class Entry:
     def centre(self, workload_lr: float) -> float:
         return self.scale if self.own_lr else self.scale * workload_lr
 
+    @property
+    def steps_as_default(self) -> bool:
+        """Ours, with the step size that `hina-default` has, so that their losses compare at equal learning rates."""
+        return self.ours and self.arguments.get("use_lora_muon") is not False
+
     def identity(self) -> str:
         """Changes when its runs no longer describe it. Our own code changes too often for that: see `code`."""
         release = "" if self.ours else version(self.needs)

@@ -31,7 +31,7 @@ def _style(name: str, told_apart: list[str]) -> dict[str, Any]:
 def save(summary: dict[str, Any], stem: Path) -> list[str]:
     """Writes STEM_curves.png and STEM_profiles.png; the names of those that there was something for."""
     mode = summary["mode"]
-    order = [name for name in mode["optimizers"] if name in (*FIRST_HALF, *mode["confirmed"])]
+    order = [name for name in mode.optimizers if name in (*FIRST_HALF, *mode.confirmed)]
     figures = {"curves": _curves(summary, order), "profiles": _profiles(summary, order)}
     names = pictures.save(figures, stem)
     pyplot().close("all")

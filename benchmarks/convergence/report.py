@@ -7,9 +7,9 @@ from typing import Any
 from benchmarks import measure
 
 from .curves import Steps
-from .optimizers import BASELINES, OPTIMIZERS, REFERENCES
-from .plan import REACH, Plan
-from .summary import BASE, Result
+from .optimizers import BASELINES, REFERENCES
+from .plan import REACH, Mode
+from .summary import Result
 from .workloads import WORKLOADS
 
 HOW = """
@@ -35,9 +35,10 @@ def with_range(value: Steps | None, seeds: list[Steps]) -> str:
     return f"{ratio(value)} ({ratio(min(seeds))}-{ratio(max(seeds))})"
 
 
-def markdown(summary: dict[str, Any], plan: Plan, env: dict[str, Any], command: str, plots: list[str]) -> str:
-    mode = plan.mode
+def markdown(summary: dict[str, Any], env: dict[str, Any], command: str, plots: list[str]) -> str:
+    mode = summary["mode"]
     parts = [measure.heading(f"Convergence, {mode.name}", env, command)]
+    parts.append(summary.get("note", ""))
     parts.append(
         HOW.format(
             trials=mode.trials,
@@ -49,12 +50,12 @@ def markdown(summary: dict[str, Any], plan: Plan, env: dict[str, Any], command: 
     )
     parts.append(_notes(summary))
     for half, title in ((1, "First half: choose"), (2, "Second half: confirm")):
-        parts.append(f"## {title}\n\n{_half(summary, plan, half)}")
-    parts.append(_equal_rates(summary, plan))
+        parts.append(f"## {title}\n\n{_half(summary, half)}")
+    parts.append(_equal_rates(summary))
     parts += [f"![{name.rsplit('.', 1)[0]}]({name})" for name in plots]
     parts.append("## Workload by workload")
     for workload, results in summary["workloads"].items():
-        parts.append(_workload(workload, results, summary["targets"][workload], plan))
+        parts.append(_workload(workload, results, summary["targets"][workload], mode))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -73,11 +74,11 @@ def _notes(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _half(summary: dict[str, Any], plan: Plan, half: int) -> str:
+def _half(summary: dict[str, Any], half: int) -> str:
     workloads = [name for name in summary["workloads"] if WORKLOADS[name].half == half]
     first, second = REFERENCES
     rows = []
-    for name in plan.mode.optimizers:
+    for name in summary["mode"].optimizers:
         found = summary["aggregate"][name][half]
         if not found["workloads"]:
             continue
@@ -105,21 +106,19 @@ def _half(summary: dict[str, Any], plan: Plan, half: int) -> str:
     return measure.table(rows, columns)
 
 
-EQUAL_RATES = f"""
+EQUAL_RATES = """
 ## First half: at equal learning rates
 
-Steps over those of {BASE}, from the trials alone: the same seed, at {BASE}'s best learning rate and its neighbours, a
-difference in loss turned into steps by the slope of {BASE}'s curve. One seed, but nothing depends on which of the
+Steps over those of {base}, from the trials alone: the same seed, at {base}'s best learning rate and its neighbours, a
+difference in loss turned into steps by the slope of {base}'s curve. One seed, but nothing depends on which of the
 learning rates happened to win, as the table above does. Only for what has the same step size.
 """
 
 
-def _equal_rates(summary: dict[str, Any], plan: Plan) -> str:
+def _equal_rates(summary: dict[str, Any]) -> str:
     workloads = [name for name in summary["workloads"] if WORKLOADS[name].half == 1]
     rows = []
-    for name in plan.mode.optimizers:
-        if name == BASE or not OPTIMIZERS[name].ours or OPTIMIZERS[name].arguments.get("use_lora_muon") is False:
-            continue
+    for name in summary["variants"]:
         found = {w: each.equal_rates for w in workloads if (each := summary["workloads"][w].get(name))}
         known = {workload: value for workload, value in found.items() if value is not None}
         if known:
@@ -127,11 +126,12 @@ def _equal_rates(summary: dict[str, Any], plan: Plan) -> str:
     if not rows:
         return ""
     columns = {"name": "variant", "mean": "geometric mean", **{w: w for w in workloads}}
-    return f"{EQUAL_RATES.strip()}\n\n{measure.table(rows, columns)}"
+    about = EQUAL_RATES.strip().format(base=summary["base"])
+    return f"{about}\n\n{measure.table(rows, columns)}"
 
 
-def _workload(workload: str, results: dict[str, Result], target: float | None, plan: Plan) -> str:
-    budget = plan.mode.steps(workload)
+def _workload(workload: str, results: dict[str, Result], target: float | None, mode: Mode) -> str:
+    budget = mode.steps(workload)
     rows = []
     for name, each in results.items():
         losses = each.losses[budget]

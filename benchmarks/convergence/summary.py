@@ -16,8 +16,8 @@ from .curves import (
     profile,
     steps_to,
 )
-from .optimizers import BASELINES, REFERENCES
-from .plan import Plan
+from .optimizers import BASELINES, OPTIMIZERS, REFERENCES
+from .plan import Mode, Plan
 from .store import Store
 from .workloads import WORKLOADS
 
@@ -28,14 +28,11 @@ TAUS = [1 + 0.02 * i for i in range(76)]  # 1 to 2.5
 
 @dc.dataclass
 class Result:
-    """One optimizer on one workload. ``curves`` is by seed, ``mean`` over seeds; both empty if a run diverged."""
+    """One optimizer on one workload: what was measured, and by `score` what it says against others."""
 
     lr: float
-    edge: bool  # the best trial is the lowest or the highest: better ones may lie outside
     trials: dict[float, float | None]
-    losses: dict[int, list[float]]  # steps -> by seed
-    curves: dict[int, Curve]
-    mean: Curve
+    losses: dict[int, list[float]]  # steps -> by seed; infinite where a run diverged
     step_ms: float
     optimizer_ms: float
     against: dict[str, Steps] = dc.field(default_factory=dict)
@@ -43,6 +40,30 @@ class Result:
     overlap: dict[str, float | None] = dc.field(default_factory=dict)
     target: Steps = UNKNOWN
     equal_rates: float | None = None  # against `BASE`
+
+    @property
+    def edge(self) -> bool:
+        """The best trial is the lowest or the highest: better ones may lie outside."""
+        return self.lr in (min(self.trials), max(self.trials))
+
+    @property
+    def finite(self) -> bool:
+        return all(math.isfinite(loss) for row in self.losses.values() for loss in row)
+
+    @property
+    def curves(self) -> list[Curve]:
+        """By seed; none if a run diverged."""
+        if not self.finite:
+            return []
+        by_seed = zip(*self.losses.values(), strict=True)
+        return [monotone(list(zip(self.losses, losses, strict=True))) for losses in by_seed]
+
+    @property
+    def mean(self) -> Curve:
+        """Over seeds; empty if a run diverged."""
+        if not self.finite:
+            return []
+        return monotone([(steps, statistics.fmean(row)) for steps, row in self.losses.items()])
 
     @property
     def seconds_to_target(self) -> float:
@@ -62,24 +83,11 @@ def result(plan: Plan, store: Store, workload: str, optimizer: str) -> Result | 
     losses: dict[int, list[float]] = {}
     for record in done:
         losses.setdefault(record["steps"], []).append(math.inf if record["loss"] is None else record["loss"])
-    curves: dict[int, Curve] = {}
-    mean: Curve = []
-    if all(math.isfinite(loss) for row in losses.values() for loss in row):
-        curves = {s: monotone([(r["steps"], r["loss"]) for r in row if r]) for s, row in records.items()}
-        mean = monotone([(steps, statistics.fmean(row)) for steps, row in losses.items()])
-    return Result(
-        lr,
-        lr in (min(tried), max(tried)),
-        tried,
-        losses,
-        curves,
-        mean,
-        statistics.median(r["step_ms"] for r in done),
-        statistics.median(r["optimizer_ms"] for r in done),
-    )
+    step_ms, optimizer_ms = (statistics.median(r[key] for r in done) for key in ("step_ms", "optimizer_ms"))
+    return Result(lr, tried, losses, step_ms, optimizer_ms)
 
 
-def relate(results: dict[str, Result], budget: int) -> float | None:
+def relate(results: dict[str, Result], budget: int, base_name: str = BASE) -> float | None:
     """Fills in, for one workload, what is read off against others; returns the target, the best baseline's loss."""
     longest = max((max(r.losses) for r in results.values()), default=budget)
     for name, each in results.items():
@@ -92,11 +100,12 @@ def relate(results: dict[str, Result], budget: int) -> float | None:
                 each.seeds_against[reference] = [Steps(1.0)] * len(other.curves)
                 continue
             each.against[reference] = _ratio(each.mean, other.mean, budget, longest)
+            own = each.curves or [[]] * len(other.curves)
             each.seeds_against[reference] = [
-                _ratio(each.curves.get(seed, []), curve, budget, longest) for seed, curve in other.curves.items()
+                _ratio(curve, reference, budget, longest) for curve, reference in zip(own, other.curves, strict=True)
             ]
             each.overlap[reference] = overlap_ratio(each.mean, other.mean) if each.mean else None
-    base = results.get(BASE)
+    base = results.get(base_name)
     for each in results.values():
         if base is not None and base.mean:
             each.equal_rates = at_equal_rates(each.trials, base.trials, base.mean, budget)
@@ -117,28 +126,63 @@ def _ratio(curve: Curve, reference: Curve, budget: int, longest: int) -> Steps:
 
 
 def summarise(plan: Plan, store: Store) -> dict[str, Any]:
-    """Everything the report shows, JSON-serialisable; `by_workload` holds `Result`s."""
-    by_workload: dict[str, dict[str, Result]] = {}
-    targets: dict[str, float | None] = {}
+    """What was measured, and everything the report shows; `kept` makes JSON of it."""
+    workloads: dict[str, dict[str, Result]] = {}
     unfinished: list[str] = []
     for workload, optimizer in plan.pairs:
         if (each := result(plan, store, workload, optimizer)) is None:
             unfinished.append(f"{workload} {optimizer}")
         else:
-            by_workload.setdefault(workload, {})[optimizer] = each
-    for workload, results in by_workload.items():
-        targets[workload] = relate(results, plan.mode.steps(workload))
-    aggregate = {name: {half: _aggregate(by_workload, name, half) for half in (1, 2)} for name in plan.mode.optimizers}
-    return {
-        "mode": dc.asdict(plan.mode),
-        "skipped": plan.skipped | plan.unfit,
-        "unfinished": unfinished,
-        "stale": len(plan.stale(store)),
-        "targets": targets,
-        "workloads": by_workload,
-        "aggregate": aggregate,
-        "profiles": {half: _profiles(by_workload, half) for half in (1, 2)},
+            workloads.setdefault(workload, {})[optimizer] = each
+    return score(
+        {
+            "mode": plan.mode,
+            "base": BASE,
+            "variants": [name for name in plan.mode.optimizers if name != BASE and OPTIMIZERS[name].steps_as_default],
+            "skipped": plan.skipped | plan.unfit,
+            "unfinished": unfinished,
+            "stale": len(plan.stale(store)),
+            "workloads": workloads,
+        }
+    )
+
+
+def score(measured: dict[str, Any]) -> dict[str, Any]:
+    """With targets, ratios, means over workloads and profiles."""
+    workloads, mode = measured["workloads"], measured["mode"]
+    return measured | {
+        "targets": {name: relate(row, mode.steps(name), measured["base"]) for name, row in workloads.items()},
+        "aggregate": {name: {half: _aggregate(workloads, name, half) for half in (1, 2)} for name in mode.optimizers},
+        "profiles": {half: _profiles(workloads, half) for half in (1, 2)},
     }
+
+
+MEASURED = ("lr", "trials", "losses", "step_ms", "optimizer_ms")
+
+
+def kept(summary: dict[str, Any]) -> dict[str, Any]:
+    """What `restored` needs to make the summary again, as JSON."""
+    rows = {
+        workload: {name: {key: getattr(each, key) for key in MEASURED} for name, each in row.items()}
+        for workload, row in summary["workloads"].items()
+    }
+    derived = ("targets", "aggregate", "profiles")
+    return plain({key: value for key, value in summary.items() if key not in derived} | {"workloads": rows})
+
+
+def restored(content: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a file that `kept` is written to."""
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content["mode"].items()}
+    workloads = {
+        workload: {name: _result(**each) for name, each in row.items()}
+        for workload, row in content["workloads"].items()
+    }
+    return score(content | {"mode": Mode(**fields), "workloads": workloads})
+
+
+def _result(lr: float, trials: dict[str, Any], losses: dict[str, Any], step_ms: float, optimizer_ms: float) -> Result:
+    by_steps = {int(n): [math.inf if loss is None else loss for loss in row] for n, row in losses.items()}
+    return Result(lr, {float(rate): loss for rate, loss in trials.items()}, by_steps, step_ms, optimizer_ms)
 
 
 def _of_half(by_workload: dict[str, dict[str, Result]], half: int) -> dict[str, dict[str, Result]]:

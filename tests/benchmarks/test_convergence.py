@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import measure
 from benchmarks.campaign.driver import Bar, do, workers
+from benchmarks.convergence import __main__ as command
 from benchmarks.convergence import plan, plots, report, runs, summary
 from benchmarks.convergence.curves import (
     Steps,
@@ -343,7 +345,7 @@ def test_the_report_is_written_from_what_is_there(tiny, tmp_path):
     empty = summary.summarise(made, store)
     assert len(empty["unfinished"]) == len(made.pairs)
     assert plots.save(empty, tmp_path / "empty") == []
-    assert "Nothing is finished" in report.markdown(empty, made, ENV, "cmd", [])
+    assert "Nothing is finished" in report.markdown(empty, ENV, "cmd", [])
 
     finish(made, store, tmp_path)
     found = summary.summarise(made, store)
@@ -352,10 +354,12 @@ def test_the_report_is_written_from_what_is_there(tiny, tmp_path):
     assert control.against["torch-adamw"] == Steps(1.0)
     assert control.overlap["torch-adamw"] == pytest.approx(1.0)
     assert min(row.target.steps for n, row in found["workloads"]["one"].items() if n in BASELINES) <= 20
-    json.loads(json.dumps(summary.plain(found), allow_nan=False))
+    again = summary.restored(json.loads(json.dumps(summary.kept(found), allow_nan=False)))
+    assert again["profiles"] == found["profiles"]
+    assert again["unfinished"] == found["unfinished"] == []
     drawn = plots.save(found, tmp_path / "some")
     assert {file.name for file in tmp_path.glob("some*.png")} == set(drawn) == {"some_curves.png", "some_profiles.png"}
-    text = report.markdown(found, made, ENV, "cmd", drawn)
+    text = report.markdown(found, ENV, "cmd", drawn)
     for name in tiny.optimizers:
         assert name in text
 
@@ -381,4 +385,39 @@ def test_a_planted_saving_comes_out_of_the_summary(tiny, tmp_path):
     assert found["aggregate"]["default-tam"][1]["torch-adamw"]["ratio"].steps == pytest.approx(0.8)
     assert found["profiles"][1]["steps"]["default-tam"][0] == 1.0
     assert ours.equal_rates == pytest.approx(0.8)
-    assert "| default-tam | 0.8 | 0.8 |" in report.markdown(found, made, ENV, "cmd", [])
+    assert "| default-tam | 0.8 | 0.8 |" in report.markdown(found, ENV, "cmd", [])
+
+
+@pytest.mark.parametrize("name", ["convergence_full"])
+def test_the_tables_in_the_repository_are_those_of_the_numbers_beside_them(name):
+    content = json.loads((measure.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    found = summary.restored(content)
+    drawn = [f"{name}_{kind}.png" for kind in ("curves", "profiles")]
+    text = report.markdown(found, content["environment"], content["command"], drawn)
+    assert text == (measure.RESULTS / f"{name}.md").read_text(encoding="utf-8").rstrip()
+    lowest = found["workloads"]["digits-full"]["torch-adamw"]
+    lowest.losses[400] = [2 * loss for loss in lowest.losses[400]]
+    assert report.markdown(summary.score(found), content["environment"], content["command"], drawn) != text
+
+
+def test_results_are_drawn_again_without_runs(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(plan.MODES, "quick", tiny)
+    words = ["--jobs", "0", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--name", "some"]
+    assert command.main([*words, "--only", "torch-adamw", "--workloads", "one"]) == 0
+    first = {file.name: file.read_bytes() for file in tmp_path.glob("some*")}
+    assert set(first) == {"some.json", "some.md", "some_curves.png", "some_profiles.png"}
+    for file in tmp_path.glob("some*.[mp]*"):
+        file.unlink()
+    assert command.main(["--redraw", "--name", "some", "--results", str(tmp_path)]) == 0
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("some*")}["some.md"] == first["some.md"]
+    assert set(first) == {file.name for file in tmp_path.glob("some*")}
+    assert command.main(["--redraw", "--name", "other", "--results", str(tmp_path)]) == 2
+    assert "other.json" in capsys.readouterr().err
+
+
+def test_results_are_small():
+    """A row of numbers is a line or two, and what can be had from other numbers is not there."""
+    for file in measure.RESULTS.glob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        assert measure.compact(json.loads(text)) == text.rstrip(), file.name
+        assert len(text) < 48_000, f"{file.name}: keep what its tables need"
