@@ -19,10 +19,10 @@ from hina_kohya.adlrns.layer import patches
 from hina_kohya.adlrns.layer.compressed import CompressedModel
 from hina_kohya.adlrns.layer.compression import compress
 from hina_kohya.adlrns.layer.patches import Patches
-from hina_kohya.adlrns.layer.rivals import Routed, Truncated
 from hina_kohya.adlrns.layer.static import static_ranks
 
 from .layers import a_round, interleaved
+from .rivals import Routed, Truncated
 from .runs import Run
 
 BATCH, DENSE_LR, CALIBRATION = 256, 2e-3, 4096

@@ -1,16 +1,12 @@
-"""`hina-kohya adlrns run`: train a dense denoiser, compress it, and see what each part of ADLRNS is worth.
+"""`hina-kohya adlrns run`: train a dense denoiser, compress it by ADLRNS, and compare with static ranks.
 
 The methods of the table, at the multiply-adds of a static rank or of a budget:
 static : SVD in the input's metric (SVD-LLM), in both metrics, and fine-tuned
-dylora : trained on prefixes of random length, then cut
-rana   : more directions, of which each sample uses those that contribute most
-one-cell, no-means, one-rank: dynamic, each with one component off: the cells; the means for what is left out; the water
-         level, so that every cell has the mean rank
-dynamic: all of it, training-free, and fine-tuned as static was
+dynamic: ADLRNS, training-free, and fine-tuned as static was
+Methods of others, and ADLRNS with parts of it off, are in a source checkout: `python -m benchmarks.adlrns.comparison`.
 """
 
 import argparse
-import copy
 import json
 import sys
 from collections.abc import Callable
@@ -19,19 +15,33 @@ from typing import Any
 
 from hina_kohya.adlrns.settings import Settings
 
-METHODS = ("static", "dylora", "rana", "one-cell", "no-means", "one-rank", "dynamic")
-_SIZE = 64  # of a patch
+SIZE = 64  # of a patch
 EXAMPLE = """examples:
   hina-kohya adlrns run --config configs/adlrns/patches.toml -o runs/adlrns
   hina-kohya adlrns run --config configs/adlrns/patches.toml --methods static dynamic --budgets 10 --ranks 8"""
 
 
 def main(argv: list[str], make_parser: Callable[..., argparse.ArgumentParser]) -> int:
+    about = (
+        "Patch denoising on scikit-learn's sample images: PSNR against multiply-adds, of ADLRNS and of static ranks. "
+        "DyLoRA, RaNA and ADLRNS with parts of it off: python -m benchmarks.adlrns.comparison, in a source checkout."
+    )
+    return compare(argv, make_parser, Comparison, "hina-kohya adlrns run", about, EXAMPLE)
+
+
+def compare(
+    argv: list[str],
+    make_parser: Callable[..., argparse.ArgumentParser],
+    comparison: "type[Comparison]",
+    prog: str,
+    about: str,
+    example: str,
+) -> int:
+    """The command: reads its words, runs a comparison, writes its rows; the exit code."""
     parser = make_parser(
-        prog="hina-kohya adlrns run",
-        description="Patch denoising on scikit-learn's sample images: PSNR against multiply-adds, and an ablation. "
-        "Writes results.md, results.json and psnr_per_mac.png.",
-        epilog=EXAMPLE,
+        prog=prog,
+        description=f"{about} Writes results.md, results.json and psnr_per_mac.png.",
+        epilog=example,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -46,7 +56,9 @@ def main(argv: list[str], make_parser: Callable[..., argparse.ArgumentParser]) -
     parser.add_argument(
         "--ranks", type=int, nargs="+", default=[8, 12, 16], metavar="R", help="static ranks to compare"
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
+    parser.add_argument(
+        "--methods", nargs="+", choices=comparison.methods, default=comparison.methods, help="default: all"
+    )
     parser.add_argument("--width", type=int, default=256, help="of the hidden layers, default: %(default)s")
     parser.add_argument("--dense-epochs", type=int, default=60, help="of the dense model, default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
@@ -54,14 +66,12 @@ def main(argv: list[str], make_parser: Callable[..., argparse.ArgumentParser]) -
     try:
         settings = Settings.read(args.config)
         _check(args, settings)
-        rows = run(args, settings)
+        rows = run(args, settings, comparison)
     except (ValueError, OSError) as error:
-        print(f"hina-kohya adlrns run: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(
-            f'hina-kohya adlrns run: error: {error.name} is missing; pip install "hina-kohya[train]"', file=sys.stderr
-        )
+        print(f'{prog}: error: {error.name} is missing; pip install "hina-kohya[train]"', file=sys.stderr)
         return 2
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "results.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -81,8 +91,8 @@ def _check(args: argparse.Namespace, settings: Settings) -> None:
         )
     if args.width < 2 or args.dense_epochs < 1:
         raise ValueError(f"--width {args.width} and --dense-epochs {args.dense_epochs} must be at least 2 and 1")
-    most = min(_SIZE, args.width)
-    least = 100 * (2 * (_SIZE + args.width) + 2 * args.width) / (args.width * (2 * _SIZE + args.width))
+    most = min(SIZE, args.width)
+    least = 100 * (2 * (SIZE + args.width) + 2 * args.width) / (args.width * (2 * SIZE + args.width))
     for rank in args.ranks:
         if not 1 <= rank <= most:
             raise ValueError(f"--ranks {rank} must be from 1 to {most}, the smaller side of every layer")
@@ -91,30 +101,32 @@ def _check(args: argparse.Namespace, settings: Settings) -> None:
             raise ValueError(f"--budgets {budget:g} must be from {least:.3g}, the cost of rank 1, to 100 percent")
 
 
-def run(args: argparse.Namespace, settings: Settings) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace, settings: Settings, comparison: "type[Comparison]") -> list[dict[str, Any]]:
     """Rows of family, name, psnr (dB), percent (of the dense MACs, on the test data), stored (parameters)."""
     from rich.progress import Progress  # noqa: PLC0415 (an extra)
 
     with Progress() as bar:
-        comparison = _Comparison(args, settings, bar)
-        comparison.static()
-        comparison.rivals()
+        compared = comparison(args, settings, bar)
+        compared.once()
         for budget in args.budgets:
-            comparison.dynamic(budget)
-    return comparison.rows
+            compared.at(budget)
+    return compared.rows
 
 
-class _Comparison:
+class Comparison:
+    """A dense network, and what methods make of it; each adds its rows."""
+
+    methods: tuple[str, ...] = ("static", "dynamic")
+
     def __init__(self, args: argparse.Namespace, settings: Settings, bar: Any):
         from . import patches  # noqa: PLC0415 (torch: not for --help)
 
         self.args, self.settings, self.bar, self.patches = args, settings, bar, patches
-        self.on = {method: method in args.methods for method in METHODS}
+        self.on = {method: method in args.methods for method in self.methods}
         self.rows: list[dict[str, Any]] = []
         self.train, self.test = patches.load(args.seed, settings.train.batch_size)
         self.calibration = list(self.train.noisy.split(4096))
-        trained = len(args.ranks) * self.on["static"] + self.on["dylora"] + len(args.budgets) * self.on["dynamic"]
-        self.task = bar.add_task("dense", total=args.dense_epochs + settings.train.epochs * trained)
+        self.task = bar.add_task("dense", total=args.dense_epochs + settings.train.epochs * self.trained())
         self.dense = patches.network(args.width, args.seed)
         self.total = sum(p.numel() for p in self.dense.parameters() if p.dim() > 1)
         self.fit("dense", self.dense, args.dense_epochs, 2e-3)
@@ -139,7 +151,12 @@ class _Comparison:
         percent = 100 * macs / self.total
         self.rows.append({"family": family, "name": name, "psnr": psnr, "percent": percent, "stored": stored})
 
-    def static(self) -> None:
+    def trained(self) -> int:
+        """Networks that will be tuned."""
+        return len(self.args.ranks) * self.on["static"] + len(self.args.budgets) * self.on["dynamic"]
+
+    def once(self) -> None:
+        """What has a rank and no budget."""
         from .static import static_ranks  # noqa: PLC0415
 
         for rank in self.args.ranks if self.on["static"] else ():
@@ -150,39 +167,14 @@ class _Comparison:
             self.tune(f"static {rank}", model)
             self.add("static, tuned", f"rank {rank}", model)
 
-    def rivals(self) -> None:
-        from .rivals import Routed, Truncated  # noqa: PLC0415
-        from .static import static_ranks  # noqa: PLC0415
-
-        if self.on["dylora"]:
-            largest = static_ranks(self.dense, self.calibration, max(self.args.ranks))
-            model = Truncated(largest, self.args.seed).train()
-            self.tune("DyLoRA", model)
-            for rank in self.args.ranks:
-                model.cut(rank)
-                self.add("DyLoRA, cut", f"rank {rank}", model)
-        if self.on["rana"]:
-            most = min(_SIZE, self.args.width)
-            whole = static_ranks(self.dense, self.calibration, most, two_sided=False)
-            for rank in self.args.ranks:
-                routed = Routed(whole, rank)
-                routed.fit(self.train.noisy)
-                self.add("RaNA-like", f"rank {rank}", routed)
-
-    def dynamic(self, budget: float) -> None:
+    def at(self, budget: float) -> None:
+        """What has a budget."""
         from .compression import compress  # noqa: PLC0415
         from .trainer import ADLRNSTrainer  # noqa: PLC0415
 
-        size = f"{budget:g} %"
-        if self.on["one-cell"]:
-            self.add("dynamic without cells", size, compress(self.dense, self.calibration, budget, cells=1))
-        model = compress(self.dense, self.calibration, budget)
-        if self.on["no-means"]:
-            self.add("dynamic without means", size, without_means(copy.deepcopy(model)))
-        if self.on["one-rank"]:
-            self.add("dynamic without water level", size, with_one_rank(copy.deepcopy(model)))
         if not self.on["dynamic"]:
             return
+        size, model = f"{budget:g} %", compress(self.dense, self.calibration, budget)
         self.add("dynamic", size, model)
         config = Settings.of({"train": {"lr": self.settings.train.lr}, "scheduler": {"budget": budget}})
         trainer = ADLRNSTrainer(model, config)
@@ -190,23 +182,6 @@ class _Comparison:
             trainer.train(self.train, [(self.test.noisy, self.test.clean)], 1)
             self.bar.update(self.task, advance=1, description=f"dynamic {size}")
         self.add("dynamic, tuned", size, model)
-
-
-def without_means(model: Any) -> Any:
-    """The same `CompressedModel`; what a cell leaves out is left out."""
-    for layer in model.layers.values():
-        layer.shift.data.zero_()
-        layer.bias.data[:] = layer.bias.data[-1]  # the bias of the layer itself
-    return model
-
-
-def with_one_rank(model: Any) -> Any:
-    """The same `CompressedModel`; each layer's mean rank in every cell."""
-    for layer in model.layers.values():
-        mean = float((layer.ranks[:-1].double() * layer.share).sum() / layer.share.sum())
-        layer.ranks[:-1] = int(mean)
-        layer._plans.clear()
-    return model
 
 
 def table(rows: list[dict[str, Any]]) -> str:
