@@ -2,13 +2,21 @@
 
 import sys
 import time
-
-from hina_kohya.demo.errors import UserError
-from hina_kohya.demo.settings import read_settings
+from importlib.util import find_spec
 
 
 def main(argv: list[str]) -> int:
     start = time.perf_counter()
+    if find_spec("hina_kohya.demo") is None:  # pyproject.toml leaves it out
+        print(
+            "hina-kohya train: error: the demo is not in the wheel, it is in a source checkout of hina-kohya: run "
+            "`bash scripts/demo.sh` there",
+            file=sys.stderr,
+        )
+        return 2
+    from hina_kohya.demo.errors import UserError  # noqa: PLC0415
+    from hina_kohya.demo.settings import read_settings  # noqa: PLC0415
+
     try:
         settings = read_settings(argv)
         from hina_kohya.demo.job import run  # noqa: PLC0415 (torch: only after the settings are known to be good)

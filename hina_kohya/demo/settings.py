@@ -16,7 +16,6 @@ import toml
 
 from .errors import UserError, did_you_mean
 
-# In every source checkout; no wheel carries it (pyproject.toml).
 BASE_MODEL = Path(__file__).parent / "base_model"
 SCHEDULERS = (
     "constant",
@@ -226,12 +225,6 @@ def _check_combinations(s: Settings) -> None:
         path = getattr(s, name)
         if path is not None and not Path(path).exists():
             raise UserError(f"{name} {path} does not exist")
-    if s.pretrained_model_name_or_path is None and not BASE_MODEL.is_dir():
-        place = "/".join(BASE_MODEL.parts[-3:])
-        raise UserError(
-            f"the demo's base model is not in the wheel, it is in a source checkout of hina-kohya: run "
-            f"`bash scripts/demo.sh` there, or add --pretrained_model_name_or_path CHECKOUT/{place}"
-        )
 
 
 def read_settings(argv: list[str]) -> Settings:
