@@ -23,6 +23,7 @@ COMMANDS = {
     "profile": "what a step of an optimizer costs, and which technique's it is",
     "report": "one page about a training run: curves, best step, blocks, samples; or about two",
     "resize": "a smaller LoRA file out of any LoRA, LoCon, LoKr or LoHa, by bytes, rank or share of energy",
+    "soup": "the average of adapter files that one training saved, all alike or the later ones more",
     "train": "teach a small text-to-image model new digits through an adapter",
 }
 UNEXPECTED = 70  # of sysexits.h: a fault of the program itself

@@ -57,7 +57,7 @@ def run(command: str, args: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)  # thousands of small matrices: threads would wait for each other for longer than they work
     try:
-        sources = tuple(_source(word) for word in args.files)
+        sources = tuple(source(word) for word in args.files)
         size = _size(args.size, sum(source.path.stat().st_size for source in sources if source.path.is_file()))
         request = Request(
             sources, args.output, size, args.rank, args.keep, args.names, args.dtype, args.metric, args.uniform
@@ -74,7 +74,7 @@ def run(command: str, args: argparse.Namespace) -> int:
     return 0
 
 
-def _source(word: str) -> Any:
+def source(word: str) -> Any:
     """`lora.safetensors:0.5`; a colon may also be part of a path."""
     from hina_kohya.loras.errors import AdapterError  # noqa: PLC0415
     from hina_kohya.loras.summing import Source  # noqa: PLC0415

@@ -12,6 +12,7 @@ from hina_kohya.loras.reading import AdapterFile
 from hina_kohya.loras.writing import LEGACY_HASH, MODEL_HASH
 
 RECORD = "hina_resize"
+AVERAGE = "hina_average"  # of files that are a mean of others, or of a training's steps
 _NETWORK = ("ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args")
 _SIZES = ("ss_network_dim", "ss_network_alpha")
 # sd-scripts' modules for the families that `networks.lora` does not know, by the start of ss_base_model_version.
