@@ -19,6 +19,7 @@ from hina_kohya.trainers import (
     bindings,
     guard,
     half_precision,
+    held_out,
     lycoris_presets,
     networks,
     optimizers,
@@ -61,6 +62,7 @@ def uninstall() -> None:
     guard.stand_down()
     bindings.release()
     scalars.release()
+    held_out.release()
 
 
 def network_module(name: str) -> ModuleType:
@@ -89,6 +91,8 @@ def _functions() -> dict[str, Wrapper]:
         functions |= dict.fromkeys(trainer.get_optimizer, functools.partial(optimizers.get_optimizer, trainer))
         functions |= dict.fromkeys(trainer.get_scheduler, schedulers.get_scheduler)
         functions |= dict.fromkeys(trainer.step_logs, step_logs.step_logs)
+        functions |= dict.fromkeys(trainer.batch_loss, held_out.batch_loss)
+        functions |= dict.fromkeys(trainer.get_modes, held_out.get_modes)
     for name in _Hooks.networks:
         wrapper = _create_lycoris if name == LYCORIS else _create
         functions |= {f"{name}:{creator}": wrapper for creator in CREATORS}

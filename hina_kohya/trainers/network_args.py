@@ -13,8 +13,8 @@ from hina_kohya.trainers.errors import UserError
 
 DEFAULT = "default"
 EVERY = 10  # steps
-LOG_EVERY = "log_every"
-_OURS = ("weight_decay", "wd_roles", "wd_exclude", LOG_EVERY)
+LOG_EVERY, KEEP_BEST, STOP_AFTER = "log_every", "keep_best", "stop_after"
+OURS = ("weight_decay", "wd_roles", "wd_exclude", LOG_EVERY, KEEP_BEST, STOP_AFTER)
 RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
 
@@ -50,23 +50,53 @@ class NetworkOptions:
         return specific or self.loraplus_lr_ratio
 
 
+@dc.dataclass(frozen=True)
+class BestOptions:
+    """Options about the held-out loss; false where there are none.
+
+    keep_best : whether the adapter of its lowest value is saved
+    stop_after: validations without a lower one after which the run ends; 0: it does not
+    """
+
+    keep_best: bool = False
+    stop_after: int = 0
+
+    def __bool__(self) -> bool:
+        return self.keep_best or self.stop_after > 0
+
+    def __str__(self) -> str:
+        words = [f"{KEEP_BEST}=true"] * self.keep_best + [f"{STOP_AFTER}={self.stop_after}"] * bool(self.stop_after)
+        return " ".join(words)
+
+
 def take(kwargs: Mapping[str, Any]) -> tuple[NetworkOptions, dict[str, Any]]:
     """The options, and what is left for the network (which reads the LoRA+ ratios, too). Raises UserError."""
     given = {name: value for name, value in kwargs.items() if value is not None}
-    _steps(given.get(LOG_EVERY))  # `log_every` reads it when there is a tracker; what is wrong is said before
+    # Read again where they act; what is wrong is said before.
+    _steps(given.get(LOG_EVERY))
+    _best(given)
     options = NetworkOptions(
         weight_decay=_number("weight_decay", given.get("weight_decay"), least=0.0),
         wd_roles=_role_patterns(given.get("wd_roles")),
         wd_exclude=_words(given.get("wd_exclude")),
         **{name: _number(name, given.get(name), least=math.ulp(0.0)) for name in RATIOS},
     )
-    return options, {name: value for name, value in kwargs.items() if name not in _OURS}
+    return options, {name: value for name, value in kwargs.items() if name not in OURS}
 
 
 def log_every(words: Sequence[str] | None) -> int:
     """Steps from one measurement to the next, by a trainer's `--network_args`; 0: none. Raises UserError."""
-    found = [value for word in words or () for name, _, value in [str(word).partition("=")] if name == LOG_EVERY]
-    return _steps(found[-1]) if found else EVERY
+    return _steps(_given(words).get(LOG_EVERY))
+
+
+def best_options(words: Sequence[str] | None) -> BestOptions:
+    """By a trainer's `--network_args`. Raises UserError."""
+    return _best(_given(words))
+
+
+def _given(words: Sequence[str] | None) -> dict[str, str]:
+    """name -> value; the last of a name counts."""
+    return {name: value for name, _, value in (str(word).partition("=") for word in words or ())}
 
 
 def _steps(value: Any) -> int:
@@ -75,6 +105,16 @@ def _steps(value: Any) -> int:
         what = f"network_args: {LOG_EVERY}={value!r} must be a whole number of steps, at least 0"
         raise UserError(f"{what}; write {LOG_EVERY}={EVERY}")
     return int(text)
+
+
+def _best(given: Mapping[str, Any]) -> BestOptions:
+    keep, after = (str(given.get(name, default)).strip() for name, default in ((KEEP_BEST, False), (STOP_AFTER, 0)))
+    if keep.lower() not in ("true", "false"):
+        raise UserError(f"network_args: {KEEP_BEST}={keep!r} must be true or false; write {KEEP_BEST}=true")
+    if not after.isdecimal():
+        what = f"network_args: {STOP_AFTER}={after!r} must be a whole number of validations, at least 1, or 0: never"
+        raise UserError(f"{what}; write {STOP_AFTER}=5")
+    return BestOptions(keep.lower() == "true", int(after))
 
 
 def _number(name: str, value: Any, least: float) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hina_kohya.text import did_you_mean
-from hina_kohya.trainers import guard, optimizer_args, optimizer_names
+from hina_kohya.trainers import guard, held_out, optimizer_args, optimizer_names
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.groups import named_alike
 from hina_kohya.trainers.trainer import Trainer
@@ -20,6 +20,7 @@ Built = tuple[str, str, Any]  # what ss_optimizer is made of, and the optimizer
 def get_optimizer(trainer: Trainer, wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """In the place of the trainer's function, which still makes every optimizer that is not registered."""
     settings, params = _bound(*args, **kwargs)
+    held_out.require(trainer, settings)
     params = named_alike(params)
     old_flags = getattr(settings, "use_8bit_adam", False) or getattr(settings, "use_lion_optimizer", False)
     cls = None if old_flags else optimizer_names.resolve(settings.optimizer_type, trainer)

@@ -14,6 +14,8 @@ SD_SCRIPTS = Trainer(
     get_optimizer=("library.optimizer:get_optimizer", "library.train_util:get_optimizer"),
     get_scheduler=("library.optimizer:get_scheduler_fix", "library.train_util:get_scheduler_fix"),
     step_logs=("train_network:NetworkTrainer.generate_step_logs",),
+    batch_loss=("train_network:NetworkTrainer.process_batch",),
+    get_modes=("library.optimizer:get_optimizer_train_eval_fn", "library.train_util:get_optimizer_train_eval_fn"),
     network_package="networks",
     network_scripts={
         "_flux": "flux_train_network.py",

@@ -7,9 +7,11 @@ import numpy as np
 
 from hina_kohya.loras.summary import ModuleSummary
 from hina_kohya.watch.events import LOSS, Curve
+from hina_kohya.watch.folder import number
 from hina_kohya.watch.run import Run
 
 BAD, WARN, GOOD, INFO = "bad", "warn", "good", "info"
+_HELD_OUT = "loss/held_out"  # of our hooks: each validation by itself
 _VALIDATION = ("loss/validation/step_average", "loss/validation/epoch_average")
 _LEAST = 6  # held-out values, below which nothing is said of their course
 # Of the held-out loss: a change counts from so many standard errors of what it is measured against.
@@ -31,13 +33,15 @@ class Finding:
 
 def findings(run: Run) -> list[Finding]:
     """The worst first."""
-    found = [*_broken(run), *_held_out(run), *_training(run), *_at_rest(run)]
+    found = [*_broken(run), *_leaks(run), *_held_out(run), *_training(run), *_at_rest(run)]
     order = (BAD, WARN, GOOD, INFO)
     return sorted(found, key=lambda finding: order.index(finding.level))
 
 
 def validation(run: Run) -> Curve | None:
-    """The held-out loss with the most values."""
+    """The held-out loss: ours where there is one, else that with the most values."""
+    if _HELD_OUT in run.curves and len(run.curves[_HELD_OUT].finite()):
+        return run.curves[_HELD_OUT].finite()
     names = [
         *_VALIDATION,
         *(tag for tag in run.curves if tag.startswith("loss/validation") and "divergence" not in tag),
@@ -66,6 +70,21 @@ def _broken(run: Run) -> list[Finding]:
             found.append(Finding(WARN, f"The loss was NaN or infinite at {count} steps, first at step {first}, and "
                                        "came back: look at the images and captions of those steps."))  # fmt: skip
     return found
+
+
+def _leaks(run: Run) -> list[Finding]:
+    """sd-scripts shuffles either part of its split by itself, unless they share a seed."""
+    share, seed = number(run.metadata.get("ss_validation_split")), run.metadata.get("ss_validation_seed")
+    if validation(run) is None or not share or seed != "None":
+        return []
+    text = (
+        "Most of the held-out images were trained on, too, and their loss says little: sd-scripts draws the two parts "
+    )
+    return [
+        Finding(
+            WARN, f"{text}apart from each other unless `--validation_seed 42` is given, or the dataset file has one."
+        )
+    ]
 
 
 def _held_out(run: Run) -> list[Finding]:

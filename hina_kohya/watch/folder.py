@@ -13,7 +13,7 @@ from hina_kohya.loras.errors import AdapterError
 from hina_kohya.loras.reading import AdapterFile
 from hina_kohya.watch.errors import ReportError
 
-_SAVED = re.compile(r"(?P<name>.+?)-(?:step(?P<step>\d{8})|(?P<epoch>\d{6}))$")
+_SAVED = re.compile(r"(?P<name>.+?)-(?:step(?P<step>\d{8})|(?P<epoch>\d{6})|best)$")
 _TRAINING_KEYS = {"network_module", "output_dir", "output_name", "learning_rate", "max_train_steps", "optimizer_type"}
 # A page is for others to see: these options are not.
 _SECRET = re.compile(r"(api_key|token|password|secret)$", re.IGNORECASE)

@@ -143,10 +143,10 @@ def _missing(
             "switches it on (sd-scripts, musubi-tuner; `--logging_dir` alone in `hina-kohya train`); where the logs "
             "are elsewhere, give this report `--logging_dir`."
         )
-    elif not any(tag.startswith("loss/validation") and "divergence" not in tag for tag in curves):
+    elif not any(tag.startswith(("loss/validation", "loss/held_out")) and "divergence" not in tag for tag in curves):
         lines.append(
             "No held-out loss, so nothing here says when the run began to learn its images by heart. sd-scripts logs "
-            "one with `--validation_split 0.1`; musubi-tuner and `hina-kohya train` have none."
+            "one with `--validation_split 0.1 --validation_seed 42`; musubi-tuner and `hina-kohya train` have none."
         )
     if adapter is None:
         lines.append("No adapter that can be read, so there are no pictures of its blocks.")

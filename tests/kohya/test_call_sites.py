@@ -312,6 +312,10 @@ MUSUBI_MISTAKES = {
     "unet_lr = 1e-4": ("unknown_key", "unet_lr"),
     'network_args = ["algo=lokr", "preset=attn-mlp", "facter=4"]': ("network_argument_unread", "network_args"),
     'network_args = ["algo=lokr", "preset=attn-mlp", "weight_decay=-1"]': ("hina_option_refused", "network_args"),
+    'network_args = ["algo=lokr", "preset=attn-mlp", "keep_best=true", "stop_after=3"]': (
+        "no_validation",
+        "network_args",
+    ),
     'optimizer_args = ["use_catious=true"]': ("optimizer_refuses", "optimizer_args"),
     'optimizer_type = "HinaAdmW"': ("optimizer_unknown", "optimizer_type"),
     'network_module = "networks.lora_wam"\noptimizer_type = "AdamW"\nnetwork_args = []': (

@@ -29,6 +29,7 @@ LOKR = LYCORIS + 'network_args = ["algo=lokr", "preset=attn-mlp"]\n'
 DIM_FROM_WEIGHTS = "dim_from_weights = true\nnetwork_weights = 'model.safetensors'"
 HINA = LOKR.replace("lycoris.kohya", "hina_kohya.lycoris") + 'optimizer_type = "HinaAdamW"\n'
 ADLRNS = 'network_module = "hina_kohya.adlrns"\n'
+KEEP_BEST = 'network_args = ["algo=lokr", "preset=attn-mlp", "keep_best=true"]\n'
 UNET_ONLY = "network_train_unet_only = true\n"
 
 # what is planted -> the rule that finds it, and the key that it names
@@ -225,6 +226,12 @@ MISTAKES = {
     'resume = "data"': "resume_missing resume",
     'resume = "state"\nmax_train_steps = 500': "resume_has_nothing_left max_train_steps",
     'dataset_config = "dataset.toml"': "dataset_ignores train_data_dir",
+    # images that are held out
+    HINA + KEEP_BEST: "nothing_held_out validation_split",
+    HINA + KEEP_BEST + "validation_split = 0.1": "held_out_is_trained_on validation_seed",
+    "validation_split = 0.1": "held_out_is_trained_on validation_seed",
+    LOKR + KEEP_BEST: "hooks_needed_by_network network_args",
+    HINA + KEEP_BEST.replace("true", "yes"): "hina_option_refused network_args",
 }
 
 
@@ -262,6 +269,8 @@ LESS_GRAVE = {
     'gradient_checkpointing = "false"',
     'save_model_as = "safetensor"',
     'network_args = ["con_dim=4"]',
+    "validation_split = 0.1",
+    LOKR + KEEP_BEST,
     'network_args = ["wd_exclude=*_te_*"]',
     'network_module = "networks.oft"\nnetwork_args = ["loraplus_lr_ratio=4"]',
 }
@@ -269,7 +278,7 @@ LESS_GRAVE = {
 ELSEWHERE = {
     "dataset_unreadable", "command_line", "package_missing", "optimizer_clash", "refused_together", "hooks_cannot_act",
     "missing_for_musubi", "trainer_unsure", "model_of_another_trainer", "unseen", "hooks_not_looked_at",
-    "network_not_forecast", "data_not_looked_at", "option_needs_package", "zero_left_out",
+    "network_not_forecast", "data_not_looked_at", "option_needs_package", "zero_left_out", "no_validation",
 }  # fmt: skip
 
 
@@ -350,6 +359,23 @@ def test_the_base_has_no_mistake(folder):
     hooked = adlrns.replace("preset", 'algo=adlrns", "preset')
     assert found(folder, LYCORIS.replace("lycoris.kohya", "hina_kohya.lycoris") + hooked) == ()
     assert found(folder, LYCORIS + hooked, launched=True) == ()
+
+
+def test_a_dataset_of_a_metadata_file_is_not_split(folder):
+    (folder / "meta.json").write_text("{}")
+    subset = "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'data/10_cats'\n"
+    (folder / "dataset.toml").write_text(f"{subset}metadata_file = 'meta.json'\n")
+    split = "validation_split = 0.1\nvalidation_seed = 1\ndataset_config = 'dataset.toml'"
+    file = folder / "config.toml"
+    text = BASE.replace('train_data_dir = "data"', split)
+    for optional, level in (("", Level.WARNING), (HINA + KEEP_BEST, Level.ERROR)):
+        keys = {line.partition(" =")[0] for line in optional.splitlines()}
+        lines = [line for line in text.splitlines() if line.partition(" =")[0] not in keys]
+        rest = dict(line.split(" = ", 1) for line in optional.splitlines())
+        file.write_text("\n".join([*lines, *(f"{key} = {value}" for key, value in rest.items())]))
+        (finding,) = looked_at(report.check("config.toml", script="train_network.py"))
+        assert (finding.rule, finding.level) == ("held_out_is_trained_on", level)
+        assert "images of a metadata file are not split" in finding.what
 
 
 def test_adlrns_knows_the_rank_where_it_is_known(folder):

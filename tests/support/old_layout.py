@@ -36,6 +36,14 @@ class StepLogs:
             logs["lr/textencoder"] = float(rates[0])
         return logs
 '''
+# A local function in the place of a method; `metadata` is one of its cells.
+SAVING = """        def save_model(ckpt_name, unwrapped_nw, steps, epoch_no):
+            os.makedirs(args.output_dir, exist_ok=True)
+            metadata["ss_steps"], metadata["ss_epoch"] = str(steps), str(epoch_no)
+            metadata["ss_training_finished_at"] = str(time.time())
+            unwrapped_nw.save_weights(os.path.join(args.output_dir, ckpt_name), save_dtype, metadata)
+
+"""
 
 
 def make(folder):
@@ -54,5 +62,8 @@ def make(folder):
             "from library import accelerator_setup, checkpoint_io",
             "import library.train_util as accelerator_setup\nimport library.train_util as checkpoint_io",
         )
+        text = re.sub(r"self\.(_metadata = .*\n)", lambda found: found[1].removeprefix("_") + SAVING, text)
+        text = re.sub(r"self\._save_model\(\s+args=args,.*?save_dtype=save_dtype, ", "save_model(", text)
+        text = re.sub(r"    def _save_model\(.*?(?=    def )", "", text, flags=re.DOTALL)
         (folder / script).write_text(text, encoding="utf-8")
     return folder

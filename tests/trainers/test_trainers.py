@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hina_kohya import patch
@@ -134,6 +135,37 @@ def test_scalars(subject):
     plain = subject.train(**chosen, network_args=(*args, "log_every=1"), optimizer="AdamW")
     found = {tag.split("/")[1] for tag in plain.scalars if tag.startswith("hina/")}
     assert found == {"update_ratio", "weight_norm"}
+
+
+@pytest.mark.only("sd", "sdxl", "flux")
+def test_best_and_early_end(subject):
+    """keep_best and stop_after by the trainer's own validation, whose noise and order stay; a resume knows it."""
+    args = (f"inner={subject.network}", "log_every=0", "keep_best=true")
+    chosen = {"network": "hina_kohya.network", "optimizer": "AdamW"}
+    split = ("--validation_split", "0.25", "--validation_seed", "1", "--max_data_loader_n_workers", "1")
+    still = subject.train(**chosen, network_args=args, lr="1e-30", steps=24, extra=split)
+    assert len(still.scalars["loss/held_out"]) == 2  # one an epoch
+    assert len(set(still.scalars["loss/held_out"])) == 1
+    extra = (*split, "--validate_every_n_steps", "1", "--save_state")
+    report = subject.train(**chosen, network_args=(*args, "stop_after=3"), lr="1", steps=48, extra=extra)
+    losses = report.scalars["loss/held_out"]
+    lowest = losses.index(min(losses))
+    assert (len(losses), len(report.losses)) == (lowest + 4, lowest + 4)
+    assert int(report.meta["ss_steps"]) == lowest + 4
+    assert report.scalars["loss/best"] == [loss for n, loss in enumerate(losses) if loss < min(losses[:n], default=1e9)]
+    best = report.out / "lora-best.safetensors"
+    with safe_open(best, "pt") as file:
+        metadata = file.metadata()
+    assert int(metadata["ss_steps"]) == lowest + 1
+    assert metadata["ss_network_module"] == report.meta["ss_network_module"]
+    assert {name: tensor.shape for name, tensor in load_file(best).items()} == {
+        name: tensor.shape for name, tensor in report.tensors.items()
+    }
+    state = json.loads((report.out / "lora-state" / "hina_best.json").read_text())
+    assert state == {**json.loads(metadata["hina_best"]), "misses": 3}
+    resume = ("--resume", str(report.out / "lora-state"), "--skip_until_initial_step", "--max_train_steps", "48")
+    again = subject.train(**chosen, network_args=(*args, "stop_after=4"), lr="1", extra=(*extra, *resume))
+    assert len(again.scalars["loss/held_out"]) == 1 or min(again.scalars["loss/held_out"]) < min(losses)
 
 
 LOKR = ("algo=lokr", "preset=attn-mlp", "factor=4")

@@ -33,6 +33,33 @@ def test_overfitting_since_a_step_and_the_file_to_take(cat):
     assert not rest
 
 
+def test_each_validation_by_itself_counts_for_more_than_the_trainers_average(tmp_path):
+    """Of keep_best=true: the trainer's average of the first epoch is flat and late."""
+    runs.log(tmp_path / "logs", every=1, more=lambda s: {} if s % 10 else {"loss/held_out": runs.turning(s, turn=30)})
+    runs.adapter(tmp_path / "cat.safetensors")
+    runs.adapter(tmp_path / "cat-best.safetensors", step=30)
+    lines = said(tmp_path)
+    assert "The held-out loss rises since step 30" in lines[0]
+    nearest = "The nearest saved file is cat-best.safetensors of step 30."
+    assert lines[1] == f"The held-out loss is lowest at step 30: 0.11. {nearest}"
+    found = run.read(run.Request(tmp_path))
+    assert found.adapter.path.name == "cat.safetensors"
+    assert {each.name for each in found.saved} == {"cat"}
+
+
+def test_a_best_file_without_metadata_is_of_its_run(tmp_path):
+    runs.adapter(tmp_path / "dog.safetensors", ss_output_name="")
+    runs.adapter(tmp_path / "dog-best.safetensors", step=30, ss_output_name="")
+    assert {each.name for each in run.read(run.Request(tmp_path)).saved} == {"dog"}
+
+
+@pytest.mark.parametrize(("seed", "leaks"), [("None", True), ("42", False)])
+def test_held_out_images_that_were_trained_on(tmp_path, seed, leaks):
+    runs.log(tmp_path / "logs")
+    runs.adapter(tmp_path / "cat.safetensors", ss_validation_split="0.1", ss_validation_seed=seed)
+    assert any("Most of the held-out images were trained on, too" in line for line in said(tmp_path)) == leaks
+
+
 def test_epochs_count_as_well(tmp_path):
     place = runs.log(tmp_path, steps=120, held_out=None)
     runs.by_epoch(place, [runs.turning(12 * number) for number in range(1, 11)], 12)

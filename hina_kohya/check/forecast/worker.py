@@ -16,10 +16,9 @@ from hina_kohya.parameters import names, roles
 from hina_kohya.patch import targets
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.groups import named_groups
-from hina_kohya.trainers.network_args import RATIOS
+from hina_kohya.trainers.network_args import OURS, RATIOS
 
 _PLAIN = (bool, int, float, str)  # what goes through JSON as it is
-OURS = ("weight_decay", "wd_roles", "wd_exclude", "log_every")
 
 
 def run(request: Request, tell: Tell) -> None:

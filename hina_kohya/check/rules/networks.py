@@ -18,7 +18,6 @@ from hina_kohya.trainers.call_sites import Outcome
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.facts import foreign_names
 
-OURS = ("weight_decay", "wd_roles", "wd_exclude", "log_every")
 _ADDED = ("dropout",)  # by sd-scripts itself (NetworkTrainer.train)
 
 
@@ -45,7 +44,7 @@ def network_argument_unread(run: Run) -> Iterator[Finding]:
     if facts is None:
         return
     for name in network.arguments:
-        if name in (*facts.reads, *facts.taken, *_ADDED, *OURS, *network_args.RATIOS):
+        if name in (*facts.reads, *facts.taken, *_ADDED, *network_args.OURS, *network_args.RATIOS):
             continue
         if network.is_off(name) and not network.is_adlrns:
             continue
@@ -94,7 +93,7 @@ def hooks_needed_by_network(run: Run) -> Iterator[Finding]:
         yield error(OPTION, what, "measured: KeyError", _wrapped(run))
         return
     for name in network.arguments:
-        if name in OURS or (name in network_args.RATIOS and name not in facts.reads):
+        if name in network_args.OURS or (name in network_args.RATIOS and name not in facts.reads):
             yield warning(
                 OPTION,
                 f"{name} needs the hooks, which are not active ({run.hooks.why}); {network.inner} ignores it",
@@ -210,7 +209,7 @@ def network_missing(run: Run) -> Iterator[Finding]:
 def _meant(run: Run, name: str) -> Edit:
     """The argument under the name that the network reads, else without it."""
     network, words = run.network, run.words(OPTION)
-    reads = [*(network.facts.reads if network.facts else ()), *OURS]
+    reads = [*(network.facts.reads if network.facts else ()), *network_args.OURS]
     value, removal = network.arguments[name], argument(OPTION, words, name)
     synonym = foreign_names.NETWORK_ARGUMENTS.get(name, "")
     if synonym in reads:

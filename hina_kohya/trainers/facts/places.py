@@ -20,6 +20,7 @@ FILES = {
         ("library/dataset.py", _BEFORE),
     ),
     "get_noise_noisy_latents_and_timesteps": ("library/loss.py", _BEFORE),
+    "split_train_val": ("library/dataset.py", _BEFORE),
     "load_user_config": ("library/config_util.py", "library/config_util.py"),
     "ConfigSanitizer": ("library/config_util.py", "library/config_util.py"),
     "verify_sdxl_training_args": ("library/sdxl_train_util.py", "library/sdxl_train_util.py"),
