@@ -11,6 +11,7 @@ from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccess
 from safetensors.torch import load_file
 
 from hina_kohya.files import atomic
+from hina_kohya.trainers.network_args import best_options
 
 from .errors import TrainingError, UserError
 from .model import DigitModel
@@ -39,6 +40,10 @@ def _readable(file: Path) -> None:
 
 def create(settings: Settings, model: DigitModel) -> Any:
     """Import the module, make the network, hook it into the model."""
+    if options := best_options(settings.network_args):
+        raise UserError(
+            f"network_args: {options} needs images that are held out, and hina-kohya train has none; remove it"
+        )
     try:
         module = importlib.import_module(settings.network_module)
     except ModuleNotFoundError as exc:

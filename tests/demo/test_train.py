@@ -171,6 +171,10 @@ def test_other_algorithms_and_hina_adamw(tmp_path, given):
         (["--network_args", "algo=lokrr"], "refused dim 4"),
         (["--network_args", "algo"], "must be name=value"),
         (["--network_args", "algo=lokr", "preset=full"], "preset=attn-mlp"),
+        (
+            ["--network_args", "algo=lokr", "stop_after=3"],
+            "stop_after=3 needs images that are held out, and hina-kohya train",
+        ),
         (["--optimizer_type", "HinaAdam"], "did you mean HinaAdamW?"),
         (["--optimizer_args", "eps=tiny"], "eps='tiny'"),
         (["--pretrained_model_name_or_path", "tests"], "is no base model"),
