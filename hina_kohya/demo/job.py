@@ -85,8 +85,7 @@ def run(settings: Settings, start: float) -> int:
     }
     folder = weights.parent
     if trainer.losses:
-        title = f"{settings.output_name}, trained with {settings.optimizer_type}"
-        report.save_loss(folder / "loss.png", trainer.losses, title)
+        report.save_loss(folder / "loss.png", {settings.optimizer_type: trainer.losses}, settings.output_name)
     if finished and settings.judge:
         print(f"drawing {2 * settings.judge} images without and {2 * settings.judge} with the adapter ...", flush=True)
         summary["judged"] = draw_and_judge(trainer, known, folder / "samples.png", clock)
@@ -113,19 +112,16 @@ def describe(trainer: Trainer) -> None:
 def draw_and_judge(trainer: Trainer, known: list[int], picture: Path, clock: Stopwatch) -> dict[str, Any]:
     """Judge the taught digits and those the base model knew, before and after, from the same noise."""
     settings, judge = trainer.settings, Judge()
-    taught, kept = settings.digits, [d for d in known if d not in settings.digits]
     base_model, _ = load_base(settings)
     clock.lap("judging")
     trainer.network.eval()
     trainer.set_optimizer_mode(training=False)
-    drawn: dict[str, list[report.Drawn]] = {}
-    for when, model in {"before": base_model.freeze().to(trainer.accelerator.device), "after": trainer.model}.items():
-        drawn[when] = [
-            report.draw(model, judge, digits, settings.judge, settings.seed) for digits in (taught, kept) if digits
-        ]
+    models = {"before": base_model.freeze().to(trainer.accelerator.device), "after": trainer.model}
+    taught, kept = settings.digits, [d for d in known if d not in settings.digits]
+    before, after = (draw_groups(model, judge, (taught, kept), settings) for model in models.values())
     clock.lap("sampling")
-    before, after = drawn["before"], drawn["after"]
-    report.save_samples(picture, taught, report.join(before), report.join(after))
+    drawn = {"base model": report.join(before), f"with {settings.optimizer_type}": report.join(after)}
+    report.save_samples(picture, taught, drawn)
     result: dict[str, Any] = {
         "images": settings.judge,
         "sampling": {"steps": STEPS, "guidance": GUIDANCE, "seed": settings.seed},
@@ -139,6 +135,13 @@ def draw_and_judge(trainer: Trainer, known: list[int], picture: Path, clock: Sto
         }
     clock.lap("judging")
     return result
+
+
+def draw_groups(
+    model: DigitModel, judge: Judge, groups: tuple[list[int], ...], settings: Settings
+) -> list[report.Drawn]:
+    """What a model draws, by group of digits; from the same noise for every model."""
+    return [report.draw(model, judge, digits, settings.judge, settings.seed) for digits in groups if digits]
 
 
 def conclude(summary: dict[str, Any], weights: Path, settings: Settings) -> None:

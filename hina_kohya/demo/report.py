@@ -66,36 +66,34 @@ def percent(share: float) -> str:
     return f"{share:.1%}".replace(".0%", "%")
 
 
-def save_samples(path: Path, taught: list[int], base: Drawn, adapted: Drawn) -> None:
-    """The grid: taught digits first, then what the base model knew."""
+def save_samples(path: Path, taught: list[int], drawn: dict[str, Drawn]) -> None:
+    """The grid: taught digits first, then what the base model knew. drawn: by model, the base model first."""
     train_x, train_y, _, _ = load_digits()
-    shares = base.verdict().per_digit, adapted.verdict().per_digit
-    present = sorted({int(d) for d in base.asked}, key=lambda d: (d not in taught, d))
+    shares = {name: each.verdict().per_digit for name, each in drawn.items()}
+    base, *adapted = drawn
+    present = sorted({int(d) for d in drawn[base].asked}, key=lambda d: (d not in taught, d))
     rows = [
         plots.Row(
             caption=f"“{WORDS[d]}”",
             taught=d in taught,
             real=train_x[train_y == d][:SHOWN_REAL],
-            base=base.of(d)[0],
-            base_right=base.of(d)[1],
-            adapted=adapted.of(d)[0],
-            adapted_right=adapted.of(d)[1],
-            base_share=shares[0][d],
-            adapted_share=shares[1][d],
+            drawn=tuple(plots.Strip(*each.of(d), shares[name][d]) for name, each in drawn.items()),
         )
         for d in present
     ]
-    before, after = (float(np.mean([s[d] for d in taught])) for s in shares)
+    right = {name: percent(float(np.mean([share[d] for d in taught]))) for name, share in shares.items()}
     names = " and ".join(WORDS[d] for d in taught)
-    title = f"Asked for {names}: {percent(before)} right before, {percent(after)} after"
-    subtitle = f"caption “{caption(taught[0])}”; same noise left and right; 8x8 pixels, enlarged"
+    after = ", ".join(f"{right[name]} {name}" for name in adapted)
+    title = f"Asked for {names}: {right[base]} right before, {after}"
+    subtitle = f"caption “{caption(taught[0])}”; the same noise in every column; 8x8 pixels, enlarged"
     with atomic(path) as unfinished:
-        plots.sample_grid(unfinished, rows, title, subtitle)
+        plots.sample_grid(unfinished, rows, list(drawn), title, subtitle)
 
 
-def save_loss(path: Path, losses: list[float], title: str) -> None:
+def save_loss(path: Path, curves: dict[str, list[float]], title: str) -> None:
+    """curves: optimizer -> loss of each step; the first one stands out."""
     with atomic(path) as unfinished:
-        plots.loss_plot(unfinished, losses, title)
+        plots.loss_plot(unfinished, curves, title)
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:
