@@ -9,7 +9,9 @@ import dataclasses as dc
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from benchmarks.campaign import plan as campaign
 from benchmarks.campaign.store import Record
 from benchmarks.convergence.plan import TRIAL_SEED
 
@@ -48,6 +50,7 @@ class Mode:
     parts: tuple[str, ...] = PARTS
     only: tuple[str, ...] = ()
     compared: Mapping[str, tuple[str, ...]] = dc.field(default_factory=dict)
+    minutes: float = 0
 
 
 QUICK = Mode("quick", ("1024x256",), 60, {128: 12}, 3, {"100": 60}, (4,), trials=1, seeds=1)
@@ -73,21 +76,17 @@ def narrowed(
     """A mode for some parts, methods, and widths or images. Raises ValueError for names that do not exist."""
     known, of_mode = sorted({*patches.METHODS, *methods.METHODS}), [*map(str, mode.widths), *mode.images]
     for names, there in ((parts, PARTS), (only, known), (data, of_mode)):
-        for name in names or ():
-            if name not in there:
-                raise ValueError(f"there is no {name!r}; there are {', '.join(there)}")
+        campaign.there_is(names, there)
     widths = {width: epochs for width, epochs in mode.widths.items() if str(width) in (data or of_mode)}
     images = {name: steps for name, steps in mode.images.items() if name in (data or of_mode)}
     return dc.replace(mode, parts=tuple(parts or PARTS), only=tuple(only or ()), widths=widths, images=images)
 
 
-class Plan:
-    """The runs of a mode. Those after a trial are known when the trials are done."""
-
+class Plan(campaign.Plan):
     def __init__(self, mode: Mode, folder: Path):
         from benchmarks.convergence import diffusion  # noqa: PLC0415 (reads the base model)
 
-        self.mode = mode
+        self.mode, self.skipped = mode, {}
         self.model = diffusion.identity(folder) if "adapter" in mode.parts else ""
 
     def cells(self) -> list[Cell]:
@@ -135,10 +134,7 @@ class Plan:
         rates = self.rates(cell)
         if len(rates) == 1:
             return rates[0]
-        records = [record for run in self.trials(cell) if (record := store.get(run))]
-        if len(records) < len(self.trials(cell)):
-            return None
-        return min(rates, key=lambda lr: sum(badness(record) for record in records if record["lr"] == lr))
+        return campaign.best_rate(self.trials(cell), store, badness)
 
     def seeds(self, cell: Cell) -> int:
         return self.mode.more_seeds.get(cell[2], self.mode.seeds)
@@ -191,17 +187,22 @@ class Plan:
             runs += self.trials(cell) + self.final(cell, self.rates(cell)[0])
         return runs
 
-    def complete(self, store: Store) -> bool:
-        known = self.known(store)
-        return len(known) == len(self.everything()) and all(store.get(run) for run in known)
+    def place(self, run: Run) -> dict[str, Any]:
+        return {"part": run.part, "data": run.data}
 
-    def stale(self, store: Store) -> set[str]:
-        """Keys of runs that another version of our code made."""
-        return {
-            run.key
-            for run in self.known(store)
-            if run.method in OURS and (record := store.get(run)) and record["code"] != code(run.part)
-        }
+    def code(self, run: Run) -> str | None:
+        return code(run.part) if run.method in OURS else None
+
+    def taste(self, run: Run) -> Run:
+        """Small, and from a network that is not trained."""
+        steps = {"adapter": 6, "patches": 1}.get(run.part, 2)
+        rank, base = run.rank, {"patches": "0", "time": "0"}.get(run.part, run.base)
+        if run.method == "dense":
+            base = "1"
+        if run.part in ("adapter", "patches") and rank:
+            ranks = self.ranks(run.part, run.data)
+            rank = ranks[len(ranks) // 2]
+        return dc.replace(run, rank=rank, steps=0 if run.method == "none" else steps, lr=1e-4, seed=0, base=base)
 
 
 def badness(record: Record) -> float:
@@ -212,37 +213,3 @@ def badness(record: Record) -> float:
         values = [each["loss"] for each in record["results"].values()]
     mean = sum(values) / len(values) if values else math.inf
     return mean if math.isfinite(mean) else math.inf
-
-
-class Costs:
-    """Seconds of runs, from a short run of each kind that is measured once."""
-
-    def __init__(self, plan: Plan, file: Path):
-        self.plan, self.store = plan, Store(file)
-
-    def tastes(self) -> list[Run]:
-        found = {self._taste(run) for run in self.plan.everything()}
-        return sorted(found, key=lambda run: (PARTS.index(run.part), run.data, run.method))
-
-    def _taste(self, run: Run) -> Run:
-        """Small, and from a network that is not trained."""
-        steps = {"adapter": 6, "patches": 1}.get(run.part, 2)
-        rank, base = run.rank, {"patches": "0", "time": "0"}.get(run.part, run.base)
-        if run.method == "dense":
-            base = "1"
-        if run.part in ("adapter", "patches") and rank:
-            ranks = self.plan.ranks(run.part, run.data)
-            rank = ranks[len(ranks) // 2]
-        return dc.replace(run, rank=rank, steps=0 if run.method == "none" else steps, lr=1e-4, seed=0, base=base)
-
-    def seconds(self, run: Run) -> float:
-        record = self.store.get(self._taste(run))
-        if record is None:
-            return 10.0
-        unit = record["unit_ms"] / 1e3
-        return max(0.0, record["seconds"] - record["steps"] * unit) + run.steps * unit
-
-    def minutes(self, runs: Sequence[Run], jobs: int) -> float:
-        """Runs that measure time have the machine to themselves."""
-        alone = sum(self.seconds(run) for run in runs if run.alone)
-        return (alone + sum(self.seconds(run) for run in runs if not run.alone) / max(1, jobs)) / 60

@@ -1,17 +1,13 @@
 """Layer time, PSNR over multiply-adds, held-out loss over adapter cost."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
-from benchmarks.campaign import pictures
 
-
-def save(found: dict[str, Any], stem: Path) -> list[str]:
-    """Writes STEM_KIND.png of what there is; their names."""
-    return pictures.save({"layer": _layer(found), "patches": _patches(found), "adapter": _adapter(found)}, stem)
+def figures(found: dict[str, Any]) -> dict[str, Figure | None]:
+    return {"layer": _layer(found), "patches": _patches(found), "adapter": _adapter(found)}
 
 
 def _panels(count: int) -> tuple[Figure, list[Any]]:

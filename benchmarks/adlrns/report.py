@@ -3,6 +3,7 @@
 from typing import Any
 
 from benchmarks import measure
+from benchmarks.campaign import page
 
 from .adapter import BATCH, IMAGES, LEVELS
 from .summary import within
@@ -55,8 +56,7 @@ def markdown(found: dict[str, Any], env: dict[str, Any], command: str, drawn: li
         none = "not measured" if found["none"] is None else f"{found['none']:.4f}"
         parts.append(f"## Adapters\n{ADAPTER.format(batch=BATCH, levels=LEVELS, none=none)}")
         parts += [_adapter(data, rows) for data, rows in found["adapter"].items()]
-    parts += [f"![{name.rsplit('.', 1)[0]}]({name})" for name in drawn]
-    return "\n\n".join(part.strip() for part in parts if part)
+    return page.joined(parts + page.images(drawn))
 
 
 def _notes(found: dict[str, Any]) -> str:
@@ -68,8 +68,7 @@ def _notes(found: dict[str, Any]) -> str:
     ]
     if found["missing"]:
         lines.append(f"- **unfinished**: {found['missing']} of {found['runs']} runs are missing")
-    if found["stale"]:
-        lines.append(f"- **{found['stale']} runs were made by other code of ours**; `--rerun-stale` makes them again")
+    lines += page.stale(found["stale"])
     edges = {f"{part} {row['method']} {data}" for part in ("patches", "adapter")
              for data, rows in found[part].items() for row in rows if row["edge"]}  # fmt: skip
     if edges:

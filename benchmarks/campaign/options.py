@@ -19,6 +19,7 @@ def parser(name: str, about: str | None, example: str, full: str, runs: str) -> 
     what = made.add_mutually_exclusive_group()
     what.add_argument("--plan", action="store_true", help="number of runs and estimated time; trains nothing")
     what.add_argument("--report", action="store_true", help="only write the results of the finished runs")
+    what.add_argument("--redraw", action="store_true", help="write tables and pictures again from NAME.json, no runs")
     made.add_argument("--minutes", type=float, help="start no run after so many minutes (0: no limit)")
     made.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes of one thread each")
     made.add_argument("--runs", type=Path, default=Path(runs), help="where finished runs are kept")

@@ -4,6 +4,10 @@ import dataclasses as dc
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from benchmarks.campaign import plan as campaign
+from benchmarks.campaign.store import Record
 
 from .optimizers import BASELINES, OPTIMIZERS, OURS, REFERENCES, Entry, code
 from .runs import Run
@@ -11,6 +15,7 @@ from .store import Store
 from .task import digest
 from .workloads import WORKLOADS
 
+TASTE = 8  # steps of the run that tells what a step costs
 REACH = 8.0  # learning rates to try: from centre / REACH to centre * REACH
 TRIAL_SEED = 1000  # no seed of the curves, so that luck in a trial does not count again
 # The first half is there to choose among ours, against these; the second half to compare the chosen with everyone.
@@ -77,25 +82,24 @@ def learning_rates(centre: float, trials: int) -> list[float]:
     return [float(f"{centre * REACH ** (2 * place - 1):.3g}") for place in places]
 
 
-class Plan:
-    """The runs of a mode. Those of the curves are known when the trials they follow are done."""
+def badness(record: Record) -> float:
+    return math.inf if record["loss"] is None else record["loss"]
 
+
+class Plan(campaign.Plan):
     def __init__(self, mode: Mode, folder: Path):
         """``folder`` holds base models; they are trained here if they are not there."""
         self.mode = mode
         self.workloads = {name: WORKLOADS[name].fingerprint(folder) for name in mode.workloads}
-        self.skipped = {name: reason for name in mode.optimizers if (reason := OPTIMIZERS[name].missing()) is not None}
-        self.unfit = {
+        missing = {name: reason for name in mode.optimizers if (reason := OPTIMIZERS[name].missing()) is not None}
+        self.skipped = missing | {
             f"{name} on {workload}": reason
             for workload in mode.workloads
             for name in mode.optimizers
             if (reason := OPTIMIZERS[name].unfit(WORKLOADS[workload])) is not None
         }
         self.pairs = [
-            (workload, name)
-            for workload in mode.workloads
-            for name in mode.entries(workload)
-            if name not in self.skipped
+            (workload, name) for workload in mode.workloads for name in mode.entries(workload) if name not in missing
         ]
         self._identity = {
             (workload, name): digest(self.workloads[workload], OPTIMIZERS[name].identity())
@@ -114,15 +118,10 @@ class Plan:
 
     def chosen(self, workload: str, optimizer: str, store: Store) -> float | None:
         """The learning rate of the best trial, once all are done."""
-        records = [store.get(run) for run in self.trials(workload, optimizer)]
-        if any(record is None for record in records):
-            return None
-        losses = {r["lr"]: math.inf if r["loss"] is None else r["loss"] for r in records if r is not None}
-        return min(losses, key=losses.__getitem__)
+        return campaign.best_rate(self.trials(workload, optimizer), store, badness)
 
-    def curve(self, workload: str, optimizer: str, store: Store) -> dict[int, list[Run]]:
+    def curve(self, workload: str, optimizer: str, lr: float | None) -> dict[int, list[Run]]:
         """seed -> runs by budget; empty while the learning rate is not known."""
-        lr = self.chosen(workload, optimizer, store)
         if lr is None:
             return {}
         budgets = [self.mode.steps(workload, multiple) for multiple in self.mode.multiples]
@@ -130,39 +129,34 @@ class Plan:
             s: [self.run(workload, optimizer, lr, n, s) for n in budgets] for s in range(self.mode.seeds_of(workload))
         }
 
+    def _of(self, workload: str, optimizer: str, lr: float | None) -> list[Run]:
+        curves = self.curve(workload, optimizer, lr).values()
+        return self.trials(workload, optimizer) + [run for by_budget in curves for run in by_budget]
+
     def known(self, store: Store) -> list[Run]:
-        """All runs that can be named by now, in the order to do them."""
-        runs: list[Run] = []
-        for workload, optimizer in self.pairs:
-            runs += self.trials(workload, optimizer)
-            for by_budget in self.curve(workload, optimizer, store).values():
-                runs += by_budget
-        return runs
+        return [run for pair in self.pairs for run in self._of(*pair, self.chosen(*pair, store))]
 
-    def steps_of(self, workload: str) -> int:
-        """Optimizer steps that one optimizer takes on a workload, trials and curves."""
-        budgets = [self.mode.steps(workload, multiple) for multiple in self.mode.multiples]
-        return self.mode.trials * self.mode.steps(workload) + self.mode.seeds_of(workload) * sum(budgets)
+    def everything(self) -> list[Run]:
+        return [run for pair in self.pairs for run in self._of(*pair, self.trials(*pair)[0].lr)]
 
-    def runs_of(self, workload: str) -> int:
-        """Runs of one optimizer on a workload."""
-        return self.mode.trials + self.mode.seeds_of(workload) * len(self.mode.multiples)
+    def place(self, run: Run) -> dict[str, Any]:
+        return {"workload": run.workload, "half": WORKLOADS[run.workload].half}
 
-    def stale(self, store: Store) -> set[str]:
-        """Keys of our runs that another version of the code made."""
-        return {
-            run.key
-            for run in self.known(store)
-            if OPTIMIZERS[run.optimizer].ours and (record := store.get(run)) and record["code"] != code(run.optimizer)
-        }
+    def taste(self, run: Run) -> Run:
+        first = self.trials(run.workload, run.optimizer)[0]
+        return dc.replace(first, steps=TASTE, seed=0)
+
+    def alike(self, taste: Run) -> str:
+        return taste.workload
+
+    def code(self, run: Run) -> str | None:
+        return code(run.optimizer) if OPTIMIZERS[run.optimizer].ours else None
 
 
 def narrowed(mode: Mode, workloads: Sequence[str] | None, optimizers: Sequence[str] | None) -> Mode:
     """A mode for some names only; a variant that is named is run on both halves."""
-    for name, known in ((workloads, WORKLOADS), (optimizers, OPTIMIZERS)):
-        for each in name or ():
-            if each not in known:
-                raise ValueError(f"there is no {each!r}; there are {', '.join(known)}")
+    campaign.there_is(workloads, WORKLOADS)
+    campaign.there_is(optimizers, OPTIMIZERS)
     changes: dict = {}
     if workloads:
         changes["workloads"] = tuple(workloads)

@@ -1,23 +1,13 @@
 """Loss-versus-budget curves of every workload, and performance profiles."""
 
 import math
-from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign import pictures
+from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
 from .optimizers import BASELINES
 from .plan import FIRST_HALF
 from .summary import TAUS
-
-
-def pyplot():
-    import matplotlib  # noqa: PLC0415 (a second of import)
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
-    return pyplot
 
 
 def _style(name: str, told_apart: list[str]) -> dict[str, Any]:
@@ -28,14 +18,11 @@ def _style(name: str, told_apart: list[str]) -> dict[str, Any]:
     return look | {"color": f"C{told_apart.index(name)}", "label": name, "linewidth": 1.8}
 
 
-def save(summary: dict[str, Any], stem: Path) -> list[str]:
-    """Writes STEM_curves.png and STEM_profiles.png; the names of those that there was something for."""
+def figures(summary: dict[str, Any]) -> dict[str, Figure | None]:
+    """curves and profiles, where there is something for them."""
     mode = summary["mode"]
     order = [name for name in mode.optimizers if name in (*FIRST_HALF, *mode.confirmed)]
-    figures = {"curves": _curves(summary, order), "profiles": _profiles(summary, order)}
-    names = pictures.save(figures, stem)
-    pyplot().close("all")
-    return names
+    return {"curves": _curves(summary, order), "profiles": _profiles(summary, order)}
 
 
 def _curves(summary: dict[str, Any], told_apart: list[str]):
@@ -44,7 +31,8 @@ def _curves(summary: dict[str, Any], told_apart: list[str]):
         return None
     columns = min(2, len(workloads))
     rows = math.ceil(len(workloads) / columns)
-    figure, axes = pyplot().subplots(rows, columns, figsize=(7 * columns, 4.2 * rows), squeeze=False)
+    figure = Figure(figsize=(7 * columns, 4.2 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(workloads) :]:
         axis.set_visible(False)
     for axis, (workload, results) in zip(axes.flat, workloads.items(), strict=False):
@@ -74,7 +62,8 @@ def _profiles(summary: dict[str, Any], told_apart: list[str]):
     kinds = ("steps", "optimizer time")
     if not any(summary["profiles"][half]["steps"] for half in (1, 2)):
         return None
-    figure, axes = pyplot().subplots(2, 2, figsize=(14, 8), squeeze=False, sharey=True)
+    figure = Figure(figsize=(14, 8))
+    axes = figure.subplots(2, 2, squeeze=False, sharey=True)
     for row, half in zip(axes, (1, 2), strict=True):
         for axis, kind in zip(row, kinds, strict=True):
             for name, share in summary["profiles"][half][kind].items():

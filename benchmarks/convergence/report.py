@@ -5,6 +5,7 @@ import statistics
 from typing import Any
 
 from benchmarks import measure
+from benchmarks.campaign import page
 
 from .curves import Steps
 from .optimizers import BASELINES, REFERENCES
@@ -35,7 +36,7 @@ def with_range(value: Steps | None, seeds: list[Steps]) -> str:
     return f"{ratio(value)} ({ratio(min(seeds))}-{ratio(max(seeds))})"
 
 
-def markdown(summary: dict[str, Any], env: dict[str, Any], command: str, plots: list[str]) -> str:
+def markdown(summary: dict[str, Any], env: dict[str, Any], command: str, drawn: list[str]) -> str:
     mode = summary["mode"]
     parts = [measure.heading(f"Convergence, {mode.name}", env, command)]
     parts.append(summary.get("note", ""))
@@ -52,19 +53,18 @@ def markdown(summary: dict[str, Any], env: dict[str, Any], command: str, plots: 
     for half, title in ((1, "First half: choose"), (2, "Second half: confirm")):
         parts.append(f"## {title}\n\n{_half(summary, half)}")
     parts.append(_equal_rates(summary))
-    parts += [f"![{name.rsplit('.', 1)[0]}]({name})" for name in plots]
+    parts += page.images(drawn)
     parts.append("## Workload by workload")
     for workload, results in summary["workloads"].items():
         parts.append(_workload(workload, results, summary["targets"][workload], mode))
-    return "\n\n".join(part for part in parts if part)
+    return page.joined(parts)
 
 
 def _notes(summary: dict[str, Any]) -> str:
     lines = [f"- not run: {name}: {reason}" for name, reason in summary["skipped"].items()]
     if summary["unfinished"]:
         lines.append(f"- **unfinished** ({len(summary['unfinished'])}): {', '.join(summary['unfinished'])}")
-    if summary["stale"]:
-        lines.append(f"- **{summary['stale']} runs were made by other code of ours**; `--rerun-stale` makes them again")
+    lines += page.stale(summary["stale"])
     edges = [f"{w} {n}" for w, row in summary["workloads"].items() for n, each in row.items() if each.edge]
     if edges:
         lines.append(f"- best trial at the end of its range, so perhaps not at its best: {', '.join(edges)}")

@@ -73,7 +73,7 @@ class Result:
 def result(plan: Plan, store: Store, workload: str, optimizer: str) -> Result | None:
     """None while a run of it is missing."""
     trials = [store.get(run) for run in plan.trials(workload, optimizer)]
-    by_seed = plan.curve(workload, optimizer, store)
+    by_seed = plan.curve(workload, optimizer, plan.chosen(workload, optimizer, store))
     records = {seed: [store.get(run) for run in runs] for seed, runs in by_seed.items()}
     done = [r for row in records.values() for r in row if r is not None]
     if not by_seed or len(done) < sum(map(len, by_seed.values())):
@@ -139,7 +139,7 @@ def summarise(plan: Plan, store: Store) -> dict[str, Any]:
             "mode": plan.mode,
             "base": BASE,
             "variants": [name for name in plan.mode.optimizers if name != BASE and OPTIMIZERS[name].steps_as_default],
-            "skipped": plan.skipped | plan.unfit,
+            "skipped": plan.skipped,
             "unfinished": unfinished,
             "stale": len(plan.stale(store)),
             "workloads": workloads,

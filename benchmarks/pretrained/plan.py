@@ -4,8 +4,11 @@ import dataclasses as dc
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from benchmarks.campaign import plan as campaign
 from benchmarks.convergence.optimizers import code
+from benchmarks.convergence.plan import badness
 from benchmarks.convergence.runs import Run
 from benchmarks.convergence.store import Store
 from benchmarks.convergence.task import digest
@@ -52,7 +55,7 @@ def rank_factor(rank: int, alpha: float) -> float:
     return math.sqrt(ANCHOR_RANK / rank) * rank / alpha
 
 
-class Plan:
+class Plan(campaign.Plan):
     """The runs of a mode. Many are known only when an arm's rates have all been tried in the first world."""
 
     def __init__(self, mode: Mode, folder: Path):
@@ -87,9 +90,10 @@ class Plan:
 
     def best(self, arm: str, store: Store) -> float | None:
         """The learning rate of the lowest held-out loss in the first world, once all are done."""
-        records = [store.get(run) for run in self.sweep(ANCHOR, arm)]
-        losses = {r["lr"]: r["loss"] for r in records if r is not None and r["loss"] is not None}
-        return min(losses, key=losses.__getitem__) if losses and None not in records else None
+        sweep = self.sweep(ANCHOR, arm)
+        if not any(record["loss"] is not None for run in sweep if (record := store.get(run))):
+            return None
+        return campaign.best_rate(sweep, store, badness)
 
     def first(self) -> list[Run]:
         """Every arm over its rates, at rank and alpha 8."""
@@ -160,31 +164,22 @@ class Plan:
     def known(self, store: Store) -> list[Run]:
         return self.runs(lambda arm: self.best(arm, store))
 
-    def all(self) -> list[Run]:
-        """As many as there will be, for an estimate: with a guess for every best rate."""
+    def everything(self) -> list[Run]:
         return self.runs(lambda arm: self.rates(arm)[len(self.rates(arm)) // 2])
 
-    def stale(self, store: Store) -> set[str]:
-        """Keys of our runs that another version of the code made."""
-        return {
-            run.key
-            for run in self.known(store)
-            if entry_of(run.optimizer).ours
-            and (record := store.get(run))
-            and record["code"] != code(optimizer_of(run.optimizer))
-        }
+    def place(self, run: Run) -> dict[str, Any]:
+        return {"world": run.workload}
 
+    def code(self, run: Run) -> str | None:
+        return code(optimizer_of(run.optimizer)) if entry_of(run.optimizer).ours else None
 
-def seconds(run: Run) -> float:
-    """About so many of one core."""
-    return SECONDS_AROUND + SECONDS_A_STEP * run.steps
+    def guess(self, run: Run) -> float:
+        return SECONDS_AROUND + SECONDS_A_STEP * run.steps
 
 
 def narrowed(mode: Mode, arms: Sequence[str] | None) -> Mode:
     """A mode for some arms only."""
-    for arm in arms or ():
-        if arm not in ARMS:
-            raise ValueError(f"there is no {arm!r}; there are {', '.join(ARMS)}")
+    campaign.there_is(arms, ARMS)
     if not arms:
         return mode
     return dc.replace(mode, arms=tuple(arms), finalists=tuple(arm for arm in mode.finalists if arm in arms))

@@ -1,20 +1,15 @@
 """Loss over learning rate, one panel a world."""
 
-from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign import pictures
-from benchmarks.convergence.plots import pyplot
+from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
 from .arms import entry_of
 from .summary import Sweep
 
 
-def save(summary: dict[str, Any], stem: Path) -> list[str]:
-    """Writes STEM_rates.png; its name, if there was something for it."""
-    names = pictures.save({"rates": _rates(summary)}, stem)
-    pyplot().close("all")
-    return names
+def figures(summary: dict[str, Any]) -> dict[str, Figure | None]:
+    return {"rates": _rates(summary)}
 
 
 def _rates(summary: dict[str, Any]):
@@ -22,7 +17,8 @@ def _rates(summary: dict[str, Any]):
     if not worlds:
         return None
     colours = {arm: f"C{i % 10}" for i, arm in enumerate(summary["mode"]["arms"])}
-    figure, axes = pyplot().subplots(1, len(worlds), figsize=(6.5 * len(worlds), 5), squeeze=False)
+    figure = Figure(figsize=(6.5 * len(worlds), 5))
+    axes = figure.subplots(1, len(worlds), squeeze=False)
     for axis, (world, sweeps) in zip(axes.flat, worlds.items(), strict=True):
         base = summary["base"].get(world)
         for arm, each in sweeps.items():

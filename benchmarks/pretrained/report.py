@@ -5,8 +5,8 @@ import statistics
 from typing import Any
 
 from benchmarks import measure
+from benchmarks.campaign import page
 
-from .plan import Plan
 from .summary import REFERENCE, Budgets, Cell, Sweep
 from .worlds import BATCH, HELD_OUT, LENGTH
 
@@ -26,28 +26,26 @@ def loss(value: float | None) -> str:
     return "diverged" if value is None else f"{value:.3f}"
 
 
-def markdown(summary: dict[str, Any], plan: Plan, env: dict[str, Any], command: str, plots: list[str]) -> str:
-    mode = plan.mode
-    parts = [measure.heading(f"A pretrained model, {mode.name}", env, command)]
-    text = HOW.format(steps=mode.steps, batch=BATCH, length=LENGTH, held_out=HELD_OUT, rates=len(mode.rates))
+def markdown(summary: dict[str, Any], env: dict[str, Any], command: str, drawn: list[str]) -> str:
+    mode = summary["mode"]
+    parts = [measure.heading(f"A pretrained model, {mode['name']}", env, command)]
+    text = HOW.format(steps=mode["steps"], batch=BATCH, length=LENGTH, held_out=HELD_OUT, rates=len(mode["rates"]))
     parts += [" ".join(text.split()), _notes(summary)]
     for world, sweeps in summary["sweeps"].items():
         if sweeps:
             base = summary["base"].get(world)
             before = f"Without an adapter {base:.3f}. " if base is not None else ""
             parts.append(f"## {world}\n\n{before}{_READ}\n\n{_sweeps(sweeps)}")
-    parts += [f"![{name.rsplit('.', 1)[0]}]({name})" for name in plots]
-    parts += [_training(summary["sweeps"]), _cells(summary["cells"]), _budgets(summary["budgets"], mode.steps)]
-    return "\n\n".join(part for part in parts if part)
+    parts += page.images(drawn)
+    parts += [_training(summary["sweeps"]), _cells(summary["cells"]), _budgets(summary["budgets"], mode["steps"])]
+    return page.joined(parts)
 
 
 def _notes(summary: dict[str, Any]) -> str:
     lines = [f"- not run: {name}: {reason}" for name, reason in summary["skipped"].items()]
     if summary["missing"]:
         lines.append(f"- **unfinished**: {summary['missing']} of the runs that are known by now are missing")
-    if summary["stale"]:
-        lines.append(f"- **{summary['stale']} runs were made by other code of ours**; `--rerun-stale` makes them again")
-    return "\n".join(lines)
+    return "\n".join(lines + page.stale(summary["stale"]))
 
 
 _READ = (

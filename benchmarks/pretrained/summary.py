@@ -3,7 +3,7 @@
 import dataclasses as dc
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.campaign.store import Record
@@ -106,7 +106,7 @@ class Cell:
     plain: float | None
     ruled: float | None
     lowest: float | None
-    lowest_lr: float
+    lowest_lr: float | None  # None where all diverged
     ruled_lr: float
 
 
@@ -126,7 +126,7 @@ def cells(plan: Plan, store: Store, arm: str) -> list[Cell]:
         losses: Losses = {r["lr"]: r["loss"] for r in records if r is not None}
         finite = [(loss, rate) for rate, loss in losses.items() if loss is not None]
         wanted = plan.rounded(lr * rank_factor(rank, alpha))
-        lowest, at = min(finite) if finite else (None, math.nan)
+        lowest, at = min(finite) if finite else (None, None)
         rows.append(Cell(rank, alpha, losses[lr], losses[wanted], lowest, at, wanted))
     return rows
 
@@ -166,7 +166,7 @@ def _curve(of: Budgets) -> Curve:
 
 
 def summarise(plan: Plan, store: Store) -> dict[str, Any]:
-    """Everything the report shows; `summary.plain` of the convergence benchmark makes JSON of it."""
+    """Everything the report shows; `summary.plain` of the convergence benchmark makes JSON of it for `restored`."""
     worlds = (ANCHOR, LOKR, OTHER) if plan.finalists else (ANCHOR,)
     sweeps: dict[str, dict[str, Sweep]] = {}
     for world in worlds:
@@ -183,4 +183,28 @@ def summarise(plan: Plan, store: Store) -> dict[str, Any]:
         "sweeps": sweeps,
         "cells": {arm: rows for arm in plan.finalists if (rows := cells(plan, store, arm))},
         "budgets": budgets(plan, store),
+    }
+
+
+def restored(content: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a file that it was written to."""
+
+    def by(kind: Callable[[str], Any], values: dict[str, Any]) -> dict[Any, Any]:
+        return {kind(key): value for key, value in values.items()}
+
+    def sweep_of(each: dict[str, Any]) -> Sweep:
+        fields: dict[str, Any] = each | {key: by(float, each[key]) for key in ("losses", "training")}
+        return Sweep(**fields | {"seeds": by(int, each["seeds"])})
+
+    def budgets_of(each: dict[str, Any]) -> Budgets:
+        reached = each["to_reference"] and Steps(**each["to_reference"])
+        return Budgets(by(int, each["losses"]), by(int, each["lr"]), reached)
+
+    sweeps = {world: {arm: sweep_of(each) for arm, each in row.items()} for world, row in content["sweeps"].items()}
+    for row in sweeps.values():
+        compare(row)
+    return content | {
+        "sweeps": sweeps,
+        "cells": {arm: [Cell(**each) for each in rows] for arm, rows in content["cells"].items()},
+        "budgets": {arm: budgets_of(each) for arm, each in content["budgets"].items()},
     }

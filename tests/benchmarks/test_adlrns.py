@@ -16,6 +16,8 @@ from benchmarks.adlrns.pairs import Cut, Pair
 from benchmarks.adlrns.runs import Run
 from benchmarks.adlrns.store import Store
 from benchmarks.adlrns.summary import promises, summarise
+from benchmarks.campaign import pictures
+from benchmarks.campaign.costs import Costs
 from benchmarks.campaign.driver import Bar, do, workers
 from benchmarks.convergence.plan import TRIAL_SEED
 from hina_kohya.adlrns.layer.patches import Patches
@@ -378,10 +380,10 @@ def test_modes_and_names(made):
 
 
 def test_the_estimate_is_set_up_and_steps(made, tmp_path):
-    costs = plan.Costs(made, tmp_path / "costs.jsonl")
-    finish(costs.tastes, costs.store)
+    costs = Costs(made, Store(tmp_path / "costs.jsonl"))
+    finish(lambda: costs.tastes, costs.store)
     run = made.run("adapter", "lora", "all", 4, 0.1, 2)
-    taste = costs._taste(run)
+    taste = made.taste(run)
     assert (taste.steps, taste.method, taste.seed) == (6, "lora", 0)
     assert costs.seconds(run) == pytest.approx(1.0 - 6 * 2e-3 + run.steps * 2e-3)
     together, alone = [run] * 4, [run for run in made.measurements() if run.part == "step"]
@@ -454,7 +456,7 @@ def test_the_report_is_written_from_what_is_there(made, tmp_path, share):
         store.add(record)
     found = summarise(made, store)
     assert (found["missing"] == 0) == (share == 1)
-    drawn = plots.save(found, tmp_path / "some")
+    drawn = pictures.save(plots.figures(found), tmp_path / "some")
     text = report.markdown(found, ENV, "cmd", drawn)
     assert json.loads(json.dumps(found, allow_nan=False))
     assert ("unfinished" in text) == (share < 1)

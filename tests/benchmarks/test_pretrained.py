@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from benchmarks.campaign import pictures
 from benchmarks.campaign.driver import Bar, do, workers
 from benchmarks.convergence.optimizers import OPTIMIZERS, Entry
 from benchmarks.convergence.runs import PROTOCOL
@@ -134,11 +135,11 @@ def test_the_plan_has_the_arms_and_what_decides_comes_first(tiny):
     assert set(FINALISTS) <= set(ARMS)
     assert entry_of("hina-cautious").arguments == {"use_lora_muon": False, "use_cautious": True}
     made = Plan(FULL, tiny)
-    first = [run for run in made.all() if run.workload == ANCHOR and run.steps == 40 and run.seed == 1]
-    assert made.all()[1 : len(first) + 1] == first
+    first = [run for run in made.everything() if run.workload == ANCHOR and run.steps == 40 and run.seed == 1]
+    assert made.everything()[1 : len(first) + 1] == first
     for arm in made.arms:
         assert sorted(run.lr for run in first if run.optimizer == arm) == sorted(ARMS[arm].rates)
-    assert len({run.key for run in made.all()}) == len(made.all())
+    assert len({run.key for run in made.everything()}) == len(made.everything())
     with pytest.raises(ValueError, match="there is no 'hina-defualt'"):
         plan.narrowed(FULL, ["hina-defualt"])
 
@@ -192,7 +193,7 @@ def test_a_second_call_goes_on_where_the_first_stopped(tiny):
     assert done == [run.key for run in made.known(store)][:7]
     finish(made, store, tiny, lambda run, folder: again.append(run.key) or invented(bowl)(run, folder))
     assert not set(done) & set(again)
-    assert len(done) + len(again) == len(made.all()) == len(store.records)
+    assert len(done) + len(again) == len(made.everything()) == len(store.records)
 
 
 def test_an_arm_that_diverges_everywhere_has_no_best_rate_and_stops_nothing(tiny):
@@ -202,7 +203,7 @@ def test_an_arm_that_diverges_everywhere_has_no_best_rate_and_stops_nothing(tiny
     assert made.best("torch-adamw", store) is None
     assert made.best("hina-default", store) == 1e-2
     assert all(store.get(run) for run in made.known(store))
-    text = report.markdown(summary.summarise(made, store), made, ENV, "cmd", [])
+    text = report.markdown(summary.restored(plain(summary.summarise(made, store))), ENV, "cmd", [])
     assert "| torch-adamw | diverged | diverged |" in text
 
 
@@ -236,8 +237,8 @@ def test_normuon_of_pytorch_optimizer_gets_vectors_apart():
 def test_the_report_is_written_from_what_is_there(tiny):
     made, store = Plan(TINY, tiny), Store(tiny / "runs.jsonl")
     empty = summary.summarise(made, store)
-    assert plots.save(empty, tiny / "empty") == []
-    assert "unfinished" in report.markdown(empty, made, ENV, "cmd", [])
+    assert pictures.save(plots.figures(empty), tiny / "empty") == []
+    assert "unfinished" in report.markdown(empty, ENV, "cmd", [])
     better = lambda run: bowl(run) - 0.1 * math.log(1 / 0.8) * (run.optimizer == "hina-default")
     finish(made, store, tiny, invented(better))
     found = summary.summarise(made, store)
@@ -253,10 +254,10 @@ def test_the_report_is_written_from_what_is_there(tiny):
         assert cell.plain >= cell.ruled
     assert found["budgets"]["torch-adamw"].to_reference == (1.0, "")
     json.loads(json.dumps(plain(found), allow_nan=False))
-    drawn = plots.save(found, tiny / "some")
+    drawn = pictures.save(plots.figures(found), tiny / "some")
     assert drawn == ["some_rates.png"]
     assert (tiny / "some_rates.png").is_file()
-    text = report.markdown(found, made, ENV, "cmd", drawn)
+    text = report.markdown(summary.restored(plain(found)), ENV, "cmd", drawn)
     for part in ("hina-default", OTHER, LOKR, "Ranks and alphas", "Budgets"):
         assert part in text
 
@@ -282,7 +283,7 @@ def test_the_command_writes_results_and_what_is_not_installed_is_skipped(tiny, m
     monkeypatch.setattr(model, "missing", lambda: None)
     monkeypatch.setitem(OPTIMIZERS, "absent", Entry("no_such:Thing", needs="no-such-thing"))
     monkeypatch.setitem(ARMS, "absent", Arm())
-    monkeypatch.setitem(command.MODES, "quick", plan.dc.replace(TINY, arms=(*TINY.arms, "absent"), finalists=()))
+    monkeypatch.setitem(plan.MODES, "quick", plan.dc.replace(TINY, arms=(*TINY.arms, "absent"), finalists=()))
     where = ["--jobs", "0", "--runs", str(tiny), "--results", str(tiny), "--minutes", "0"]
     assert command.main(["--quick", *where]) == 0
     said = capsys.readouterr().out
