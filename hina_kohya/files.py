@@ -6,6 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a path is one that `atomic` hands out in this process."""
+    return path.name.startswith(".") and path.stem.endswith(f".{os.getpid()}")
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a path of the same suffix to write to; it takes the place of `path` if the block ends without an error."""

@@ -17,6 +17,8 @@ from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccessIssue]
 
+from hina_kohya.trainers import averages
+
 from . import network as adapter
 from . import optimizer as optimizers
 from .data import DigitImages
@@ -73,6 +75,7 @@ class Trainer:
         self.optimizer_name, self.raw_optimizer = optimizers.make(
             settings.optimizer_type, settings.optimizer_args, groups, settings.learning_rate
         )
+        averages.follow(self.raw_optimizer)
         self.set_optimizer_mode(training=True)
         scheduler = self._scheduler()
         if settings.full_bf16:

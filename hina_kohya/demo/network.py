@@ -11,6 +11,7 @@ from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccess
 from safetensors.torch import load_file
 
 from hina_kohya.files import atomic
+from hina_kohya.trainers import averages
 from hina_kohya.trainers.network_args import best_options
 
 from .errors import TrainingError, UserError
@@ -108,8 +109,10 @@ def save(network: Any, file: Path, metadata: dict[str, Any]) -> None:
     bad = [name for name, value in network.state_dict().items() if not torch.isfinite(value).all()]
     if bad:
         raise TrainingError(f"{len(bad)} weights are not finite ({bad[0]}, ...); {file} was not written")
+    words = {k: str(v) for k, v in metadata.items()}
     with atomic(file) as unfinished:
-        network.save_weights(str(unfinished), None, {k: str(v) for k, v in metadata.items()})
+        network.save_weights(str(unfinished), None, words)
+    averages.write(network, file, None, words)
 
 
 def metadata(settings: Settings, optimizer: str, images: int, started_at: float) -> dict[str, Any]:

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from hina_kohya.loras import power_profile
 from hina_kohya.parameters.members import ROLE_NAMES
 from hina_kohya.text import did_you_mean
 from hina_kohya.trainers.errors import UserError
 
 DEFAULT = "default"
 EVERY = 10  # steps
-LOG_EVERY, KEEP_BEST, STOP_AFTER = "log_every", "keep_best", "stop_after"
-OURS = ("weight_decay", "wd_roles", "wd_exclude", LOG_EVERY, KEEP_BEST, STOP_AFTER)
+LOG_EVERY, KEEP_BEST, STOP_AFTER, EMA = "log_every", "keep_best", "stop_after", "ema"
+OURS = ("weight_decay", "wd_roles", "wd_exclude", LOG_EVERY, KEEP_BEST, STOP_AFTER, EMA)
 RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
 
@@ -26,6 +27,7 @@ class NetworkOptions:
     wd_roles    : patterns of the role names that decay; "default" stands for factors and whole weights
     wd_exclude  : patterns of parameter names that do not decay
     loraplus_*  : LoRA+ ratio for whatever starts at zero, in any algorithm; the specific one wins over the general
+    ema         : not of the groups: the width of the average that is kept; None: no average
     """
 
     weight_decay: float | None = None
@@ -34,6 +36,7 @@ class NetworkOptions:
     loraplus_lr_ratio: float | None = None
     loraplus_unet_lr_ratio: float | None = None
     loraplus_text_encoder_lr_ratio: float | None = None
+    ema: float | None = None
 
     @property
     def splits_decay(self) -> bool:
@@ -80,6 +83,7 @@ def take(kwargs: Mapping[str, Any]) -> tuple[NetworkOptions, dict[str, Any]]:
         wd_roles=_role_patterns(given.get("wd_roles")),
         wd_exclude=_words(given.get("wd_exclude")),
         **{name: _number(name, given.get(name), least=math.ulp(0.0)) for name in RATIOS},
+        ema=_width(given.get(EMA)),
     )
     return options, {name: value for name, value in kwargs.items() if name not in OURS}
 
@@ -130,6 +134,18 @@ def _number(name: str, value: Any, least: float) -> float | None:
             f"network_args: {name}={value!r} must be a number {bound}; write {name}={'0.01' if least == 0 else '16'}"
         )
     return number
+
+
+def _width(value: Any) -> float | None:
+    """None for 0, as for nothing."""
+    try:
+        number = float(value or 0)
+        if number:
+            power_profile.exponent(number)
+    except (TypeError, ValueError):
+        what = f"{EMA}={value!r} must be above 0 and at most {power_profile.WIDEST:.4f}: the width of the average"
+        raise UserError(f"network_args: {what} as a share of the run; write {EMA}=0.1") from None
+    return number or None
 
 
 def _words(value: Any) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from hina_kohya.parameters import roles
-from hina_kohya.trainers import guard, tags
+from hina_kohya.trainers import averages, guard, tags
 from hina_kohya.trainers.errors import PluginError, UserError
 from hina_kohya.trainers.groups import named_groups, regroup
 from hina_kohya.trainers.musubi import MUSUBI
@@ -54,6 +54,8 @@ def adopt(network: Any, options: NetworkOptions) -> None:
     if hasattr(network, "hina_options"):
         return
     network.hina_options = options
+    if options.ema is not None:
+        averages.keep(network, options.ema)
     for name in _METHODS:
         if hasattr(network, name):
             setattr(network, name, _preparing(getattr(network, name), network, options))

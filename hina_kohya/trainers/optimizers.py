@@ -7,7 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hina_kohya.text import did_you_mean
-from hina_kohya.trainers import guard, held_out, optimizer_args, optimizer_names
+from hina_kohya.trainers import averages, guard, held_out, optimizer_args, optimizer_names
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.groups import named_alike
 from hina_kohya.trainers.trainer import Trainer
@@ -33,6 +33,7 @@ def get_optimizer(trainer: Trainer, wrapped: Any, _instance: Any, args: tuple[An
         result = build(cls, settings.optimizer_args, params, settings.learning_rate)
         result = (*result, *_modes(result[2])) if trainer.returns_modes else result
     _require_decay(result[2])
+    averages.follow(result[2])
     return result
 
 

@@ -38,18 +38,18 @@ _hooked: "weakref.WeakKeyDictionary[Optimizer, Scalars | None]" = weakref.WeakKe
 def read(optimizer: Optimizer, every: int, groups: Sequence[str]) -> dict[str, float]:
     """What `Scalars.read` says of an optimizer, which is measured from the first call on. every: steps, at least 1."""
     if optimizer not in _hooked:
-        _hooked[optimizer] = Scalars(optimizer, every) if _has_hooks(optimizer) else None
+        runs = runs_step_hooks(optimizer)
+        _hooked[optimizer] = Scalars(optimizer, every) if runs else None
+        if not runs:
+            name = type(optimizer).__name__
+            logger.warning("hina-kohya: %s does not run torch's step hooks, so no hina/... scalars are logged", name)
     scalars = _hooked[optimizer]
     return {} if scalars is None else scalars.read(optimizer, groups)
 
 
-def _has_hooks(optimizer: Optimizer) -> bool:
+def runs_step_hooks(optimizer: Optimizer) -> bool:
     """False for classes that do not call torch's constructor, as wrappers of other optimizers sometimes do not."""
-    has = hasattr(optimizer, "_optimizer_step_pre_hooks") and getattr(type(optimizer).step, "hooked", False)
-    if not has:
-        name = type(optimizer).__name__
-        logger.warning("hina-kohya: %s does not run torch's step hooks, so no hina/... scalars are logged", name)
-    return has
+    return hasattr(optimizer, "_optimizer_step_pre_hooks") and getattr(type(optimizer).step, "hooked", False)
 
 
 def release() -> None:

@@ -21,6 +21,7 @@ from hina_kohya.demo import data, report
 from hina_kohya.demo.judge import Judge, Verdict
 from hina_kohya.demo.model import DigitModel
 from hina_kohya.demo.settings import BASE_MODEL
+from hina_kohya.trainers import hooks
 
 LOKR = ["--network_dim", "4", "--network_alpha", "2", "--network_args", "algo=lokr", "factor=4", "preset=attn-mlp"]
 QUICK = ["--train_batch_size", "4", "--learning_rate", "1e-2", "--judge", "0", *LOKR]
@@ -78,6 +79,21 @@ def test_resume_is_bit_exact(whole_run, tmp_path):
     # Without the state, the same three last steps end elsewhere: the test can fail.
     other = train(tmp_path / "other", *settings, "--network_weights", str(folder / "last-step00000003.safetensors"))
     assert any(not torch.equal(other[k], expected[k]) for k in expected)
+
+
+@pytest.mark.slow
+def test_an_average_is_saved_beside_each_file_and_resumed_by_the_bit(tmp_path):
+    try:
+        settings = ["--network_module", "hina_kohya.lycoris", *LOKR[4:], "ema=0.2", "--max_train_steps", "4"]
+        train(tmp_path, *settings, "--save_every_n_steps", "2", "--save_state")
+        train(tmp_path / "again", *settings, "--resume", str(tmp_path / "last-step00000002-state"))
+    finally:
+        hooks.uninstall()
+    names = {path.name for path in tmp_path.glob("*.safetensors")}
+    assert names == {f"{name}{end}.safetensors" for name in ("last", "last-step00000002") for end in ("", "-ema")}
+    average, plain = (load_file(tmp_path / f"last{end}.safetensors") for end in ("-ema", ""))
+    assert any(not torch.equal(average[key], plain[key]) for key in plain)
+    assert_equal(load_file(tmp_path / "again" / "last-ema.safetensors"), average)
 
 
 @pytest.mark.slow

@@ -168,6 +168,37 @@ def test_best_and_early_end(subject):
     assert len(again.scalars["loss/held_out"]) == 1 or min(again.scalars["loss/held_out"]) < min(losses)
 
 
+def averaged(report):
+    """(tensors, steps) of the average beside a file."""
+    path = report.out / "lora-ema.safetensors"
+    with safe_open(path, "pt") as file:
+        done = json.loads(file.metadata()["hina_average"])["done"]
+    return load_file(path), int(re.search(r"average of (\d+) steps", done)[1])
+
+
+def test_averages(subject):
+    """ema=0.2 of a LoKr and of the native network: a second file, the first by the bit as without; resume goes on."""
+    lokr = {"network": "hina_kohya.lycoris", "network_args": (*LOKR, "ema=0.2"), "optimizer": "AdamW", "steps": 3}
+    average, steps = averaged(first := subject.train(**lokr))
+    assert steps == 3
+    assert average.keys() == first.tensors.keys()
+    args = (f"inner={subject.network}", "ema=0.2")
+    chosen = {"network": "hina_kohya.network", "optimizer": "HinaAdamW"}
+    extra = (*rates(subject), "--save_state")
+    first = subject.train(**chosen, network_args=args, steps=3, extra=extra)
+    without = subject.train(**chosen, network_args=args[:1], steps=3, extra=extra)
+    assert first.bits == without.bits
+    average, steps = averaged(first)
+    assert steps == 3
+    assert any(not torch.equal(average[name], tensor) for name, tensor in first.tensors.items())
+    saved = torch.load(first.out / "lora-state" / "optimizer.bin", weights_only=True)["hina_average"]
+    assert len(saved["values"]) == len(list(average)) - sum(name.endswith("alpha") for name in average)
+    extra += ("--resume", str(first.out / "lora-state"))
+    extra += () if subject.is_musubi else ("--skip_until_initial_step", "--max_train_steps", "5")  # it counts from 0
+    again = subject.train(**chosen, network_args=args, steps=2, extra=extra)
+    assert averaged(again)[1] == 5
+
+
 LOKR = ("algo=lokr", "preset=attn-mlp", "factor=4")
 
 
