@@ -20,5 +20,5 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     resize.add_files(parser)
-    parser.set_defaults(size=None, rank=None, keep=1.0, metric=None)
+    parser.set_defaults(size=None, rank=None, keep=1.0, calibrate=None)
     return resize.run("merge", parser.parse_args(argv))

@@ -1,11 +1,13 @@
 """`hina-kohya resize FILE[:WEIGHT] ... --size 20MB -o OUT`: a smaller LoRA out of any adapter."""
 
 import argparse
+import dataclasses as dc
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from hina_kohya.cli import checkout
 from hina_kohya.cli.parser import Parser
 
 EXAMPLE = """examples:
@@ -13,6 +15,8 @@ EXAMPLE = """examples:
   hina-kohya resize lokr.safetensors --size 25% -o small.safetensors      a quarter of the bytes, as a LoRA
   hina-kohya resize lora.safetensors --rank 8 -o small.safetensors        the bytes of rank 8, more where it pays
   hina-kohya resize lora.safetensors --keep 0.98 -o small.safetensors     98 % of the energy in the fewest bytes
+  hina-kohya resize lora.safetensors --size 25% --calibrate my.toml -o small.safetensors
+                                                                          what the images of my.toml need
   hina-kohya resize style.safetensors:0.8 face.safetensors:0.5 --size 40MB -o both.safetensors"""
 STYLES = ("kohya", "peft", "diffusers", "comfy")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -33,9 +37,14 @@ def main(argv: list[str]) -> int:
     )
     how.add_argument("--rank", type=int, metavar="N", help="as many bytes as rank N everywhere takes; ranks differ")
     how.add_argument("--keep", type=float, metavar="SHARE", help="the share of the energy (squared norm) that stays")
-    parser.add_argument(
-        "--metric", type=Path, metavar="FILE", help="what your data needs, of hina_kohya.loras.gathering"
-    )
+    calibration = parser.add_argument_group("by your data")
+    calibration.add_argument(
+        "--calibrate", type=Path, metavar="RUN", help="the TOML (or script) of the run that trained it: a few steps of "
+        "its trainer, which change nothing, tell what your images need; or the .metric.safetensors of an earlier one",
+    )  # fmt: skip
+    calibration.add_argument("--calibrate-steps", type=int, default=64, metavar="N", help="64 by default")
+    calibration.add_argument("--script", help="the trainer, such as sdxl_train_network.py; told from RUN if not given")
+    checkout.add_option(calibration)
     return run("resize", parser.parse_args(argv))
 
 
@@ -53,25 +62,40 @@ def run(command: str, args: argparse.Namespace) -> int:
     import torch  # noqa: PLC0415 (not for --help)
 
     from hina_kohya.loras.errors import AdapterError  # noqa: PLC0415
-    from hina_kohya.loras.resizing import Request, resize  # noqa: PLC0415
+    from hina_kohya.loras.resizing import Request, check, resize  # noqa: PLC0415
+    from hina_kohya.trainers.errors import UserError  # noqa: PLC0415
 
     torch.set_num_threads(1)  # thousands of small matrices: threads would wait for each other for longer than they work
     try:
         sources = tuple(source(word) for word in args.files)
         size = _size(args.size, sum(source.path.stat().st_size for source in sources if source.path.is_file()))
-        request = Request(
-            sources, args.output, size, args.rank, args.keep, args.names, args.dtype, args.metric, args.uniform
-        )
+        request = Request(sources, args.output, size, args.rank, args.keep, args.names, args.dtype, None, args.uniform)
+        check(request)
+        request = dc.replace(request, metric=_metric(args, sources))
         with Bar() as bar:
             result = resize(request, bar.tick)
-    except (AdapterError, OSError) as error:
+    except (AdapterError, UserError, OSError) as error:
         print(f"hina-kohya {command}: error: {error}", file=sys.stderr)
         return 2
     print(f"{args.output}: {result.bytes / 1e6:.2f} MB of {result.bytes_before / 1e6:.2f} MB")
     print(f"  {result.line}")
     for note in result.notes:
         print(f"  {note}")
+    if request.metric and request.metric != args.calibrate:
+        print(f"  for another size, at once: --calibrate {request.metric}")
     return 0
+
+
+def _metric(args: argparse.Namespace, sources: tuple[Any, ...]) -> Path | None:
+    """The file that `--calibrate` names, or the one that the run makes. Raises AdapterError, UserError."""
+    if args.calibrate is None or args.calibrate.suffix == ".safetensors":
+        return args.calibrate
+    from hina_kohya.calibration.run import calibrate  # noqa: PLC0415
+    from hina_kohya.loras import gathering, metric  # noqa: PLC0415
+
+    metric.check_sources(sources)
+    gathering.check(sources[0].path)  # before a model is loaded
+    return calibrate(sources[0].path, args.calibrate, args.calibrate_steps, args.checkout, args.script, print)
 
 
 def source(word: str) -> Any:

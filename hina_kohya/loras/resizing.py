@@ -56,7 +56,7 @@ class Result:
 
 def resize(request: Request, tick: Tick = lambda what, total: None) -> Result:
     """Write the file that is asked for. Raises AdapterError and OSError; then nothing is written."""
-    _check(request)
+    check(request)
     sources = [source.path for source in request.sources]
     refuse_same([*sources, *([request.metric] if request.metric else [])], request.output)
     modules, model, files, notes = gather(request.sources)
@@ -80,7 +80,9 @@ def resize(request: Request, tick: Tick = lambda what, total: None) -> Result:
     return plan.result(ranks, notes)
 
 
-def _check(request: Request) -> None:
+def check(request: Request) -> None:
+    """Raises AdapterError for a request that can be told to fail without opening much; writes nothing."""
+    refuse_same([source.path for source in request.sources], request.output)
     if request.rank is not None and request.rank < 1:
         raise AdapterError(f"--rank {request.rank} must be at least 1")
     if request.size is not None and request.size < 1:

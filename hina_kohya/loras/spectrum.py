@@ -7,8 +7,8 @@ r"""Singular values of a change of a weight, and its best factors of any rank, f
 Only the K x K matrices R are decomposed and no Q is formed: `U' D'`, cut to its first k columns and rows, is the
 truncated SVD. Each direction carries half of its strength in either factor, so that fp16 holds both.
 
-With a metric, R_u^T R_u and R_d^T R_d are the second moments of what flows through the adapter instead of those of its
-factors, and the singular values measure the loss (see `metric`).
+With a metric, R_u^T R_u and R_d^T R_d are the second moments of the loss's gradients instead of those of the factors,
+and the singular values measure the loss (see `metric`).
 """
 
 import dataclasses as dc
@@ -27,10 +27,10 @@ ROUNDING = 1e-13
 
 @dc.dataclass(frozen=True)
 class Moments:
-    """What flows through a Product of K columns. inputs: E[h h^T], h = down x; gradients: E[d d^T], d = up^T dL/dy."""
+    """The metric of a Product of K columns, on either side of its core: both [K, K], see `metric`."""
 
-    inputs: Tensor
-    gradients: Tensor
+    down: Tensor
+    up: Tensor
 
 
 def values(form: Form, moments: Moments | None = None) -> Tensor:
@@ -75,7 +75,7 @@ def _roots(product: Product, moments: Moments | None) -> tuple[Tensor, Tensor]:
     if moments is None:
         product = product.reduced()
         return _triangle(product.up), _triangle(product.down.T)
-    return _root(moments.gradients), _root(moments.inputs)
+    return _root(moments.up), _root(moments.down)
 
 
 def _triangle(matrix: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +37,7 @@ LYCORIS = "lycoris.kohya"
 class _Hooks:
     active = False
     waiting: set[str] = set()  # wrapt calls a hook once and forgets it
+    observers: list[Callable[[Any], object]] = []
     networks: set[str] = {LYCORIS}  # modules that make networks, by every name that was asked for or can be imported
 
 
@@ -56,9 +57,15 @@ def install() -> None:
             wrapt.register_post_import_hook(_imported, name)
 
 
+def observe(observer: Callable[[Any], object]) -> None:
+    """From now on called with each network that is created, before it is put onto the models; until `uninstall`."""
+    _Hooks.observers.append(observer)
+
+
 def uninstall() -> None:
     """Gives every module its own functions back. Networks that exist already keep their groups."""
     _Hooks.active = False
+    _Hooks.observers.clear()
     guard.stand_down()
     bindings.release()
     scalars.release()
@@ -104,6 +111,8 @@ def _create(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str
     result = networks.create(wrapped, instance, args, kwargs)
     for network in networks.networks_of(result):
         guard.expect(network, {name for trainer in TRAINERS for name in trainer.modules})
+        for observer in _Hooks.observers:
+            observer(network)
     return result
 
 
