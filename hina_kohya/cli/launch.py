@@ -79,7 +79,7 @@ def _found(script: str, folder: str | None) -> Path:
 
 
 def _checked(script: Path, arguments: list[str]) -> int:
-    """0, or what `hina-kohya check` says of the words, with the config file among them; of adapter trainers only."""
+    """0, or what `hina-kohya check` says of the words, with the config among them; of adapter trainers only."""
     if not any(script.match(trainer.scripts) for trainer in TRAINERS):
         print(f"{script.name} trains no adapter, so its options are not checked")
         return 0

@@ -99,7 +99,7 @@ def param_groups(settings: Settings, network: Any) -> tuple[list[dict], list[str
     if not groups:
         raise UserError(
             f"nothing to train: learning_rate {settings.learning_rate}, unet_lr {settings.unet_lr}, text_encoder_lr "
-            f"{settings.text_encoder_lr} leave no parameter group; set one above 0"
+            f"{settings.text_encoder_lr} leave no param group; set one above 0"
         )
     return groups, descriptions
 

@@ -36,7 +36,7 @@ class ADLRNSTrainer:
     that type adaptive replans from the gains it has seen. `energy_budget_mJ_per_sample` lowers the budget of a
     `CompressedModel` by measured energy and is a ValueError where no counter exists.
 
-    save_dir gets last.pt after each epoch and best.pt at the lowest validation loss; both appear whole or not at all.
+    save_dir gets last.pt after each epoch and best.pt at the lowest held-out loss; both appear whole or not at all.
     """
 
     def __init__(
