@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
+from PIL import Image
 
 from hina_kohya.demo import job, report
 from hina_kohya.demo.judge import Judge
@@ -48,6 +49,10 @@ def main(argv: list[str]) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # one process, two trainers
     report.save_loss(options.output / "loss.png", losses, f"Loss of the demo, learning rate {RATE}")
     report.save_samples(options.output / "samples.png", settings.digits, drawn)
+    for name in ("loss.png", "samples.png"):  # half the size, and nobody sees it
+        with Image.open(options.output / name) as picture:
+            small = picture.convert("RGB").quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        small.save(options.output / name, optimize=True)
     print(f"wrote loss.png and samples.png in {options.output}")
 
 
