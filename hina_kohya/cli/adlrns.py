@@ -80,7 +80,9 @@ def _show(args: argparse.Namespace) -> int:
     if files.METADATA in metadata:
         print(f"  made with {metadata[files.METADATA]}")
     if args.output:
-        pictures.draw(args.output, modules)
+        from hina_kohya.loras.summary import blocks_of_names  # noqa: PLC0415
+
+        pictures.draw(args.output, modules, blocks_of_names([*modules]))
         print(f"written to {args.output}")
     return 0
 

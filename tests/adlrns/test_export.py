@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hina_kohya.cli import main
+from hina_kohya.loras.summary import blocks_of_names
 from hina_kohya.lycoris import create_network_from_weights
 from tests.support.small_networks import TextEncoder, UNet, batch, create, frozen, randomise
 
@@ -130,3 +132,20 @@ def test_show(saved, tmp_path, capsys):
     assert picture.stat().st_size > 10_000
     assert main(["adlrns", "show", str(tmp_path / "none.safetensors")]) == 2
     assert "there is no file" in capsys.readouterr().err
+
+
+def test_rows_of_the_picture_are_named_by_blocks_of_the_model(saved, tmp_path, monkeypatch):
+    _, network, file = saved
+    ticks, whole = {}, Axes.set_yticks
+
+    def noted(axes, places, labels):
+        ticks[axes] = places, labels
+        return whole(axes, places, labels)
+
+    monkeypatch.setattr(Axes, "set_yticks", noted)
+    assert main(["adlrns", "show", str(file), "-o", str(tmp_path / "tables.png")]) == 0
+    ((places, labels),) = ticks.values()
+    names = [lora.lora_name for lora in network.adlrns_modules()]
+    assert labels == list(dict.fromkeys(blocks_of_names(names).values()))
+    assert list(places) == sorted(places)
+    assert places[0] == list(blocks_of_names(names).values()).count(labels[0]) / 2

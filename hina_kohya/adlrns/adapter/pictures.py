@@ -1,5 +1,6 @@
 """Pictures of an ADLRNS file's tables: which directions act at which timestep, and the water level behind it."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,24 @@ def ranks(modules: Mapping[str, Pair]) -> Tensor:
     return torch.stack([pair.kept.sum(1).expand(states) for pair in modules.values()])
 
 
-def draw(path: Path, modules: Mapping[str, Pair]) -> None:
-    """Three panels: ranks of all modules, the directions of the module that changes most, gains and their level."""
+def draw(path: Path, modules: Mapping[str, Pair], blocks: Mapping[str, str]) -> None:
+    """Three panels: ranks of all modules, the directions of the module that changes most, gains and their level.
+
+    blocks: module -> the block of the model that it is named by, and the order in which they are shown
+    """
     from matplotlib.figure import Figure  # noqa: PLC0415 (no pyplot: no global state, no display)
 
+    modules = {name: modules[name] for name in blocks}
     figure = Figure(figsize=(13, 4.6), dpi=110, facecolor=PAPER, layout="constrained")
-    for draw_panel, axes in zip((_ranks, _directions, _level), figure.subplots(1, 3), strict=True):
+    panels = figure.subplots(1, 3)
+    for draw_panel, axes in zip((_ranks, _directions, _level), panels, strict=True):
         draw_panel(axes, modules, figure)
+    ends = list(itertools.accumulate(len([*group]) for _, group in itertools.groupby(blocks.values())))
+    starts = [0, *ends[:-1]]
+    labels = [name for name, _ in itertools.groupby(blocks.values())]
+    panels[0].set_yticks([(start + end) / 2 for start, end in zip(starts, ends, strict=True)], labels)
+    for end in ends[:-1]:
+        panels[0].axhline(end, color=PAPER, linewidth=0.8)
     figure.savefig(path)
 
 
@@ -37,7 +49,7 @@ def _ranks(axes: Any, modules: Mapping[str, Pair], figure: Any) -> None:
     figure.colorbar(image, ax=axes, label="directions kept")
     means = ", ".join(f"{mean:.2g}" for mean in table.double().mean(0).tolist())
     axes.set_title(f"ranks; means over modules: {means}", loc="left", size=10, color=INK)
-    axes.set(xlabel="share of noise", ylabel="modules, in the file's order")
+    axes.set(xlabel="share of noise", ylabel="modules, by block of the model")
 
 
 def _directions(axes: Any, modules: Mapping[str, Pair], figure: Any) -> None:
