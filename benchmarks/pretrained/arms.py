@@ -51,7 +51,7 @@ ARMS: dict[str, Arm] = {
     "prodigy-plus-cosine": Arm(RATE_FREE, clip=math.inf, optimizer="prodigy-plus"),
 }
 # Those that are run at every rank and alpha, with LoKr, for longer, and on the second text.
-FINALISTS = ("torch-adamw", "hina-cautious", "hina-default")
+FINALISTS = ("torch-adamw", "hina-cautious", "hina-default", "hina-auto")
 
 
 def optimizer_of(arm: str) -> str:

@@ -13,7 +13,7 @@ from benchmarks.convergence.runs import Run
 from benchmarks.convergence.store import Store
 from benchmarks.convergence.task import digest
 
-from .arms import ARMS, FINALISTS, RATES, entry_of, optimizer_of
+from .arms import ARMS, FINALISTS, RATE_FREE, RATES, entry_of, optimizer_of
 from .worlds import OTHER_TEXT, RANKS, TEXT, WORLDS, alphas, name_of
 
 ANCHOR_RANK = 8
@@ -117,8 +117,14 @@ class Plan(campaign.Plan):
         """(rank, alpha) of every LoRA: first those where alpha is the rank."""
         return sorted(((rank, alpha) for rank in RANKS for alpha in alphas(rank)), key=lambda at: at[0] != at[1])
 
-    def cell_rates(self, rank: int, alpha: float, lr: float) -> list[float]:
+    def ruled(self, arm: str, rank: int, alpha: float, lr: float) -> float:
+        """The rate at another rank or alpha, by the rule; what finds its rate itself keeps its one."""
+        return lr if ARMS[arm].rates == RATE_FREE else self.rounded(lr * rank_factor(rank, alpha))
+
+    def cell_rates(self, arm: str, rank: int, alpha: float, lr: float) -> list[float]:
         """At another rank or alpha: the rate as it is, and by the rule; where alpha is the rank, around that too."""
+        if ARMS[arm].rates == RATE_FREE:
+            return [lr]
         wanted = lr * rank_factor(rank, alpha)
         around = (wanted / 3, wanted * 3) if alpha == rank else ()
         return sorted({self.rounded(rate) for rate in (lr, wanted, *around)})
@@ -133,10 +139,10 @@ class Plan(campaign.Plan):
                     continue
                 runs += [
                     self.run(world, arm, rate, self.mode.steps, self.mode.seeds[0])
-                    for rate in self.cell_rates(rank, alpha, lr)
+                    for rate in self.cell_rates(arm, rank, alpha, lr)
                 ]
                 if alpha == rank in (2, 32):
-                    wanted = self.rounded(lr * rank_factor(rank, alpha))
+                    wanted = self.ruled(arm, rank, alpha, lr)
                     runs += [self.run(world, arm, wanted, self.mode.steps, seed) for seed in self.mode.seeds[1:]]
         return runs
 

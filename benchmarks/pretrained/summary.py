@@ -11,7 +11,7 @@ from benchmarks.convergence.curves import Curve, Steps, monotone, steps_to
 from benchmarks.convergence.store import Store
 
 from .arms import RATES
-from .plan import ANCHOR, LOKR, OTHER, Plan, rank_factor
+from .plan import ANCHOR, LOKR, OTHER, Plan
 from .worlds import TEXT, name_of
 
 REFERENCE = "torch-adamw"
@@ -117,7 +117,9 @@ def cells(plan: Plan, store: Store, arm: str) -> list[Cell]:
         return rows
     for rank, alpha in plan.places():
         world = name_of(TEXT, "lora", rank, alpha)
-        runs = [plan.run(world, arm, r, plan.mode.steps, plan.mode.seeds[0]) for r in plan.cell_rates(rank, alpha, lr)]
+        runs = [
+            plan.run(world, arm, r, plan.mode.steps, plan.mode.seeds[0]) for r in plan.cell_rates(arm, rank, alpha, lr)
+        ]
         if world == ANCHOR:
             runs = plan.sweep(world, arm)
         records = [store.get(run) for run in runs]
@@ -125,7 +127,7 @@ def cells(plan: Plan, store: Store, arm: str) -> list[Cell]:
             continue
         losses: Losses = {r["lr"]: r["loss"] for r in records if r is not None}
         finite = [(loss, rate) for rate, loss in losses.items() if loss is not None]
-        wanted = plan.rounded(lr * rank_factor(rank, alpha))
+        wanted = plan.ruled(arm, rank, alpha, lr)
         lowest, at = min(finite) if finite else (None, None)
         rows.append(Cell(rank, alpha, losses[lr], losses[wanted], lowest, at, wanted))
     return rows

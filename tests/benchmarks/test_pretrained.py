@@ -149,9 +149,10 @@ def test_rates_of_other_ranks_follow_the_rule_and_the_plain_rate_is_there_too(ti
     assert rank_factor(32, 32) == 0.5
     assert rank_factor(8, 4) == 2
     made = Plan(FULL, tiny)
-    assert made.cell_rates(32, 16, 1e-2) == [1e-2]
-    assert made.cell_rates(8, 4, 1e-2) == [1e-2, 2e-2]
-    assert made.cell_rates(32, 32, 1e-2) == [1.67e-3, 5e-3, 1e-2, 1.5e-2]
+    assert made.cell_rates("torch-adamw", 32, 16, 1e-2) == [1e-2]
+    assert made.cell_rates("torch-adamw", 8, 4, 1e-2) == [1e-2, 2e-2]
+    assert made.cell_rates("torch-adamw", 32, 32, 1e-2) == [1.67e-3, 5e-3, 1e-2, 1.5e-2]
+    assert made.cell_rates("hina-auto", 32, 16, 1.0) == [1.0] == [made.ruled("hina-auto", 32, 16, 1.0)]
 
 
 def test_a_new_arm_leaves_the_runs_of_the_others_as_they_are(tiny, monkeypatch):
