@@ -98,7 +98,7 @@ MUTANTS = [
     ),
     Mutant(
         "state for a frozen base model",
-        "core/optimizer.py",
+        "core/parameter.py",
         "idle = is_frozen(param)",
         "idle = False and is_frozen(param)",
         "tests/core/test_frozen.py",
@@ -154,8 +154,8 @@ MUTANTS = [
     ),
     Mutant(
         "LoRA+ applied twice",
-        "core/optimizer.py",
-        "if not (split and each.splits_lr)",
+        "core/parameter.py",
+        "if not (splits and each.splits_lr)",
         "if each",
         "tests/techniques/test_invariants.py",
     ),

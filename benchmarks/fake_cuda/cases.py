@@ -122,7 +122,7 @@ def home(technique: str) -> tuple[str, tuple[tuple[str, Any], ...]]:
         for given in tries:
             own = {name: value for name, value in given.items() if name in _rows(cls)}
             case = Case(cls, "8bit", technique, tuple(own.items()))
-            names = {t.name for chain in case.build(_real()).chains() for t in chain}
+            names = {t.name for each in case.build(_real()).parameters() for t in each.chain}
             if technique in names:
                 return cls, case.arguments
     raise LookupError(f"no class and switch puts the technique {technique} into a chain of the small set")

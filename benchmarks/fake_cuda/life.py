@@ -112,7 +112,7 @@ class _Life:
             gradients(self.named)
             self.optimizer = self.case.build(self.named)
             self.optimizer.step()
-            self.verdict.techniques |= {t.name for chain in self.optimizer.chains() for t in chain}
+            self.verdict.techniques |= {t.name for each in self.optimizer.parameters() for t in each.chain}
 
         self._phase("first step", first)
         looks = self.case.cls == "AdaptiveHinaAdamW"  # at steps 2 and 4

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hina_kohya.core.chain import Chain
+from hina_kohya.core.parameter import Parameter
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.state.codec import Codec
 from hina_kohya.core.state.slab import Rows, Slab
@@ -55,16 +56,17 @@ class Key:
 class Bucket:
     """``key.device`` is where the state lives, and where a parameter that is elsewhere for a while is stepped."""
 
-    def __init__(
-        self, key: Key, indices: Sequence[int], params: Sequence[Tensor], members: Sequence[Member], codec: Codec
-    ):
-        self.key, self.chain, self.indices, self.params = key, key.chain, list(indices), list(params)
+    def __init__(self, key: Key, indices: Sequence[int], parameters: Sequence[Parameter], codec: Codec):
+        self.key, self.chain, self.indices = key, key.chain, list(indices)
+        self.params = [each.tensor for each in parameters]
+        members = [each.member for each in parameters]
         self.m, self.n = matrix_shape(key.shape)
         self.compute = torch.float64 if key.dtype == torch.float64 else torch.float32
         limit = CPU_CHUNK if key.device.type == "cpu" else GPU_CHUNK
         self.chunk_rows = max(1, limit // key.shape.numel())
         self.steps: Tensor  # int32 [N], on the device, and
         self.tried: np.ndarray  # int32 [N]: slices of the plan's `counters`
+        self.groups = np.array([each.group for each in parameters])  # numbers of their param groups
         self.decays = np.array([member.role.decays for member in members], dtype=np.bool_)
         self.products = self._read_products(members) if any(t.reads_product for t in self.chain) else ()
         salts = (np.array(self.indices, dtype=np.uint64) + np.uint64(1)) * np.uint64(_INDEX)
@@ -163,8 +165,8 @@ class Bucket:
         return len(devices) == 1 and self.key.device not in devices
 
     def nbytes(self) -> int:
-        slabs = sum(slab.nbytes() for slab in self.slabs.values())
-        return slabs + self.decays.nbytes + sum(x.nbytes for x in self.products) + self._salts.nbytes
+        tables = (self.groups, self.decays, self._salts, *self.products)
+        return sum(slab.nbytes() for slab in self.slabs.values()) + sum(table.nbytes for table in tables)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

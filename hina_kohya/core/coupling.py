@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hina_kohya.core.bucket import Bucket, to_device
+from hina_kohya.core.parameter import Parameter
 from hina_kohya.core.state.slab import Rows
 from hina_kohya.core.technique import Technique
-from hina_kohya.parameters.roles import Member
 
 
 class Coupling:
@@ -20,11 +20,16 @@ class Coupling:
     """
 
     def __init__(
-        self, technique: Technique, device: torch.device, buckets: Sequence[Bucket], members: Sequence[Member]
+        self, technique: Technique, device: torch.device, buckets: Sequence[Bucket], parameters: Sequence[Parameter]
     ):
         self.technique, self.device = technique, device
-        consumers = [bucket for bucket in buckets if self.serves(bucket)]
-        wanted = {c for bucket in consumers for index in bucket.indices for c in technique.partners(members[index])}
+        partners = {
+            index: technique.partners(parameters[index].member)
+            for bucket in buckets
+            if self.serves(bucket)
+            for index in bucket.indices
+        }
+        wanted = {partner for each in partners.values() for partner in each}
         self.sources: list[tuple[Bucket, list[int]]] = []
         self.places: dict[int, tuple[torch.Size, int]] = {}
         sizes: dict[torch.Size, int] = defaultdict(int)
@@ -37,7 +42,11 @@ class Coupling:
                 self.places[bucket.indices[row]] = shape, sizes[shape]
                 sizes[shape] += 1
             self.sources.append((bucket, rows))
-        self.indices = {id(bucket): self._index(bucket, members, sizes) for bucket in consumers}
+        self.indices = {
+            id(bucket): self._index([partners[index] for index in bucket.indices], sizes)
+            for bucket in buckets
+            if self.serves(bucket)
+        }
         self.tables: dict[torch.Size, Tensor] = {}
 
     def serves(self, bucket: Bucket) -> bool:
@@ -48,8 +57,7 @@ class Coupling:
         assert published is not None, f"{self.technique.name} couples parameters but publishes nothing"
         return published.shape[1:]
 
-    def _index(self, bucket: Bucket, members: Sequence[Member], sizes: dict[torch.Size, int]):
-        partners = [self.technique.partners(members[index]) for index in bucket.indices]
+    def _index(self, partners: Sequence[Sequence[int]], sizes: dict[torch.Size, int]):
         shape = self.places[partners[0][0]][0]
         width, ones = max(map(len, partners)), sizes[shape]
         rows = [[self.places[p][1] for p in row] + [ones] * (width - len(row)) for row in partners]
@@ -65,7 +73,7 @@ class Coupling:
                 parts[published.shape[1:]].append(published.to(self.device))
         self.tables = {shape: torch.cat([*part, torch.ones_like(part[0][:1])]) for shape, part in parts.items()}
 
-    def shared(self, bucket: Bucket, rows: Rows) -> Tensor:
+    def seen(self, bucket: Bucket, rows: Rows) -> Tensor:
         """[k, K, ...] what the partners of these rows published."""
         shape, index = self.indices[id(bucket)]
         return self.tables[shape][index[rows]]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from hina_kohya.core.bucket import Bucket, Key, matrix_shape
+from hina_kohya.core.parameter import Parameter
 from hina_kohya.core.state.codec import Codec, Exact, Parts
 from hina_kohya.core.state.slab import Slab, decoded
 from hina_kohya.core.technique import Slot, Technique
-from hina_kohya.parameters.roles import Member
 
 SMALL = 1 << 12  # elements of the largest matrix that is framed
 MANY = 64  # shapes of small matrices that a model may have without frames
@@ -24,14 +24,16 @@ MANY = 64  # shapes of small matrices that a model may have without frames
 Shape = tuple[int, int]
 
 
-def buckets(
-    by_key: Mapping[Key, Sequence[int]], params: Sequence[Tensor], members: Sequence[Member], codec: Codec
-) -> list[Bucket]:
+def buckets(by_key: Mapping[Key, Sequence[int]], parameters: Sequence[Parameter], codec: Codec) -> list[Bucket]:
     """A bucket for each key, or for each frame where there would be too many."""
     frames: dict[Key, list[int]] = defaultdict(list)
     singles: dict[Key, list[int]] = {}
     partners = {
-        other for key, rows in by_key.items() for t in key.chain for row in rows for other in t.partners(members[row])
+        other
+        for key, rows in by_key.items()
+        for t in key.chain
+        for row in rows
+        for other in t.partners(parameters[row].member)
     }  # by a partner, which expects its shape
     for key, indices in by_key.items():
         if (frame := _frame(key)) and partners.isdisjoint(indices):
@@ -41,7 +43,7 @@ def buckets(
     if len(by_key) - len(singles) <= MANY:
         frames, singles = {}, {key: list(indices) for key, indices in by_key.items()}
     return [
-        kind(key, indices, [params[i] for i in indices], [members[i] for i in indices], each)
+        kind(key, indices, [parameters[i] for i in indices], each)
         for kind, each, table in ((Bucket, codec, singles), (Framed, Exact(), frames))
         for key, indices in table.items()
     ]

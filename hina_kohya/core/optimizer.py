@@ -1,22 +1,20 @@
 """The one class that is a torch.optim.Optimizer: gathers, runs chains, scatters, and keeps what a checkpoint needs."""
 
 import dataclasses as dc
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hina_kohya.core import registry, report, starting
-from hina_kohya.core.chain import Chain, run
+from hina_kohya.core import starting
+from hina_kohya.core.chain import run
 from hina_kohya.core.groups import Betas, check_betas, check_group, number_of, retimed_options
 from hina_kohya.core.hyper import Interval, check_value
-from hina_kohya.core.plan import Plan, fitted, is_frozen
-from hina_kohya.core.pooling import Ties, ties_of
+from hina_kohya.core.parameter import Parameter, Ties, parameters_of, ties_of
+from hina_kohya.core.plan import Plan
 from hina_kohya.core.precision import full_precision
 from hina_kohya.core.schedules import NewRate
 from hina_kohya.core.state import checkpoint
@@ -25,10 +23,8 @@ from hina_kohya.core.state.counters import SkippedSteps
 from hina_kohya.core.stepping import Run, refuse_sparse, step_bucket
 from hina_kohya.core.technique import Technique
 from hina_kohya.parameters import roles
-from hina_kohya.parameters.members import checked_roles, members_of, splits_lr
+from hina_kohya.parameters.members import checked_roles, members_of
 from hina_kohya.parameters.names import named
-
-logger = logging.getLogger("hina_kohya")
 
 
 class HinaOptimizer(torch.optim.Optimizer):
@@ -142,30 +138,21 @@ class HinaOptimizer(torch.optim.Optimizer):
         """A parameter by index over all groups: its name, or where it is."""
         if name := self.members[index].name:
             return name
-        groups = self.group_of()
-        return f"group {groups[index]}, parameter {index - int(groups.searchsorted(groups[index]))}"
+        for number, group in enumerate(self.param_groups):
+            if index < len(group["params"]):
+                return f"group {number}, parameter {index}"
+            index -= len(group["params"])
+        raise IndexError(index)
 
-    def ties(self) -> Ties:
-        """For each parameter, those that share its pooled numbers."""
+    def _ties(self) -> Ties:
         return ties_of(self.members)
 
     def params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
 
-    def group_of(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self.param_groups)), [len(group["params"]) for group in self.param_groups])
-
-    def chains(self) -> list[Chain]:
-        """The chain of every parameter; an empty one where it is frozen and was never trained."""
-        chains: list[Chain] = []
-        members = iter(self.members)
-        for group, split in zip(self.param_groups, splits_lr(self.param_groups, self.members), strict=True):
-            techniques = [registry.build(name, **options) for name, options in group["techniques"].items()]
-            wanted = [self._codec.checked(each) for each in techniques if not (split and each.splits_lr)]
-            for param, member in zip(group["params"], members, strict=False):
-                is_idle = is_frozen(param) and not self.state.get(param)
-                chains.append(() if is_idle else fitted(wanted, member))
-        return chains
+    def parameters(self) -> list[Parameter]:
+        """Every parameter as a plan made now would have it, in the order of the param groups."""
+        return parameters_of(self.param_groups, self.members, self._ties(), self.state, self._codec)
 
     def _replan(self) -> None:
         """Forgets the plan; the next step builds one and takes over what `state` shows."""
@@ -178,7 +165,7 @@ class HinaOptimizer(torch.optim.Optimizer):
         if self._plan is not None and not self._plan.fits():
             self._replan()
         if self._plan is None:
-            self._plan = Plan(self.params(), self.members, self.chains(), self._codec, self.group_of(), self.ties())
+            self._plan = Plan(self.parameters(), self._codec)
             self._plan.adopt(self.state)
             self._plan.show(self.state)
         return self._plan
@@ -224,10 +211,7 @@ class HinaOptimizer(torch.optim.Optimizer):
         """For subclasses: gradients are there, nothing has moved."""
 
     def _announce(self) -> None:
-        """At the first step."""
-        logger.info(self.summary())
-        report.say_odd_rates(self)
-        report.say_idle(self)
+        """For subclasses: at the first step."""
 
     # Checkpoints
 
@@ -276,23 +260,6 @@ class HinaOptimizer(torch.optim.Optimizer):
         if "_plan" not in self.__dict__:  # a copy or a pickle, not torch's `load_state_dict`
             self._start_anew()
         super().__setstate__(state)
-
-    def summary(self) -> str:
-        """The one line that is logged at the first step."""
-        return report.summary(self, self._codec.name)
-
-    @property
-    def effective_lr(self) -> list[float]:
-        """For each param group, the learning rate its elements get on average, role rules included."""
-        return report.effective_lr(self)
-
-    def get_optimization_info(self) -> dict[str, Any]:
-        """Type, features in effect, conflicts, what was recognised, progress and memory; JSON-serialisable."""
-        return report.information(self)
-
-    def get_memory_efficiency_report(self) -> dict[str, Any]:
-        """Exact bytes of state, in all and a parameter."""
-        return report.memory(self)
 
 
 @cache

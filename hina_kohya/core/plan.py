@@ -1,43 +1,26 @@
 """The plan of a step: which parameters form which buckets, with which chain, and who is coupled to whom."""
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hina_kohya.core import frames
 from hina_kohya.core.bucket import Bucket, Key
-from hina_kohya.core.chain import Chain, ordered
-from hina_kohya.core.coupling import Coupling
+from hina_kohya.core.chain import Chain
+from hina_kohya.core.exchange import exchanges
 from hina_kohya.core.groups import Betas, retimed_chain
-from hina_kohya.core.pooling import Pooling, Ties
+from hina_kohya.core.parameter import Parameter, is_frozen
+from hina_kohya.core.pooling import Pooling
 from hina_kohya.core.rates import Rates
 from hina_kohya.core.state.codec import Codec
 from hina_kohya.core.state.counters import Counters
 from hina_kohya.core.state.slab import Rows, saved_parts
 from hina_kohya.core.technique import Stage, Technique
-from hina_kohya.parameters.roles import Member
 
 SWAPPED = 2  # steps in a row that a bucket's parameters are on another device before its state follows them
-
-
-def fitted(techniques: Iterable[Technique], member: Member) -> Chain:
-    """The chain of one parameter: techniques that fit it, less those that yield to another that fits it."""
-    numel = math.prod(member.shape)
-    if not numel:
-        return ()
-    fits = [fit for t in techniques if numel >= t.min_numel and (fit := t.fit(member)) is not None]
-    present = {technique.name for technique in fits}
-    return ordered(technique for technique in fits if present.isdisjoint(technique.yields_to))
-
-
-def is_frozen(param: Tensor) -> bool:
-    """Whether no gradient is there and none can come: the base model, in `HinaAdamW(model.named_parameters())`."""
-    return param.grad is None and not param.requires_grad
 
 
 def keep_freed_memory() -> None:
@@ -50,36 +33,23 @@ def keep_freed_memory() -> None:
 
 
 class Plan:
-    """Buckets, couplings and pools for the parameters as they are now; built again when they are cast, moved or added.
+    """Buckets and exchanges for the parameters as they are now; built again when they are cast, moved or added.
 
-    ``groups`` says which param group a parameter is in, ``ties`` which others share its pooled number. A parameter with
-    an empty chain is frozen: it has no state, and is only read where a partner looks at it.
+    A parameter with an empty chain is frozen: it has no state, and is only read where a partner looks at it.
     """
 
-    def __init__(
-        self,
-        params: Sequence[Tensor],
-        members: Sequence[Member],
-        chains: Sequence[Chain],
-        codec: Codec,
-        groups: np.ndarray,
-        ties: Ties,
-    ):
+    def __init__(self, parameters: Sequence[Parameter], codec: Codec):
         keep_freed_memory()
         by_key: dict[Key, list[int]] = defaultdict(list)
-        for index, (param, member, chain) in enumerate(zip(params, members, chains, strict=True)):
-            if param.numel():
-                partner = None if member.partner is None else params[member.partner]
-                by_key[Key.of(param, chain, partner)].append(index)
-        buckets = frames.buckets(by_key, params, members, codec)
+        for index, each in enumerate(parameters):
+            if each.tensor.numel():
+                partner = None if each.member.partner is None else parameters[each.member.partner].tensor
+                by_key[Key.of(each.tensor, each.chain, partner)].append(index)
+        buckets = frames.buckets(by_key, parameters, codec)
         self.buckets = [bucket for bucket in buckets if bucket.chain]
         self.frozen = [bucket for bucket in buckets if not bucket.chain]
-        self.groups = groups
-        self.counters, self.rates = Counters(self.buckets), Rates(self.buckets, groups)
-        coupled = {(t, bucket.key.device) for bucket in self.buckets for t in bucket.chain if t.couples}
-        self.couplings = [Coupling(technique, device, buckets, members) for technique, device in coupled]
-        pooled = {technique.pooler() for bucket in self.buckets for technique in bucket.chain if technique.pools}
-        self.poolings = [Pooling(technique, self.buckets, groups.tolist(), ties) for technique in pooled]
+        self.counters, self.rates = Counters(self.buckets), Rates(self.buckets)
+        self.exchanges = exchanges(buckets, parameters)
         self._away = 0
 
     def fits(self) -> bool:
@@ -103,19 +73,20 @@ class Plan:
         chains: list[Chain] = []
         coupled: dict[Technique, set[Technique]] = defaultdict(set)
         for bucket in self.buckets:
-            groups = set(self.groups[bucket.indices].tolist())
+            groups = set(bucket.groups.tolist())
             fresh = {retimed_chain(bucket.chain, *moved[g]) if g in moved else bucket.chain for g in groups}
             chains.append(fresh.pop())
             for before, after in zip(bucket.chain, chains[-1], strict=True):
                 coupled[before].add(after)
             if fresh:
                 return False
-        if any(len(coupled[each.technique]) > 1 for each in self.couplings):
+        coupling = [each for each in self.exchanges if each.technique.couples]
+        if any(len(coupled[each.technique]) > 1 for each in coupling):
             return False
         for bucket, chain in zip(self.buckets, chains, strict=True):
             bucket.chain = chain
-        for coupling in self.couplings:
-            (coupling.technique,) = coupled[coupling.technique]
+        for each in coupling:
+            (each.technique,) = coupled[each.technique]
         return True
 
     def adopt(self, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
@@ -142,23 +113,23 @@ class Plan:
 
     def publish(self) -> None:
         """Reads parameters and state as they are before the step, for those that look at others."""
-        for each in (*self.couplings, *self.poolings):
+        for each in self.exchanges:
             each.publish()
 
-    def shared(self, bucket: Bucket, rows: Rows) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """By technique, what the partners of these rows published, and what was pooled for them."""
-        couplings = {c.technique.name: c.shared(bucket, rows) for c in self.couplings if c.serves(bucket)}
-        return couplings, {p.technique.name: p.pooled(bucket, rows) for p in self.poolings if p.serves(bucket)}
+    def seen(self, bucket: Bucket, rows: Rows) -> dict[str, Tensor]:
+        """By technique, what it sees of other matrices for these rows."""
+        return {each.technique.name: each.seen(bucket, rows) for each in self.exchanges if each.serves(bucket)}
 
     def forget(self) -> None:
-        for each in (*self.couplings, *self.poolings):
+        for each in self.exchanges:
             each.forget()
+
+    def poolings(self) -> list[Pooling]:
+        return [each for each in self.exchanges if isinstance(each, Pooling)]
 
     def nbytes(self) -> int:
         """Everything allocated for state: slabs, index tables and step counters."""
-        parts = (*self.buckets, self.counters, *self.couplings, *self.poolings)
-        groups = self.groups.itemsize * sum(map(len, self.buckets))  # frozen parameters cost nothing
-        return groups + sum(part.nbytes() for part in parts)
+        return sum(part.nbytes() for part in (*self.buckets, self.counters, *self.exchanges))
 
 
 def _moment_is_new(chain: Chain, known: Mapping[str, Any]) -> bool:

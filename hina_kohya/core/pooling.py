@@ -8,18 +8,10 @@ import torch
 from torch import Tensor
 
 from hina_kohya.core.bucket import Bucket, to_device
+from hina_kohya.core.parameter import Parameter
 from hina_kohya.core.signal import Pool
 from hina_kohya.core.state.slab import Rows
 from hina_kohya.core.technique import Technique
-from hina_kohya.parameters.roles import Member
-
-Ties = Sequence[Sequence[int]]  # of each parameter, the others that share its number
-
-
-def ties_of(members: Sequence[Member]) -> list[tuple[int, ...]]:
-    """Partners and cofactors."""
-    partners = (() if member.partner is None else (member.partner,) for member in members)
-    return [tuple({*both, *member.cofactors}) for both, member in zip(partners, members, strict=True)]
 
 
 class Pooling:
@@ -28,14 +20,14 @@ class Pooling:
     Reading and answering are gathers and sums along an axis, so the same on every rank and in every run.
     """
 
-    def __init__(self, technique: Technique, buckets: Sequence[Bucket], groups: Sequence[int], ties: Ties):
+    def __init__(self, technique: Technique, buckets: Sequence[Bucket], parameters: Sequence[Parameter]):
         self.technique = technique
         self.buckets = [bucket for bucket in buckets if self.serves(bucket)]
         self.device = self.buckets[0].key.device
         order = [index for bucket in self.buckets for index in bucket.indices]
         by_group: dict[int, list[int]] = defaultdict(list)
         for index in sorted(order):
-            by_group[groups[index]].append(index)
+            by_group[parameters[index].group].append(index)
         self.shape = len(by_group), max(map(len, by_group.values()))
         self.places = {
             index: row * self.shape[1] + column
@@ -47,7 +39,7 @@ class Pooling:
         source, there = np.zeros(cells, np.int32), np.zeros(cells, np.bool_)
         source[places], there[places] = np.arange(len(order)), True
         # In one order for all that are tied, so that they get the same number to the last bit.
-        known = {i: sorted({self.places[tie] for tie in (i, *ties[i]) if tie in self.places}) for i in order}
+        known = {i: sorted({self.places[tie] for tie in (i, *parameters[i].ties) if tie in self.places}) for i in order}
         tied = np.full((cells, max(map(len, known.values()))), nobody)
         for index, place in self.places.items():
             tied[place, : len(known[index])] = known[index]
@@ -72,7 +64,7 @@ class Pooling:
         """Reads the state as it is before the step."""
         self._answers = self.technique.pool(self.table()).flatten()
 
-    def pooled(self, bucket: Bucket, rows: Rows) -> Tensor:
+    def seen(self, bucket: Bucket, rows: Rows) -> Tensor:
         """float64 [k, 1, 1] for these rows."""
         assert self._answers is not None
         places = self._places[id(bucket)][rows if isinstance(rows, slice) else rows.to(self.device)]

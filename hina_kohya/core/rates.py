@@ -32,12 +32,11 @@ class RowRates(NamedTuple):
 class Rates:
     """One transfer a device and step, whatever the number of buckets."""
 
-    def __init__(self, buckets: Sequence[Bucket], groups: np.ndarray):
-        self.buckets, self.groups = buckets, groups
+    def __init__(self, buckets: Sequence[Bucket]):
+        self.buckets = buckets
 
     def of(self, param_groups: Sequence[Mapping[str, Any]]) -> list[RowRates]:
         """For each bucket, those of its rows.
-
 
         Raises ValueError for a rate that is negative or not a number. One on a GPU is neither read nor checked.
         """
@@ -60,7 +59,7 @@ class Rates:
         self, device: torch.device, numbers: np.ndarray, param_groups: Sequence[Mapping[str, Any]]
     ) -> tuple[Tensor, Tensor]:
         own = [bucket for bucket in self.buckets if bucket.key.device == device]
-        groups = np.concatenate([self.groups[bucket.indices] for bucket in own])
+        groups = np.concatenate([bucket.groups for bucket in own])
         rows = numbers[:, groups]
         shares = [math.prod(technique.decay_share for technique in bucket.chain) for bucket in own]
         rows[1] *= np.concatenate([bucket.decays * share for bucket, share in zip(own, shares, strict=True)])

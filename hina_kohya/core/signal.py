@@ -36,8 +36,7 @@ class Signal:
     step: Tensor  # 1 at a parameter's first step
     update: Tensor = None  # type: ignore[assignment]  # what will be subtracted, learning rate included; from MOMENT on
     direction: Tensor = None  # type: ignore[assignment]  # the update before masks, for techniques that ask for its sign
-    cofactors: Tensor | None = None  # [N, K, ...] what the running technique's `publish` gave for the K partners
-    pooled: Tensor | None = None  # float64 [N, 1, 1]: what the running technique's `pool` gave for each matrix
+    seen: Tensor = None  # type: ignore[assignment]  # [N, ...] of other matrices, where the technique `couples` or `pools`
     peak: Tensor = None  # type: ignore[assignment]  # what the scheduler multiplies; read with `product`
     product: tuple[Tensor, ...] = ()  # of the product the matrix is part of; read by the properties below
     enter: Enter = _unchanged  # (momentum, incoming) -> what is averaged into the momentum; set by stage TORQUE

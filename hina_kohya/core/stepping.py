@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hina_kohya.core import chain
 from hina_kohya.core.bucket import Bucket
 from hina_kohya.core.plan import Plan
 from hina_kohya.core.rates import RowRates
@@ -24,15 +25,31 @@ def step_bucket(plan: Plan, bucket: Bucket, rows: Sequence[int], rates: RowRates
         _step_chunk(plan, bucket, picked, where, rates.of(where), run)
 
 
+def effective_rates(plan: Plan, bucket: Bucket, rates: RowRates) -> Tensor:
+    """float64 [N, 1, 1] the learning rate that the entries of each row have on average, at the coming step."""
+    means = []
+    for picked, where in bucket.chunks(range(len(bucket))):
+        param = bucket.gather([bucket.params[row] for row in picked])
+        s = bucket.signal(param, torch.zeros_like(param), rates.of(where), bucket.steps[where], where)
+        found = chain.rates(bucket.chain, s, _read(bucket, where), plan.seen(bucket, where))
+        means.append(found.mean(dim=(-2, -1), keepdim=True).double())
+    return torch.cat(means)
+
+
+def _read(bucket: Bucket, where: Rows) -> dict[str, dict[str, Tensor]]:
+    """By technique and slot, the state of these rows."""
+    states: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for (technique, name), slab in bucket.slabs.items():
+        states[technique][name] = slab.read(where, bucket.compute)
+    return states
+
+
 def _step_chunk(plan: Plan, bucket: Bucket, picked: Sequence[int], where: Rows, rates: RowRates, run: Run) -> None:
     param = bucket.gather([bucket.params[row] for row in picked])
     grad = bucket.gather([bucket.params[row].grad for row in picked])  # type: ignore[misc]
     step, valid = bucket.steps[where] + 1, _squares_are_finite(grad)
-    s = bucket.signal(param, grad, rates, step, where)
-    states: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for (technique, name), slab in bucket.slabs.items():
-        states[technique][name] = slab.read(where, bucket.compute)
-    new, changed = run(bucket.chain, s, states, *plan.shared(bucket, where))
+    s, states = bucket.signal(param, grad, rates, step, where), _read(bucket, where)
+    new, changed = run(bucket.chain, s, states, plan.seen(bucket, where))
     rounded = bucket.key.dtype == torch.bfloat16 or any(slab.rounds for slab in bucket.slabs.values())
     seed = bucket.seeds(where, step) if rounded else None
     for (technique, name), slab in bucket.slabs.items():

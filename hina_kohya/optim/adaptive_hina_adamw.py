@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from hina_kohya.core import report
-from hina_kohya.core.pooling import Ties
+from hina_kohya.core.parameter import Ties
 from hina_kohya.discovery.relationships import EARLY, Relationships
+from hina_kohya.optim import report
 from hina_kohya.optim.family import Family
 from hina_kohya.parameters.roles import Member
 from hina_kohya.techniques.automagic_mask import AutomagicMask
@@ -61,8 +61,8 @@ class AdaptiveHinaAdamW(Family):
         members = super()._resolved()
         return members if self._relations is None else self._relations.joined(members)
 
-    def ties(self) -> Ties:
-        named = super().ties()
+    def _ties(self) -> Ties:
+        named = super()._ties()
         if self._relations is None:
             return named
         return [tuple({*a, *b}) for a, b in zip(named, self._relations.ties(len(named)), strict=True)]
@@ -144,7 +144,6 @@ class AdaptiveHinaAdamW(Family):
     def get_lr_mask_analysis(self) -> dict[str, Any]:
         """Multipliers of the automagic mask, over elements: of all, and by param group."""
         rows: dict[int, list[list[float]]] = {number: [] for number in range(len(self.param_groups))}
-        group_of = self.group_of()
         for bucket in self.plan().buckets:
             for mask in (technique for technique in bucket.chain if isinstance(technique, AutomagicMask)):
                 level = bucket.slabs[mask.name, "level"].read(slice(None), torch.float64)
@@ -152,8 +151,8 @@ class AdaptiveHinaAdamW(Family):
                 low = (factor < mask.low * (1 + mask.bump) * (1 - ROUNDING)).double().mean(dim=1)
                 high = (factor * (1 + mask.bump) > mask.high * (1 + ROUNDING)).double().mean(dim=1)
                 columns = torch.stack([factor.mean(dim=1), factor.amax(dim=1), factor.amin(dim=1), low, high], dim=1)
-                for index, row in zip(bucket.indices, columns.tolist(), strict=True):
-                    rows[int(group_of[index])].append([bucket.key.shape.numel(), *row])
+                for group, row in zip(bucket.groups.tolist(), columns.tolist(), strict=True):
+                    rows[group].append([bucket.key.shape.numel(), *row])
         every = [row for own in rows.values() for row in own]
         by_group = {f"group_{number}": _mask(own) for number, own in rows.items()}
         return {"enabled": bool(every), **_mask(every), "by_group": by_group}
@@ -161,7 +160,7 @@ class AdaptiveHinaAdamW(Family):
     def _importance(self) -> tuple[list[float], list[float]]:
         """Of each parameter, importance relative to its group's and multiplier; 1 where there is no signal."""
         relative, multipliers = ([1.0] * len(self.members) for _ in range(2))
-        for pooling in self.plan().poolings:
+        for pooling in self.plan().poolings():
             if isinstance(pooling.technique, Importance):
                 table = pooling.table()
                 logs, _ = pooling.technique.relative(table)

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from hina_kohya.core import report
 from hina_kohya.core.groups import number_of
 from hina_kohya.core.optimizer import HinaOptimizer
-from hina_kohya.optim import arguments, presets
+from hina_kohya.optim import arguments, presets, report
 from hina_kohya.optim.resolving import resolve
 
 logger = logging.getLogger("hina_kohya")
@@ -80,6 +79,28 @@ class Family(HinaOptimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = ("settings", "conflicts", "asked")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+    def _announce(self) -> None:
+        logger.info(self.summary())
+        report.say_odd_rates(self)
+        report.say_idle(self)
+
+    def summary(self) -> str:
+        """The one line that is logged at the first step."""
+        return report.summary(self, self._codec.name)
+
+    @property
+    def effective_lr(self) -> list[float]:
+        """For each param group, the learning rate its elements get on average, role rules included."""
+        return report.effective_lr(self)
+
+    def get_optimization_info(self) -> dict[str, Any]:
+        """Type, features in effect, conflicts, what was recognised, progress and memory; JSON-serialisable."""
+        return report.information(self)
+
+    def get_memory_efficiency_report(self) -> dict[str, Any]:
+        """Exact bytes of state, in all and per parameter."""
+        return report.memory(self)
 
     @property
     def found_rate(self) -> float | None:

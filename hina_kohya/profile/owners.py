@@ -97,14 +97,14 @@ def charged(optimizer: HinaOptimizer, meter: Meter) -> Iterator[None]:
         def mark(cls: type, method: str, owner_of: Callable[[Any], Owner], only_alone: bool = False) -> None:
             marks.enter_context(_marked(cls, method, owner_of, meter, only_alone))
 
-        for technique in {type(technique): technique for chain in optimizer.chains() for technique in chain}.values():
+        for technique in {type(technique): technique for p in optimizer.parameters() for technique in p.chain}.values():
             methods = ("enter", "leave") if technique.stage is Stage.TORQUE else ("apply",)
             for method in methods:
                 mark(type(technique), method, lambda self: Owner(self.name))
         for method in ("read", "write"):
             mark(Slab, method, lambda slab: Owner(slab.key.partition(".")[0], codec=True))
-        for cls, method in ((Coupling, "publish"), (Coupling, "shared"), (Pooling, "publish"), (Pooling, "pooled")):
-            mark(cls, method, lambda coupling: Owner(coupling.technique.name))
+        for cls, method in ((Coupling, "publish"), (Coupling, "seen"), (Pooling, "publish"), (Pooling, "seen")):
+            mark(cls, method, lambda exchange: Owner(exchange.technique.name))
         for method in ("gather", "scatter"):  # what is gathered to be published is the technique's
             mark(Bucket, method, lambda _: GATHER, only_alone=True)
         if type(optimizer)._before_step is not HinaOptimizer._before_step:
@@ -144,7 +144,7 @@ def state_bytes(optimizer: HinaOptimizer) -> dict[str, int]:
     for bucket in plan.buckets:
         for (technique, _), slab in bucket.slabs.items():
             result[technique] += slab.nbytes()
-    for each in (*plan.couplings, *plan.poolings):
+    for each in plan.exchanges:
         result[each.technique.name] += each.nbytes()
     result[REST.name] = plan.nbytes() - sum(result.values())
     return dict(result)

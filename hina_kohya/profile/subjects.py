@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hina_kohya.check.forecast.optimizer import Chosen, stored_bytes
-from hina_kohya.core import registry, report
+from hina_kohya.core import registry
 from hina_kohya.core.optimizer import HinaOptimizer
+from hina_kohya.optim import report
 from hina_kohya.profile.clock import spread, timed
 from hina_kohya.profile.owners import MACHINE, Meter, Owner, charged, state_bytes
 from hina_kohya.profile.recorder import Recorder

@@ -54,11 +54,10 @@ class Importance(Technique):
         return _centred((relative * (self.strength / b)).tanh_().mul_(b), known).exp_()
 
     def apply(self, s: Signal, state: State) -> Signal:
-        assert s.pooled is not None
         sensitivity, average = mat_sum((s.before * s.raw).abs_()) / mat_count(s.raw), state["average"]
         rate = s.scalar((1 - self.beta) / (1 - self.beta**s.step))  # keeps the average bias-corrected
         state["average"] = average + (sensitivity - average) * rate
-        return s.but(update=s.update * s.scalar(s.pooled))
+        return s.but(update=s.update * s.scalar(s.seen))
 
 
 def _centred(x: Tensor, known: Tensor) -> Tensor:

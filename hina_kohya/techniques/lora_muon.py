@@ -66,14 +66,13 @@ class LoraMuon(Technique):
         return (8 / s.rank).sqrt() / s.scale if self.rank_free else 1.0
 
     def apply(self, s: Signal, state: State) -> Signal:
-        assert s.cofactors is not None
         down = self.side == "A"
         g = s.enter(state["exp_avg"], s.grad)
         m = state["exp_avg"] = state["exp_avg"].lerp(g, 1 - self.beta)
         w = s.leave(g.lerp(m, self.beta), g, 1 - self.beta ** (s.step + 1))
         unit = self.rms * s.longest.sqrt() * self.rate_factor(s)
         own = s.before @ s.before.mT if down else s.before.mT @ s.before
-        root = partners_root(own, s.cofactors[:, 0], s.scalar(self.kappa * unit * s.peak), self.grows)
+        root = partners_root(own, s.seen[:, 0], s.scalar(self.kappa * unit * s.peak), self.grows)
         o, size = orthogonalise(root @ w if down else w @ root.mT), s.scalar(s.lr * unit / 2)
         o, state["neurons"] = even_out_factor(o, s.grad, size, state["neurons"], self.beta2, self.eps, wide=down)
         return s.but(update=root.mT @ o if down else o @ root)

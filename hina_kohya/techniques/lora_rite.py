@@ -56,9 +56,8 @@ class LoraRite(Technique):
         """A step of W has the learning rate's size; that of a factor goes with the other one's inverse."""
 
     def apply(self, s: Signal, state: State) -> Signal:
-        assert s.cofactors is not None
         beta1, beta2 = (s.scalar(b * (1 - b ** (s.step - 1)) / (1 - b**s.step)) for b in (self.beta1, self.beta2))
-        q, t = torch.linalg.qr(s.cofactors[:, 0])  # [N, other, k], [N, k, r]
+        q, t = torch.linalg.qr(s.seen[:, 0])  # [N, other, k], [N, k, r]
         inverse = pseudo_inverse(finite_or(t, 0.0))  # [N, r, k]
         g = s.enter(state["exp_avg"], (s.grad.mT if self.side == "A" else s.grad) @ inverse)  # [N, rows, k]
         p = q.mT @ state["basis"]  # [N, k, k]

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hina_kohya.core import report
 from hina_kohya.core.bucket import Bucket
 from hina_kohya.core.chain import Chain, run
 from hina_kohya.core.optimizer import HinaOptimizer
@@ -26,6 +25,7 @@ from hina_kohya.core.stepping import Run
 from hina_kohya.core.technique import State, Technique
 from hina_kohya.loras.summary import blocks_of_names
 from hina_kohya.numerics.reduce import mat_norm, mat_sum
+from hina_kohya.optim import report
 from hina_kohya.parameters import roles
 
 logger = logging.getLogger("hina_kohya")
@@ -106,7 +106,7 @@ class Scalars:
             torch._foreach_copy_(copies, params)
             self._before.append((places, params, copies))
         if isinstance(optimizer, HinaOptimizer):
-            self._kept = optimizer.watcher = _Kept(optimizer.group_of())
+            self._kept = optimizer.watcher = _Kept()
 
     @torch.no_grad()
     def _end(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -195,15 +195,14 @@ class _Ours:
 class _Kept:
     """An optimizer's watcher: counts the entries that Cautious keeps, matrix by matrix, without another step."""
 
-    def __init__(self, group_of: np.ndarray):
-        self._group_of = group_of
+    def __init__(self) -> None:
         self.counts: list[tuple[np.ndarray, Tensor]] = []
 
     def __call__(self, bucket: Bucket, rows: Sequence[int], runner: Run) -> Run:
         masks = any(technique.name in _MASKS for technique in bucket.chain)
         if not masks or runner is not run:  # a compiled chain rounds otherwise than this one would
             return runner
-        groups = self._group_of[[bucket.indices[row] for row in rows]]
+        groups = bucket.groups[list(rows)]
         starts = iter(range(0, len(rows), bucket.chunk_rows))
 
         def watched(chain: Chain, *rest: Any) -> Any:

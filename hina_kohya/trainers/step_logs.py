@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hina_kohya.core.optimizer import HinaOptimizer
-from hina_kohya.core.report import found_rate
+from hina_kohya.optim.report import found_rate
 from hina_kohya.trainers import network_args, scalars
 
 D_TIMES_LR = "lr/d*lr/"

@@ -13,6 +13,7 @@ from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.core.schedules import hold_rates
 from tests.support.adamw import OFF
+from tests.support.chains import chains_of
 from tests.support.checkpoints import copy_of, through_file
 from tests.support.stepping import make_params, set_grads, train
 
@@ -391,7 +392,7 @@ def test_channels_last_convolutions_step_as_others():
     ],
 )
 def test_embeddings_and_heads_are_adams(name, adams):
-    (chain,) = HinaAdamW([(name, torch.nn.Parameter(torch.ones(40, 8)))], use_muon=True).chains()
+    (chain,) = chains_of(HinaAdamW([(name, torch.nn.Parameter(torch.ones(40, 8)))], use_muon=True))
     assert chain[0].name == ("adam" if adams else "muon")
 
 
@@ -401,7 +402,7 @@ SMALL = {"use_muon": True, "muon.largest": 512}
 def test_muon_leaves_embeddings_and_what_is_too_large_for_it(caplog):
     shapes = {"small.weight": (512, 600), "large.weight": (513, 600), "model.embed_tokens.weight": (513, 600)}
     params = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
-    names = lambda **options: [chain[0].name for chain in HinaAdamW(params.items(), **options).chains()]
+    names = lambda **options: [chain[0].name for chain in chains_of(HinaAdamW(params.items(), **options))]
     assert names() == ["adam", "adam", "adam"]
     assert names(use_muon=True) == ["muon", "muon", "adam"]
     assert names(**SMALL) == ["muon", "adam", "adam"]

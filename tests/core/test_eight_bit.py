@@ -7,6 +7,7 @@ from benchmarks import eight_bit
 from hina_kohya import AutomagicCameAMP8bit, COptim8bit, HinaAdamW
 from hina_kohya.core.registry import build
 from hina_kohya.core.state.codec import EightBit
+from tests.support.chains import chains_of
 from tests.support.stepping import make_params
 
 # What a spike leaves behind, and a fall of the gradients, shows after a time constant of beta2.
@@ -110,7 +111,7 @@ def test_averages_that_8_bits_cannot_follow_are_refused(cls, options, words):
         cls(params.items(), state="bf16", **options)
         of_a_group = cls([{"params": params.items(), "betas": (0.9999, 0.99999)}])
         with pytest.raises(ValueError, match="8 bits follow"):
-            of_a_group.chains()
+            chains_of(of_a_group)
 
 
 @pytest.mark.parametrize(("beta", "least"), [(0.9, 0.998), (0.95, 0.996), (0.98, 0.99), (0.99, 0.98), (0.995, 0.96)])

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from hina_kohya import HinaAdamW
-from tests.support.chains import CHAINS, STATES
+from tests.support.chains import CHAINS, STATES, chains_of
 from tests.support.checkpoints import copy_of, through_file
 from tests.support.stepping import make_params, set_grads, train
 
@@ -126,7 +126,7 @@ def test_settings_come_from_the_checkpoint_unless_overridden(caplog):
         mine, theirs = "weight_decay = 0.2", "weight_decay = 0.01"
         assert (mine if override else theirs) in caplog.text
         assert ("adam.beta2 = 0.95" if override else "adam.beta2 = 0.99") in caplog.text
-        chains = {technique.beta2 for chain in second.chains() for technique in chain if technique.name == "adam"}
+        chains = {technique.beta2 for chain in chains_of(second) for technique in chain if technique.name == "adam"}
         assert chains == {beta}
 
 

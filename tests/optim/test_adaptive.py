@@ -17,6 +17,7 @@ from hina_kohya.optim.hina_adamw import HinaAdamW
 from hina_kohya.parameters.role_table import Kind
 from hina_kohya.parameters.roles import resolve
 from tests.support.adamw import run
+from tests.support.chains import chains_of
 from tests.support.checkpoints import through_file
 from tests.support.counting import Counter, small_matrices
 from tests.support.stepping import make_params, set_grads, train
@@ -148,7 +149,7 @@ def test_hidden_names_are_found_and_have_the_effect_of_names():
     for optimizer, model in ((with_names, one), (without, two)):
         steps(optimizer, model, 0, 4)
     assert relations(without) == relations(with_names)
-    techniques = lambda optimizer: [{technique.name for technique in chain} for chain in optimizer.chains()]
+    techniques = lambda optimizer: [{technique.name for technique in chain} for chain in chains_of(optimizer)]
     assert techniques(without) == techniques(with_names)
     assert sum("lora_plus" in chain for chain in techniques(without)) == 6
     assert sum("kronecker_rms" in chain for chain in techniques(without)) == 12
@@ -187,7 +188,7 @@ def test_hidden_names_on_the_embedded_model(algo):
     assert [(p, set(c), r) for p, c, r in relations(without)] == [(p, set(c), r) for p, c, r in relations(with_names)]
     rules = lambda optimizer: [(m.role.kind, m.role.side, m.role.zero_init) for m in optimizer.members]
     assert rules(without) == rules(with_names)
-    assert without.chains() == with_names.chains()
+    assert chains_of(without) == chains_of(with_names)
     summary = with_names.get_relationship_summary()
     assert summary["confirmed"] == summary["named_pairs"] > 50
     assert summary["disagreements"] == []
@@ -244,10 +245,10 @@ def test_whole_weights_are_not_taken_for_factors():
         optimizer = optimizers[0]
         assert optimizer.get_relationship_summary()["by_type"] == {"product": len(layers) - 1}
         assert {member.role.kind for member in optimizer.members} == {Kind.REGULAR}
-        assert not any("lora_plus" in {t.name for t in chain} for chain in optimizer.chains())
+        assert not any("lora_plus" in {t.name for t in chain} for chain in chains_of(optimizer))
         bottleneck = layers[0].out_features == 4
         assert any(member.partner is not None for member in optimizer.members) == bottleneck
-        assert any(optimizer.ties())
+        assert any(each.ties for each in optimizer.parameters())
 
 
 def member_lists(*shapes):

@@ -12,6 +12,7 @@ import hina_kohya
 from hina_kohya.optim import arguments, presets
 from hina_kohya.optim.automagic_cameamp import PROFILES
 from tests.support.chains import FLAGS as SHARED
+from tests.support.chains import chains_of
 from tests.support.classes import CLASSES, GUARDED
 from tests.support.counting import Counter, small_matrices
 from tests.support.stepping import SHAPES, make_params, set_grads, train
@@ -188,7 +189,7 @@ def test_which_flags_take_the_place_of_lora_muon(cls):
     displaced = set()
     for name in switches:
         more = {"use_tam": True} if name == "tam_paper_form" else {}
-        chains = make(cls, params, **{name: True, **more}).chains()
+        chains = chains_of(make(cls, params, **{name: True, **more}))
         if not any(technique.name == "lora_muon" for chain in chains for technique in chain):
             displaced.add(name)
     assert displaced == INSTEAD_OF_LORA_MUON

@@ -11,6 +11,7 @@ import torch
 import hina_kohya
 from hina_kohya import HinaAdamW
 from hina_kohya.optim import presets
+from tests.support.chains import chains_of
 from tests.support.stepping import make_params, train
 
 
@@ -115,7 +116,7 @@ def test_conflicts_are_decided_and_reported(arguments, on, off, conflict, caplog
 def test_spd_leaves_what_does_not_decay_alone():
     optimizer = make(use_spd=True)
     by_role = {
-        m.role.name: {t.name for t in chain} for m, chain in zip(optimizer.members, optimizer.chains(), strict=True)
+        m.role.name: {t.name for t in chain} for m, chain in zip(optimizer.members, chains_of(optimizer), strict=True)
     }
     assert "spd" in by_role["lora_down"]
     assert "spd" not in by_role["dora_scale"]
@@ -228,7 +229,7 @@ def test_the_first_step_logs_one_line(caplog):
 
 
 def test_moments_have_their_papers_defaults_unless_asked():
-    chain = {t.name: t for t in make(use_adopt_stability=True).chains()[0]}
+    chain = {t.name: t for t in chains_of(make(use_adopt_stability=True))[0]}
     assert (chain["adopt"].beta2, chain["adopt"].eps) == (0.9999, 1e-6)
-    chain = {t.name: t for t in make(use_adopt_stability=True, betas=(0.8, 0.99)).chains()[0]}
+    chain = {t.name: t for t in chains_of(make(use_adopt_stability=True, betas=(0.8, 0.99)))[0]}
     assert (chain["adopt"].beta1, chain["adopt"].beta2) == (0.8, 0.99)

@@ -13,10 +13,10 @@ from benchmarks import shapes as benchmark_shapes
 from benchmarks.fake_cuda.cases import states
 from benchmarks.state_memory import alive
 from hina_kohya.core import optimizer as core_optimizer
-from hina_kohya.core import report
 from hina_kohya.core.bucket import Bucket
 from hina_kohya.core.chain import run
 from hina_kohya.core.state.slab import Slab
+from hina_kohya.optim import report
 from hina_kohya.profile import profile, profiling
 from hina_kohya.profile import shapes as sets
 from hina_kohya.profile.owners import GATHER, MACHINE, PAIRS, REST, Meter, Owner, charged
@@ -193,7 +193,7 @@ def test_what_is_gathered_to_be_published_is_the_techniques():
             meter.begin()
             optimizer.step()
             stacks = meter.totals()
-    assert optimizer.plan().couplings, "LoRA-Muon looks at partners"
+    assert optimizer.plan().exchanges, "LoRA-Muon looks at partners"
     assert stacks[Owner("lora_muon")] == 2  # a stack for each shape of a factor
     assert stacks[GATHER] == 4  # parameters and gradients of both
 

@@ -2,6 +2,9 @@
 
 import pytest
 
+from hina_kohya.core.chain import Chain
+from hina_kohya.core.optimizer import HinaOptimizer
+
 ALL = {
     "use_alora": True,
     "use_agr": True,
@@ -59,3 +62,8 @@ FLAGS = [
     {"state": "fp32"},
     {"cautious.floor": 0.9},
 ]
+
+
+def chains_of(optimizer: HinaOptimizer) -> list[Chain]:
+    """The chain of every parameter."""
+    return [each.chain for each in optimizer.parameters()]

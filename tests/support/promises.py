@@ -5,6 +5,7 @@ import torch
 
 from hina_kohya.core import chain
 from hina_kohya.core.optimizer import HinaOptimizer
+from hina_kohya.optim import report
 from tests.support import table
 from tests.support.checkpoints import copy_of, through_file
 from tests.support.counting import Counter, small_matrices
@@ -87,7 +88,7 @@ def bytes_a_parameter_at_rank_16(make):
     set_grads(params, 0)
     optimizer = make(params)
     optimizer.step()
-    return optimizer.get_memory_efficiency_report()["bytes_per_parameter"]
+    return report.memory(optimizer)["bytes_per_parameter"]
 
 
 def chunks_change_no_bit(monkeypatch, make, shapes=None, steps=3):
@@ -196,7 +197,7 @@ def left_alone(make, value, pooled=False):
         if poison:
             kept = [x for entry in optimizer.state.values() for x in entry.values()]
             assert all(x.isfinite().all() for x in (*params.values(), *kept))
-            named = optimizer.get_optimization_info()["training_stats"]["non_finite_steps"]
+            named = report.information(optimizer)["training_stats"]["non_finite_steps"]
             assert named == dict.fromkeys(victims, 2)
     others = [key for key in table.SHAPES if key not in victims and not key.startswith("lora_unet_a.")]
     assert pooled or all(torch.equal(results[0][key], results[1][key]) for key in others)

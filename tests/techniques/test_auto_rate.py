@@ -9,7 +9,8 @@ import torch
 from hina_kohya import HinaAuto
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
-from hina_kohya.core.report import found_rate
+from hina_kohya.optim import report
+from hina_kohya.optim.report import found_rate
 from tests.oracles.adamw import AdamW
 from tests.oracles.prodigy import Rate
 from tests.support import promises
@@ -216,7 +217,7 @@ def test_it_costs_two_bytes_for_what_starts_at_zero():
         param.data *= "down" in name
     optimizer = HinaAuto(params.items())
     train(optimizer, params, 1)
-    assert optimizer.get_memory_efficiency_report()["bytes_per_parameter"] <= 2.4
+    assert report.memory(optimizer)["bytes_per_parameter"] <= 2.4
 
 
 def test_a_rate_of_zero_leaves_what_was_measured_alone():
@@ -239,7 +240,7 @@ def test_effective_lr_has_it():
     found, params = path(steps=12)
     optimizer = make(params)
     assert found_rate(optimizer) == pytest.approx(3e-4)
-    assert optimizer.effective_lr == pytest.approx([3e-4, 1.5e-4])
+    assert report.effective_lr(optimizer) == pytest.approx([3e-4, 1.5e-4])
     assert found[-1] > 3e-4
 
 

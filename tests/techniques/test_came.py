@@ -11,11 +11,12 @@ from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from hina_kohya.core.state.codec import codec
 from hina_kohya.core.technique import Slot
+from hina_kohya.optim import report
 from tests.oracles.came import CAME
 from tests.oracles.cautious import Cautious
 from tests.oracles.tam import Torque
 from tests.support import promises
-from tests.support.chains import STATES, states
+from tests.support.chains import STATES, chains_of, states
 from tests.support.checkpoints import through_file
 from tests.support.memory import live_bytes, lora_set
 from tests.support.oracle_runs import DECAY, MATRICES, STEPS, close, gradients, rate, sparse
@@ -253,7 +254,7 @@ def test_bytes_a_parameter_at_rank_16():
         for _ in range(3):
             optimizer.step()
         total = sum(param.numel() for param in params.values())
-        found[state] = (live_bytes() - before) / total, optimizer.get_memory_efficiency_report()["bytes_per_parameter"]
+        found[state] = (live_bytes() - before) / total, report.memory(optimizer)["bytes_per_parameter"]
         del optimizer
         gc.collect()
     assert found["8bit"][0] <= found["8bit"][1] * 1.01 <= 1.16
@@ -279,7 +280,7 @@ def test_one_compiled_graph_for_all_matrices(monkeypatch):
 def test_it_yields_to_lora_rite():
     params = make_params()
     optimizer = came(params, others=["lora_rite"])
-    moments = {name: each[0].name for name, each in zip(params, optimizer.chains(), strict=True)}
+    moments = {name: each[0].name for name, each in zip(params, chains_of(optimizer), strict=True)}
     assert moments["lora_unet_a.lora_up.weight"] == "lora_rite"
     assert moments["head.weight"] == "came"
 

@@ -9,11 +9,12 @@ import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
+from hina_kohya.optim import report
 from tests.oracles.came import CAME
 from tests.oracles.cautious import Cautious
 from tests.oracles.contextual_cautious import ContextualCautious
 from tests.support import promises
-from tests.support.chains import STATES, states
+from tests.support.chains import STATES, chains_of, states
 from tests.support.checkpoints import copy_of, through_file
 from tests.support.oracle_runs import DECAY, MATRICES, close, rate, start
 from tests.support.stepping import make_params, train
@@ -91,7 +92,7 @@ def test_the_first_step_is_cautious_and_cautious_yields():
     both = HinaOptimizer(
         p.items(), [build("adam"), build("cautious"), build("contextual_cautious")], lr=1e-3, weight_decay=0.0
     )
-    assert {tuple(t.name for t in each) for each in both.chains()} == {("adam", "contextual_cautious")}
+    assert {tuple(t.name for t in each) for each in chains_of(both)} == {("adam", "contextual_cautious")}
 
 
 CHANGES = [{"scales": (1, 5)}, {"window": 2}, {"edge_threshold": 0.3}, {"rate": 0.5}, {"floor": 1.0}]
@@ -173,10 +174,10 @@ def test_settings_survive_json_and_hash():
     assert saved["param_groups"][0]["techniques"]["contextual_cautious"]["scales"] == [2, 4]
     second = contextual(copy_of(params), scales=(2, 4))
     second.load_state_dict(saved)
-    found = {technique for each in second.chains() for technique in each if technique.name == "contextual_cautious"}
+    found = {technique for each in chains_of(second) for technique in each if technique.name == "contextual_cautious"}
     assert [technique.scales for technique in found] == [(2, 4)]
     train(second, params, 1)
-    assert json.dumps(second.get_optimization_info())
+    assert json.dumps(report.information(second))
 
 
 def test_other_scales_than_the_checkpoints_are_refused():

@@ -11,7 +11,7 @@ from hina_kohya.core.registry import build
 from tests.oracles import dual_momentum as oracles
 from tests.oracles.tam import Torque
 from tests.support import promises
-from tests.support.chains import states
+from tests.support.chains import chains_of, states
 from tests.support.oracle_runs import DECAY, MATRICES, STEPS, close, gradients, rate, start
 from tests.support.signals import signal
 from tests.support.stepping import make_params, set_grads, train
@@ -128,7 +128,7 @@ def test_without_weight_it_changes_no_bit(moment):
 def test_lora_rite_has_none():
     params = make_params()
     optimizer = dual(params, others=["lora_rite"])
-    found = {name: {t.name for t in chain} for name, chain in zip(params, optimizer.chains(), strict=True)}
+    found = {name: {t.name for t in chain} for name, chain in zip(params, chains_of(optimizer), strict=True)}
     assert "dual_momentum" not in found["lora_unet_a.lora_up.weight"]
     assert "dual_momentum" in found["head.weight"]
     train(optimizer, params, 2)

@@ -9,6 +9,7 @@ import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
+from hina_kohya.optim import report
 from tests.oracles.compose import ComposedStep
 from tests.oracles.importance import Sensitivity, multipliers
 from tests.support import promises
@@ -47,7 +48,7 @@ def make(params, state="fp32", groups=GROUPS, lr=LR, **options):
 
 def factors(optimizer):
     """The multipliers of the next step, by name."""
-    (pooling,) = optimizer.plan().poolings
+    (pooling,) = optimizer.plan().poolings()
     table = pooling.technique.pool(pooling.table()).flatten()
     return {m.name: float(table[pooling.places[i]]) for i, m in enumerate(optimizer.members)}
 
@@ -249,11 +250,11 @@ def test_k_and_k_is_2k(state, dtype):
 def test_the_reported_learning_rate_is_the_moved_one():
     params = make_params(shapes=SHAPES)
     optimizer = make(params)
-    assert optimizer.effective_lr == pytest.approx([LR, LR])
+    assert report.effective_lr(optimizer) == pytest.approx([LR, LR])
     train(optimizer, params, 3)
     now = factors(optimizer)
     for _ in range(2):  # and asking changes nothing
-        for reported, group in zip(optimizer.effective_lr, GROUPS, strict=True):
+        for reported, group in zip(report.effective_lr(optimizer), GROUPS, strict=True):
             sizes = {name: math.prod(shape) for name, shape in group.items()}
             mean = sum(size * now[name] for name, size in sizes.items()) / sum(sizes.values())
             assert reported == pytest.approx(LR * mean, rel=1e-6)

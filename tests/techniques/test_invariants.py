@@ -10,7 +10,7 @@ from hina_kohya.core.chain import ordered, run
 from hina_kohya.core.registry import build, techniques
 from hina_kohya.core.technique import Stage
 from hina_kohya.parameters.roles import resolve
-from tests.support.chains import FLAGS
+from tests.support.chains import FLAGS, chains_of
 from tests.support.signals import signal
 from tests.support.stepping import make_params, set_grads, train
 
@@ -198,7 +198,7 @@ def test_lora_rite_does_not_see_the_basis():
 
 
 def test_allora_factor_is_eta_where_b_is_zero():
-    s = signal(before=torch.zeros(4, 6, 5, dtype=torch.float64), cofactors=torch.eye(5).expand(4, 1, 5, 5).double())
+    s = signal(before=torch.zeros(4, 6, 5, dtype=torch.float64), seen=torch.eye(5).expand(4, 1, 5, 5).double())
     torch.testing.assert_close(apply("allora_rows", s, eta=2.0).update, 2 * s.update)
 
 
@@ -206,20 +206,21 @@ def test_allora_factor_is_eta_where_b_is_zero():
 def test_inputs_are_never_written_to(name):
     """Purity, and that a matrix's result does not depend on its neighbours."""
     technique = build(name, **({"side": "B"} if name in ("lora_muon", "lora_rite") else {}))
-    shared = {
-        "allora_rows": (5, 5),
-        "kronecker_rms": (1, 1),
-        "lora_muon": (5, 5),
-        "lora_rite": (9, 5),
-        "rank_penalty": (5, 5),
-    }.get(name)
+    partners = {
+        "allora_rows": (1, 5, 5),
+        "kronecker_rms": (1, 1, 1),
+        "lora_muon": (1, 5, 5),
+        "lora_rite": (1, 9, 5),
+        "rank_penalty": (1, 5, 5),
+    }
     generator = torch.Generator().manual_seed(9)
     s = signal(
         dtype=torch.float32,
         peak=torch.ones(4, 1, 1, dtype=torch.float64),
         product=(torch.ones(4, 1, 1, dtype=torch.float64),) * 4,
-        pooled=torch.ones(4, 1, 1, dtype=torch.float64),
-        cofactors=None if shared is None else torch.randn(4, 1, *shared, generator=generator),
+        seen=torch.randn(4, *partners[name], generator=generator)
+        if technique.couples
+        else torch.ones(4, 1, 1, dtype=torch.float64),
     )
     state = {
         slot: torch.rand(4, *technique.slot_shape(slot, 6, 5, (5, 9)), generator=generator) for slot in technique.slots
@@ -283,7 +284,7 @@ def test_lora_plus_acts_once_on_what_starts_at_zero():
     assert roles == [False, True, True, False]
     params = make_params(shapes=shapes)
     optimizer = HinaAdamW(params.items(), lr=1e-3, use_alora=True, alora_ratio=4.0)
-    assert [any(t.name == "lora_plus" for t in chain) for chain in optimizer.chains()] == roles
+    assert [any(t.name == "lora_plus" for t in chain) for chain in chains_of(optimizer)] == roles
     split = HinaAdamW(
         [
             {"params": [(n, params[n]) for n in names[::3]]},
@@ -292,4 +293,4 @@ def test_lora_plus_acts_once_on_what_starts_at_zero():
         lr=1e-3,
         use_alora=True,
     )
-    assert not any(t.name == "lora_plus" for chain in split.chains() for t in chain)
+    assert not any(t.name == "lora_plus" for chain in chains_of(split) for t in chain)

@@ -10,6 +10,7 @@ from hina_kohya import HinaAdamW
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
 from tests.oracles import lora_muon
+from tests.support.chains import chains_of
 from tests.support.oracle_runs import gradients, rate, sparse, start
 from tests.support.stepping import make_params, set_grads
 
@@ -197,7 +198,7 @@ def test_who_gets_it():
         "lora_unet_n.lora_down.weight": (6, 4), "lora_unet_n.lora_up.weight": (9, 6),  # rank above a side
     }  # fmt: skip
     opt = HinaAdamW(make_params(shapes=shapes).items(), use_lora_muon=True)
-    for name, chain in zip(shapes, opt.chains(), strict=True):
+    for name, chain in zip(shapes, chains_of(opt), strict=True):
         names = {technique.name for technique in chain}
         assert ("lora_muon" in names) == (name in SHAPES), name
         assert ("cautious" in names) == (name not in SHAPES), name

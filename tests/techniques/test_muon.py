@@ -8,9 +8,10 @@ import torch
 
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.registry import build
+from hina_kohya.optim import report
 from tests.oracles import adamw, muon, normuon, tam
 from tests.support import promises
-from tests.support.chains import STATES
+from tests.support.chains import STATES, chains_of
 from tests.support.oracle_runs import sparse
 from tests.support.stepping import SHAPES as EVERY_SHAPE
 from tests.support.stepping import make_params, set_grads, train
@@ -121,14 +122,14 @@ ADAM = {
 @pytest.mark.parametrize("other", ["adam", "adopt", "adatam"])
 def test_matrices_get_muon_and_the_rest_gets_the_other_moment(other):
     opt = optimizer(make_params(shapes=KINDS), other)
-    for name, chain in zip(KINDS, opt.chains(), strict=True):
+    for name, chain in zip(KINDS, chains_of(opt), strict=True):
         assert chain[0].name == (other if name in ADAM else "muon"), name
 
 
 def test_pairs_prefer_lora_rite():
     shapes = {**SHAPES, "head.bias": (7,)}
     opt = optimizer(make_params(shapes=shapes), "adam", "lora_rite")
-    moments = [chain[0].name for chain in opt.chains()]
+    moments = [chain[0].name for chain in chains_of(opt)]
     assert moments == ["lora_rite", "muon", "lora_rite", "muon", "muon", "muon", "adam"]
 
 
@@ -218,7 +219,7 @@ def test_one_slot():
     opt = optimizer(params, state="8bit")
     train(opt, params, 2)
     assert {key for key in opt.state[params["a.weight"]] if "." in key} == {"muon.exp_avg", "muon.exp_avg.scale"}
-    assert opt.get_memory_efficiency_report()["bytes_per_parameter"] <= 1.04
+    assert report.memory(opt)["bytes_per_parameter"] <= 1.04
 
 
 @pytest.mark.parametrize("state", ["bf16", "8bit"])

@@ -8,6 +8,7 @@ import torch
 import hina_kohya
 from hina_kohya import AutomagicCameAMP, HinaAdamW
 from hina_kohya.parameters.members import SCALE
+from tests.support.chains import chains_of
 from tests.support.stepping import make_params
 
 # One module of each algorithm, which start as they do in training: one factor at zero.
@@ -114,6 +115,6 @@ def test_a_wrong_alpha_is_refused(value):
 def test_does_not_take_the_place_of_lora_muon(cls):
     params = make_params(shapes={"lora_unet_a.lora_down.weight": (4, 6), "lora_unet_a.lora_up.weight": (5, 4)})
     plain, free = (getattr(hina_kohya, cls)(params.items(), **more) for more in ({}, {"rank_free_lr": True}))
-    for before, after in zip(plain.chains(), free.chains(), strict=True):
+    for before, after in zip(chains_of(plain), chains_of(free), strict=True):
         assert [technique.name for technique in before] == [technique.name for technique in after]
-    assert all(technique.rank_free for chain in free.chains() for technique in chain if technique.name == "lora_muon")
+    assert all(technique.rank_free for chain in chains_of(free) for technique in chain if technique.name == "lora_muon")

@@ -11,6 +11,7 @@ from hina_kohya.trainers import hooks, scalars
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.network_args import log_every, take
 from hina_kohya.trainers.step_logs import step_logs
+from tests.support.chains import chains_of
 from tests.support.counting import Counter
 from tests.support.stepping import make_params, set_grads
 
@@ -211,11 +212,11 @@ def test_a_measured_step_waits_for_nothing(name):
 
 
 def test_a_compiled_chain_is_left_alone():
-    counted = scalars._Kept(torch.zeros(1).numpy())
+    counted = scalars._Kept()
     compiled = object()
 
     class Bucket:
-        chain = HinaAdamW(make_params(shapes=SHAPES).items(), **CAUTIOUS).chains()[0]
+        chain = chains_of(HinaAdamW(make_params(shapes=SHAPES).items(), **CAUTIOUS))[0]
 
     assert any(technique.name == "cautious" for technique in Bucket.chain)
     assert counted(Bucket, [0], compiled) is compiled

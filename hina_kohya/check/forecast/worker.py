@@ -9,9 +9,9 @@ from hina_kohya.check.forecast import layers
 from hina_kohya.check.forecast.network import Made, Request, Tell, make
 from hina_kohya.check.forecast.optimizer import Chosen, Pairs, choose, measured, samples
 from hina_kohya.check.forecast.resume import differences
-from hina_kohya.core import report
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.technique import Stage
+from hina_kohya.optim import report
 from hina_kohya.parameters import names, roles
 from hina_kohya.patch import targets
 from hina_kohya.trainers.errors import UserError
@@ -125,8 +125,8 @@ def _groups(made: Made, pairs: list[Pairs], optimizer: Any, chosen: Chosen) -> l
 def _decaying(optimizer: HinaOptimizer) -> list[bool]:
     """Which parameters weight decay acts on: SPD, for one, takes its place."""
     return [
-        member.role.decays and any(technique.stage is Stage.DECAY for technique in chain)
-        for member, chain in zip(optimizer.members, optimizer.chains(), strict=True)
+        each.member.role.decays and any(technique.stage is Stage.DECAY for technique in each.chain)
+        for each in optimizer.parameters()
     ]
 
 

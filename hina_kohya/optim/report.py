@@ -3,13 +3,11 @@
 Nothing here runs during a step, so it may synchronise.
 """
 
-from __future__ import annotations
-
 import dataclasses as dc
 import logging
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +15,15 @@ from torch import Tensor
 
 import hina_kohya
 from hina_kohya.core import registry
-from hina_kohya.core.bucket import matrix_shape, to_device
+from hina_kohya.core.bucket import Bucket, matrix_shape, to_device
+from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.schedules import base_rate
 from hina_kohya.core.state.codec import EightBit
+from hina_kohya.core.stepping import effective_rates
 from hina_kohya.core.technique import Stage
 from hina_kohya.parameters import roles
 from hina_kohya.parameters.lookup import is_looked_up
 from hina_kohya.parameters.members import splits_lr
-
-if TYPE_CHECKING:
-    from hina_kohya.core.optimizer import HinaOptimizer
-
 
 logger = logging.getLogger("hina_kohya")
 
@@ -53,9 +49,9 @@ def summary(optimizer: HinaOptimizer, state: str) -> str:
 def _rank_free(optimizer: HinaOptimizer) -> list[str]:
     """What rank_free_lr multiplies the learning rate by."""
     members = [
-        member
-        for member, chain in zip(optimizer.members, optimizer.chains(), strict=True)
-        if any(t.name == "rank_free" or (t.name == "lora_muon" and dc.asdict(t)["rank_free"]) for t in chain)
+        each.member
+        for each in optimizer.parameters()
+        if any(t.name == "rank_free" or (t.name == "lora_muon" and dc.asdict(t)["rank_free"]) for t in each.chain)
     ]
     if not members:
         return []
@@ -82,7 +78,7 @@ def information(optimizer: HinaOptimizer) -> dict[str, Any]:
         "roles": counts["by_role"],
         "training_stats": {
             "global_step": global_step(optimizer),
-            "effective_lr": optimizer.effective_lr,
+            "effective_lr": effective_lr(optimizer),
             "gradient_spikes": gradient_spikes(optimizer),
             "non_finite_steps": {
                 optimizer.member_name(index): steps for index, steps in sorted(optimizer.skipped_steps().items())
@@ -95,8 +91,8 @@ def information(optimizer: HinaOptimizer) -> dict[str, Any]:
 def features(optimizer: HinaOptimizer) -> dict[str, dict[str, Any]]:
     """Techniques in effect: their options, and how many parameters (tensors) each acts on."""
     acting: dict[str, int] = defaultdict(int)
-    for chain in optimizer.chains():
-        for technique in chain:
+    for each in optimizer.parameters():
+        for technique in each.chain:
             acting[technique.name] += 1
     options = {name: values for group in optimizer.param_groups for name, values in group["techniques"].items()}
     return {name: {"parameters": acting[name], **options[name]} for name in sorted(options) if acting[name]}
@@ -139,7 +135,7 @@ def say_odd_rates(optimizer: HinaOptimizer) -> None:
 
 def say_idle(optimizer: HinaOptimizer) -> None:
     """Logs techniques that were asked for and act on no parameter, and what Muon leaves to the other moment."""
-    acting = {technique.name for chain in optimizer.chains() for technique in chain}
+    acting = {technique.name for each in optimizer.parameters() for technique in each.chain}
     available = registry.techniques()
     names = [member.name for member in optimizer.members]
     for name, argument in optimizer.asked.items():
@@ -162,9 +158,9 @@ def say_idle(optimizer: HinaOptimizer) -> None:
 
 def _left_by_muon(optimizer: HinaOptimizer) -> list[str]:
     looked_up, large = [], []
-    options = [group["techniques"].get("muon") for group in optimizer.param_groups for _ in group["params"]]
-    for muon, member, chain in zip(options, optimizer.members, optimizer.chains(), strict=True):
-        if muon is None or len(member.shape) < 2 or any(technique.name == "muon" for technique in chain):
+    for each in optimizer.parameters():
+        member, muon = each.member, optimizer.param_groups[each.group]["techniques"].get("muon")
+        if muon is None or len(member.shape) < 2 or any(technique.name == "muon" for technique in each.chain):
             continue
         if is_looked_up(member):
             looked_up.append(str(member.name))
@@ -206,9 +202,9 @@ def effective_lr(optimizer: HinaOptimizer) -> list[float]:
 
 def elements(optimizer: HinaOptimizer) -> np.ndarray:
     """float64 [G], those of each group's parameters that are stepped."""
-    counts, group_of = np.zeros(len(optimizer.param_groups)), optimizer.group_of()
+    counts = np.zeros(len(optimizer.param_groups))
     for bucket in optimizer.plan().buckets:
-        np.add.at(counts, group_of[bucket.indices], [param.numel() for param in bucket.params])
+        np.add.at(counts, bucket.groups, _sizes(bucket))
     return counts
 
 
@@ -218,37 +214,26 @@ def effective_totals(optimizer: HinaOptimizer) -> list[Tensor]:
     Does not synchronise.
     """
     plan = optimizer.plan()
-    group_of = optimizer.group_of()
     totals: dict[torch.device, Tensor] = {}
     with torch.no_grad():
         plan.publish()
         for bucket, rates in zip(plan.buckets, plan.rates.of(optimizer.param_groups), strict=True):
             device = bucket.key.device
-            total = totals.setdefault(
-                device, torch.zeros(len(optimizer.param_groups), dtype=torch.float64, device=device)
-            )
-            for picked, where in bucket.chunks(range(len(bucket))):
-                param = bucket.gather([bucket.params[row] for row in picked])
-                s = bucket.signal(param, torch.zeros_like(param), rates.of(where), bucket.steps[where], where)
-                shared, pooled = plan.shared(bucket, where)
-                for technique in bucket.chain:
-                    name = technique.name
-                    s = s.but(cofactors=shared.get(name), pooled=pooled.get(name))
-                    if technique.stage is Stage.MOMENT:
-                        s = s.but(update=s.scalar(s.lr * technique.rate_factor(s)).expand_as(param))
-                    elif technique.stage in (Stage.RATE, Stage.STEP_SIZE):
-                        slabs = {slot: slab for (owner, slot), slab in bucket.slabs.items() if owner == name}
-                        s = technique.apply(s, {slot: slab.read(where, bucket.compute) for slot, slab in slabs.items()})
-                sizes = np.array([bucket.params[row].numel() for row in picked], dtype=np.float64)
-                sums = s.update.mean(dim=(-2, -1)).double() * to_device(sizes, device)
-                total.index_add_(0, to_device(group_of[[bucket.indices[row] for row in picked]], device), sums)
+            empty = torch.zeros(len(optimizer.param_groups), dtype=torch.float64, device=device)
+            sums = effective_rates(plan, bucket, rates).flatten() * to_device(_sizes(bucket), device)
+            totals.setdefault(device, empty).index_add_(0, to_device(bucket.groups, device), sums)
         plan.forget()
     return list(totals.values())
 
 
+def _sizes(bucket: Bucket) -> np.ndarray:
+    """float64 [N]"""
+    return np.array([param.numel() for param in bucket.params], dtype=np.float64)
+
+
 def found_rate(optimizer: HinaOptimizer) -> float | None:
     """What a technique of stage RATE multiplies every learning rate by at the next step; None where there is none."""
-    for pooling in optimizer.plan().poolings:
+    for pooling in optimizer.plan().poolings():
         if pooling.technique.stage is Stage.RATE:
             return float(pooling.technique.pool(pooling.table()).flatten()[0])
     return None
