@@ -48,7 +48,7 @@ def _ranks(axes: Any, modules: Mapping[str, Pair], figure: Any) -> None:
     )
     figure.colorbar(image, ax=axes, label="directions kept")
     means = ", ".join(f"{mean:.2g}" for mean in table.double().mean(0).tolist())
-    axes.set_title(f"ranks; means over modules: {means}", loc="left", size=10, color=INK)
+    axes.set_title(f"mean ranks {means}", loc="left", size=10, color=INK)
     axes.set(xlabel="share of noise", ylabel="modules, by block of the model")
 
 
@@ -64,7 +64,7 @@ def _directions(axes: Any, modules: Mapping[str, Pair], figure: Any) -> None:
     figure.colorbar(image, ax=axes, label="gain, relative to the largest")
     states, directions = pair.kept.nonzero(as_tuple=True)
     axes.plot(states.numpy(), directions.numpy(), "o", color=INK, markersize=5)
-    axes.set_title(f"{name.removeprefix('lora_')[-44:]}: dots are kept", loc="left", size=10, color=INK)
+    axes.set_title(f"{name.removeprefix('lora_')[-36:]}: dots are kept", loc="left", size=10, color=INK)
     axes.set(xlabel="bin of the timestep, from least noise", ylabel="direction, sorted by mean gain")
     axes.set_xticks(range(len(pair.kept)), [str(number + 1) for number in range(len(pair.kept))])
 
@@ -82,6 +82,6 @@ def _level(axes: Any, modules: Mapping[str, Pair], figure: Any) -> None:
     mean = float(kept.sum()) / (len(modules) * states)
     axes.axvline(mean, color=INK, linestyle=":", label=f"mean rank {mean:.3g}")
     axes.set_yscale("symlog", linthresh=_LINEAR)
-    axes.set_title("every direction of every module and bin", loc="left", size=10, color=INK)
+    axes.set_title("all directions, by gain", loc="left", size=10, color=INK)
     axes.set(xlabel="mean rank if all to the left were kept", ylabel="gain, relative to the largest")
     axes.legend(frameon=False)
