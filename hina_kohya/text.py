@@ -1,7 +1,19 @@
-"""Names in messages: the nearest known one, and all of them where none is near."""
+"""Words that people type: sizes as bytes, and in messages the nearest known name, or all where none is near."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def bytes_of(text: str) -> int | None:
+    """Bytes of "20MB", "19MiB", "20M" or "20000000"; None for what is no size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?b?)", text.strip(), re.IGNORECASE)
+    unit = match[2].upper() if match else "?"
+    if unit[:1] in ("K", "M", "G") and not unit.endswith("B"):
+        unit += "B"
+    return int(float(match[1]) * _UNITS[unit]) if match and unit in _UNITS else None
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

@@ -19,7 +19,8 @@ KINDS = {
 # Tests and their columns.
 COLUMNS = {
     "test_native_network_and_resume": "native, resume", "test_lokr": "LoKr", "test_launcher_with_loha": "LoHa",
-    "test_hina_kohya_launch_with_dora": "DoRA", "test_patch": "patch", "test_adlrns_and_its_export": "ADLRNS",
+    "test_hina_kohya_launch_with_dora": "DoRA", "test_patch": "patch", "test_adlrns_chooses_ranks": "ADLRNS",
+    "test_adlrns_and_its_export": "ADLRNS, bins",
     "test_networks_lokr_and_loha": "own LoKr, LoHa", "test_presets": "presets", "test_shipped_configs": "configs",
     "test_readme": "README", "test_a_rate_that_is_found": "HinaAuto",
     "test_scalars": "scalars", "test_best_and_early_end": "best, early end",

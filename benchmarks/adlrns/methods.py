@@ -196,22 +196,27 @@ class Ours(Method):
 
     DIRECTIONS = 2  # as by default, and as many as T-LoRA stores
 
+    def arguments(self) -> tuple[int, list[str]]:
+        """(network_dim, network_args besides the preset)"""
+        often = min(50, max(1, self.steps // 16))  # 50 is the default; shorter runs need refreshes, too
+        words = (
+            f"bins=6 budget={self.rank} budget_unit=macs mode=spend r_min=0 warmup={3 * self.steps // 8} "
+            f"refresh_every={often}"
+        )
+        return self.DIRECTIONS * self.rank, words.split()
+
     def make(self) -> None:
         from hina_kohya.demo import network  # noqa: PLC0415
         from hina_kohya.demo.settings import Settings  # noqa: PLC0415
 
-        often = min(50, max(1, self.steps // 16))  # 50 is the default; shorter runs need refreshes, too
-        most = self.DIRECTIONS * self.rank
+        most, words = self.arguments()
         settings = Settings(
             network_module="hina_kohya.adlrns",
             network_dim=most,
             network_alpha=most,
-            network_args=[
-                "preset=attn-mlp", f"budget={self.rank}", "budget_unit=macs", "mode=spend", "r_min=0",
-                f"warmup={3 * self.steps // 8}", f"refresh_every={often}",
-            ],
+            network_args=["preset=attn-mlp", *words],
             network_train_unet_only=True,
-        )  # fmt: skip
+        )
         torch.manual_seed(self.seed)
         names = {id(layer): name for name, layer in self.layers.items()}
         self.made: Any = network.create(settings, self.model).train()

@@ -9,6 +9,7 @@ from typing import Any
 
 from hina_kohya.cli import checkout
 from hina_kohya.cli.parser import Parser
+from hina_kohya.text import bytes_of
 
 EXAMPLE = """examples:
   hina-kohya resize lora.safetensors --size 20MB -o small.safetensors
@@ -19,7 +20,6 @@ EXAMPLE = """examples:
                                                                           what the images of my.toml need
   hina-kohya resize style.safetensors:0.8 face.safetensors:0.5 --size 40MB -o both.safetensors"""
 STYLES = ("kohya", "peft", "diffusers", "comfy")
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def main(argv: list[str]) -> int:
@@ -120,13 +120,11 @@ def _size(text: str | None, before: int) -> int | None:
 
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[kmg]?i?b?)", text.strip(), re.IGNORECASE)
-    unit = match[2].upper() if match else "?"
-    if unit[:1] in ("K", "M", "G") and not unit.endswith("B"):
-        unit += "B"
-    if match is None or (unit != "%" and unit not in _UNITS):
+    share = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    size = float(share[1]) * before / 100 if share else bytes_of(text)
+    if size is None:
         raise AdapterError(f"--size {text!r} is no size; write 20MB, 19MiB, 20000000 or 25%")
-    return int(float(match[1]) * (before / 100 if unit == "%" else _UNITS[unit]))
+    return int(size)
 
 
 class Bar:

@@ -108,7 +108,7 @@ class HinaOptimizer(torch.optim.Optimizer):
             group["param_names"] = names
         self._betas.append(() if betas is None else betas)
         self._follow_betas()
-        self._replan()
+        self.replan()
 
     def _follow_betas(self) -> None:
         """Lets the techniques have the betas that the groups have by now."""
@@ -121,7 +121,7 @@ class HinaOptimizer(torch.optim.Optimizer):
                 group["techniques"] = retimed_options(group["techniques"], before, after)
                 moved[number] = before, after
         if moved and self._plan is not None and not self._plan.retime(moved):
-            self._replan()
+            self.replan()
 
     @property
     def members(self) -> list[roles.Member]:
@@ -154,7 +154,7 @@ class HinaOptimizer(torch.optim.Optimizer):
         """Every parameter as a plan made now would have it, in the order of the param groups."""
         return parameters_of(self.param_groups, self.members, self._ties(), self.state, self._codec)
 
-    def _replan(self) -> None:
+    def replan(self) -> None:
         """Forgets the plan; the next step builds one and takes over what `state` shows."""
         if self._plan is not None:
             self.skipped.earlier = self.skipped_steps()
@@ -163,7 +163,7 @@ class HinaOptimizer(torch.optim.Optimizer):
     def plan(self) -> Plan:
         """The plan for the parameters as they are now."""
         if self._plan is not None and not self._plan.fits():
-            self._replan()
+            self.replan()
         if self._plan is None:
             self._plan = Plan(self.parameters(), self._codec)
             self._plan.adopt(self.state)
@@ -191,7 +191,7 @@ class HinaOptimizer(torch.optim.Optimizer):
         self._follow_betas()
         self._before_step()
         if self._plan is not None and not self._plan.follows():
-            self._replan()
+            self.replan()
         plan = self.plan()
         if not self._announced:
             self._announce()

@@ -71,7 +71,7 @@ class AdaptiveHinaAdamW(Family):
         if self._relations is None:
             return
         if self._relations.before_step(self.params(), super()._resolved):
-            self._replan()
+            self.replan()
         if self._relations.steps == EARLY[-1] + 1:
             report.say_idle(self)
 

@@ -252,7 +252,7 @@ def test_a_choice_is_nearly_the_best_though_no_gain_is_known_well():
     random = torch.Generator().manual_seed(4)
     measured = true + error * torch.randn(true.shape, generator=random, dtype=torch.float64)
     cost = torch.ones(4, dtype=torch.float64)
-    settings = settle({"budget": 24, "mode": "spend"}, 64)
+    settings = settle({"budget": 24, "mode": "spend", "bins": 6}, 64)
 
     def kept_of_the_truth(gain):
         kept = gains.choose(gain, cost, torch.ones(12), settings).kept

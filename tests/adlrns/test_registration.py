@@ -33,7 +33,7 @@ def test_twice_is_once():
     registration.register()
     registration.register()
     assert [AdlrnsModule, *before] == modules.MODULE_LIST
-    assert wrapper.network_module_dict["adlrns"] is kohya.network_module_dict["adlrns"] is AdlrnsModule
+    assert wrapper.network_module_dict["adlrns"] is kohya.network_module_dict["adlrns"] is registration.make
     sdk = importlib.import_module("lycoris.config_sdk")
     assert "r_min" in sdk.ALGO_REGISTRY["adlrns"].notes
     base = importlib.import_module("lycoris.modules.base")
@@ -52,7 +52,7 @@ def test_files_of_other_algorithms_are_not_taken(algo):
 
 def test_ours_is_taken_and_without_us_it_is_locon(tmp_path):
     unet = frozen(UNet())
-    network = create(unet)
+    network = create(unet, bins=6)
     file = str(tmp_path / "lora.safetensors")
     network.save_weights(file, None, None)
     x, timesteps = batch()

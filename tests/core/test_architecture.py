@@ -25,7 +25,7 @@ FLOORS = {
     "techniques": 3,
     "discovery": 3,
     "optim": 4,
-    "loras": 4,
+    "loras": 3,
     "adlrns.adapter": 4,
     "adlrns.layer": 4,
     "adlrns.settings": 4,

@@ -126,7 +126,7 @@ def test_what_has_moved_for_good_takes_its_state_along(swapped):
     assert [plan.follows() for _ in range(3)] == [True, False, False]
     Elsewhere.away = False
     assert plan.follows()
-    optimizer._replan()
+    optimizer.replan()
     optimizer.plan()
     for name, param in params.items():
         now = promises.copies(optimizer, param)

@@ -212,11 +212,15 @@ MISTAKES = {
     ADLRNS + 'network_args = ["preset=attn-mlp", "budgett=4"]': "network_argument_unread network_args",
     ADLRNS + 'network_args = ["preset=attn-mlp", "bins=0"]': "adlrns_refused network_args",
     ADLRNS + 'network_args = ["preset=attn-mlp", "budget=9"]': "adlrns_refused network_args",
-    ADLRNS + 'network_args = ["preset=attn-mlp", "budget_unit=mJ"]': "adlrns_refused network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "bins=6", "budget_unit=mJ"]': "adlrns_refused network_args",
     ADLRNS + 'network_args = ["preset=attn-mlp", "dora_wd=True"]': "adlrns_refused network_args",
     ADLRNS + 'network_args = ["preset=attn-mlp", "algo=lokr"]': "adlrns_refused network_args",
     ADLRNS + 'network_args = ["preset=attn-mlp", "warmup=1500"]': "adlrns_warmup_too_long network_args",
-    ADLRNS + 'network_args = ["preset=attn-mlp", "refresh_every=1500"]': "adlrns_warmup_too_long network_args",
+    ADLRNS
+    + 'network_args = ["preset=attn-mlp", "bins=6", "refresh_every=1500"]': "adlrns_warmup_too_long network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "refresh_every=20"]': "adlrns_refused network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "bins=6", "budget=20MB"]': "adlrns_refused network_args",
+    ADLRNS + 'network_args = ["preset=attn-mlp", "budget=20MB"]': "adlrns_budget_in_wide_values save_precision",
     ADLRNS + 'network_args = ["preset=attn-mlp", "factor=4"]': "argument_of_another_algorithm network_args",
     # files
     'pretrained_model_name_or_path = "modell.safetensors"': "model_not_found pretrained_model_name_or_path",
@@ -262,6 +266,7 @@ WARNINGS = {
     "argument_twice", "argument_idle", "never_in_eval_mode", "came_without_warmup", "eight_bit_on_lokr",
     "state_is_corrupted", "decay_rounded_away", "shapes_behind_deepspeed", "network_argument_twice",
     "argument_of_another_algorithm", "dora_on_output", "convolutions_left_out", "dataset_ignores",
+    "adlrns_budget_in_wide_values",
     "adlrns_warmup_too_long",
 }  # fmt: skip
 # What one rule finds that stops no run, where others of its findings do.

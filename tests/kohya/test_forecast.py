@@ -235,6 +235,21 @@ def test_adlrns_has_the_tensors_of_a_lora_and_two_small_ones_a_module(network, a
         said(network, "tiny", network_args={**algo, "budget": "5"})
 
 
+def test_adlrns_of_one_bin_trains_all_directions_and_its_file_is_the_budget(monkeypatch):
+    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", TINY)
+    lora = said(architecture="tiny", network_args={"algo": "lora"})
+    found = said("hina_kohya.adlrns", "tiny", network_args={"budget": "2"})
+    shown = ("description", "tensors", "parameters", "roles")
+    assert [[each[key] for key in shown] for each in found["groups"]] == [
+        [each[key] for key in shown] for each in lora["groups"]
+    ]
+    tensors = sum(each["tensors"] for each in lora["groups"])
+    assert found["file_bytes"] == pytest.approx((lora["file_bytes"] - tensors) / 2 + tensors, abs=2 * tensors)
+    assert said("hina_kohya.adlrns", "tiny", network_args={"budget": "1MB"})["file_bytes"] == pytest.approx(
+        lora["file_bytes"], abs=2 * tensors
+    )
+
+
 # Groups
 
 

@@ -271,6 +271,44 @@ def test_patch(subject):
     counted(report.log, "lokr")
 
 
+def ranks(tensors):
+    return {name: len(each) for name, each in tensors.items() if name.endswith("lora_down.weight")}
+
+
+def test_adlrns_chooses_ranks(subject):
+    """Resumed before the choice and after it; rows and state shrink; the file goes on in the native network."""
+    args = ("budget=2", "warmup=4", "probe_every=1", "preset=attn-mlp")
+    chosen = {"network": "hina_kohya.adlrns", "network_args": args, "optimizer": "HinaAdamW"}
+
+    def resumed(steps, from_):
+        extra = ("--save_state", "--resume", str(from_.out / "lora-state"))
+        end = 3 + steps if from_ is first else 5 + steps
+        extra += () if subject.is_musubi else ("--skip_until_initial_step", "--max_train_steps", str(end))
+        return subject.train(**chosen, steps=steps, extra=extra)
+
+    first = subject.train(**chosen, steps=3, extra=("--save_state",))
+    assert "adlrns: saved in the warmup" in first.log
+    assert set(ranks(first.tensors).values()) == {4}
+    second = resumed(2, first)
+    assert "adlrns step 4: " in second.log
+    kept = ranks(second.tensors)
+    assert sum(kept.values()) < 4 * len(kept)
+    assert {name.rpartition(".")[2] for name in second.tensors} <= {"weight", "alpha"}
+    state = torch.load(second.out / "lora-state" / "optimizer.bin", weights_only=True)["state"]
+    large = [each for entry in state.values() for each in entry.values() if isinstance(each, torch.Tensor)]
+    assert sum(each.numel() for each in large) < 2.5 * sum(each.numel() for each in second.tensors.values())
+    third = resumed(1, second)
+    assert "adlrns step" not in third.log
+    assert ranks(third.tensors) == kept
+    # musubi-tuner's --dim_from_weights is a switch that is read as a path, and its own network has one rank
+    if not subject.is_musubi:
+        extra = ("--network_weights", str(third.weights), "--dim_from_weights")
+        again = subject.train(**STAYS, network=subject.network, hooks=True, extra=extra)
+        theirs = {name: tensor for name, tensor in third.tensors.items() if name in again.tensors}
+        assert len(theirs) == len(again.tensors) > 0
+        assert_loaded(theirs, again.tensors)
+
+
 def test_adlrns_and_its_export(subject, tmp_path):
     """Every sample is in the bin of its noise, measured by itself; a plain file goes on in the native network."""
     args = ("bins=4", "budget=2", "warmup=3", "refresh_every=3", "preset=attn-mlp")

@@ -49,5 +49,5 @@ def test_failures_and_gaps_are_seen_in_the_table():
         {**result, "kind": "sdxl", "test": "test_lokr", "outcome": "skipped"},
     ]
     *_, row = module.table(results).splitlines()
-    cells = ["", "**no**", *[""] * 7, "yes", *[""] * (len(module.COLUMNS) - 10)]
+    cells = ["", "**no**", *[""] * 8, "yes", *[""] * (len(module.COLUMNS) - 11)]
     assert row == f"| SD 1.x, sd-scripts 9 | {' | '.join(cells)} |"

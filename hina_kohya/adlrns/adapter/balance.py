@@ -31,3 +31,11 @@ def balanced(grams: Tensor, down: Tensor) -> Tensor | None:
     length = (inverse @ down).norm(dim=1) / down.square().sum(1).mean().sqrt()
     length = length.clamp(min=_SHORTEST * float(length.max()))
     return torch.stack([basis * length, inverse / length[:, None]])
+
+
+def strengths(basis: Tensor, grams: Tensor) -> Tensor:
+    """[R]: the singular value of each direction of `balanced`, in the metric that the sums are of."""
+    transform, inverse = basis.double()
+    hidden, sensitivity = grams.double()
+    squares = (inverse @ hidden @ inverse.T).diagonal() * (transform.T @ sensitivity @ transform).diagonal()
+    return squares.clamp(min=0).sqrt()

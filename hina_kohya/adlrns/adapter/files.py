@@ -81,7 +81,9 @@ def modules_of(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
     """Raises ValueError for a file that has none."""
     modules = dict(pairs(tensors))
     if not modules:
-        raise ValueError(f"no {KEPT} in the file: it was not made by ADLRNS, or is exported already")
+        raise ValueError(
+            f"no {KEPT} in the file: it is a plain LoRA already, as ADLRNS of one bin makes it, or not ADLRNS's"
+        )
     return modules
 
 

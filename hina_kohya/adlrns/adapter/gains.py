@@ -130,7 +130,7 @@ def penalised(gain: Tensor, cost: Tensor, exists: Tensor, penalty: float) -> Ten
 
 def choose(gain: Tensor, cost: Tensor, share: Tensor, settings: Settings) -> Allocation:
     """The table of `water_level.allocate`, with at most r_max directions a state and module."""
-    assert settings.budget is not None
+    assert isinstance(settings.budget, (int, float))
     assert settings.r_max is not None
     place = gain.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     gain = gain.masked_fill(place >= settings.r_max, -math.inf)

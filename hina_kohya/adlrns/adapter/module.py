@@ -10,7 +10,7 @@ from lycoris.modules.base import LycorisBaseModule
 from torch import Tensor, nn
 
 from hina_kohya.adlrns.adapter import execution
-from hina_kohya.adlrns.adapter.arguments import NAMES, REFUSED
+from hina_kohya.adlrns.adapter.arguments import check_module
 from hina_kohya.adlrns.adapter.execution import Batch, Directions
 from hina_kohya.adlrns.adapter.files import share_of_energy
 from hina_kohya.adlrns.adapter.gains import columns
@@ -62,15 +62,9 @@ class AdlrnsModule(LycorisBaseModule):
         **kwargs: Any,
     ):
         super().__init__(lora_name, org_module, multiplier, dropout, rank_dropout, module_dropout)
-        asked = [word for name, word in REFUSED.items() if {**kwargs, "use_tucker": use_tucker}.get(name)]
         if self.module_type not in self.support_module:
             raise ValueError(f"{lora_name}: {self.module_type} is not supported by adlrns; exclude it in the preset")
-        if asked:
-            raise ValueError(f"{lora_name}: adlrns has no {asked[0]}; remove it from network_args")
-        if network_wide := [name for name in kwargs if name in NAMES]:
-            raise ValueError(f"{network_wide[0]} is one for all modules; write it in network_args, not in the preset")
-        if lora_dim < 1:
-            raise ValueError(f"{lora_name}: network_dim = {lora_dim} must be at least 1")
+        check_module(lora_name, lora_dim, {**kwargs, "use_tucker": use_tucker})
         self.states = MAKING.get() or States(1)
         count = states or (1 if lora_name.startswith(_TEXT_ENCODER) else self.states.count)
         self.lora_dim = lora_dim

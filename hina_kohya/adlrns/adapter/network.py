@@ -17,6 +17,8 @@ from hina_kohya.adlrns.adapter import arguments, execution, files, gains, memory
 from hina_kohya.adlrns.adapter.arguments import Settings
 from hina_kohya.adlrns.adapter.balance import balanced
 from hina_kohya.adlrns.adapter.module import MAKING, AdlrnsModule
+from hina_kohya.adlrns.adapter.plain_module import PlainModule
+from hina_kohya.adlrns.adapter.plain_network import PlainNetwork
 from hina_kohya.adlrns.adapter.states import States
 
 logger = logging.getLogger("hina_kohya")
@@ -43,11 +45,16 @@ def create(wrapped: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     finally:
         MAKING.reset(token)
     network = made[0] if from_weights else made
-    ours = [lora for lora in [*network.text_encoder_loras, *network.unet_loras] if isinstance(lora, AdlrnsModule)]
+    kinds = (AdlrnsModule, PlainModule)
+    ours: list[Any] = [lora for lora in [*network.text_encoder_loras, *network.unet_loras] if isinstance(lora, kinds)]
     if not ours and (given or asked) and not from_weights:
         raise ValueError(f"network_args: {', '.join(given) or 'algo=adlrns'}: no module became ADLRNS; see the preset")
     if ours:
         rank = max(lora.lora_dim for lora in ours)
+        if isinstance(ours[0], PlainModule):
+            network.__class__ = PlainNetwork
+            network.begin(settings or arguments.settle(given, rank))
+            return made
         if from_weights:
             bins = max(len(lora.adlrns_kept) for lora in ours)
             given = {"bins": bins, **given}
@@ -122,7 +129,7 @@ class AdlrnsNetwork(LycorisNetworkKohya):
         step, settings = self.adlrns_step, self.settings
         if step and (step % settings.refresh_every == 0 or step == self._halfway()):
             self.refresh()
-        self.adlrns_states.probing = step % settings.probe_every == 0
+        self.adlrns_states.probing = step % (settings.probe_every or 1) == 0
         self.adlrns_states.balancing = not self.balanced
         self.adlrns_step += 1
 

@@ -17,14 +17,23 @@ def register() -> None:
 
     from hina_kohya.adlrns.adapter.module import AdlrnsModule  # noqa: PLC0415
 
-    if wrapper.network_module_dict.get(NAME) is AdlrnsModule:
+    if wrapper.network_module_dict.get(NAME) is make:
         return
-    wrapper.network_module_dict[NAME] = AdlrnsModule
+    wrapper.network_module_dict[NAME] = make
     # In front: LoCon's detector is `lora_up.weight`, which our files have, too. Ours is a key that no other file has.
     modules.MODULE_LIST.insert(0, AdlrnsModule)
     if hasattr(base, "_FP8_BYPASS_ALGOS"):
         base._FP8_BYPASS_ALGOS = frozenset({*base._FP8_BYPASS_ALGOS, NAME})
     _describe()
+
+
+def make(*args: Any, **kwargs: Any) -> Any:
+    """A module of the network that is being made, as LyCORIS calls for one: with one state it is LoCon's."""
+    from hina_kohya.adlrns.adapter.module import MAKING, AdlrnsModule  # noqa: PLC0415 (as in `register`)
+    from hina_kohya.adlrns.adapter.plain_module import PlainModule  # noqa: PLC0415
+
+    states = MAKING.get()
+    return (PlainModule if states is None or states.count == 1 else AdlrnsModule)(*args, **kwargs)
 
 
 def _describe() -> None:
@@ -35,7 +44,7 @@ def _describe() -> None:
     arguments: Any = ("dim", "alpha", "dropout", "rank_dropout", "module_dropout", "rs_lora")
     ALGO_REGISTRY[NAME] = AlgoSpec(
         name=NAME,
-        description="LoRA whose directions depend on the timestep, within a budget (hina-kohya).",
+        description="LoRA whose ranks are chosen while it trains, within a budget of bytes (hina-kohya).",
         supported_args=arguments,
         notes=f"For the whole network, in network_args: {', '.join(NAMES)}.",
     )

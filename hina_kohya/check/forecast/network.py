@@ -85,8 +85,9 @@ def make(request: Request, tell: Tell) -> Made:
         made.to(_dtype(request.dtype))
         tell(stage="groups")
         groups, descriptions = _groups(made, request)
-        # Without a dot it is the network's own, for --resume only.
-        saved = sum(tensor.numel() for name, tensor in made.state_dict().items() if "." in name)
+        # Without a dot it is the network's own, for --resume only. ADLRNS drops rows while it trains.
+        tensors = sum(tensor.numel() for name, tensor in made.state_dict().items() if "." in name)
+        saved = made.file_bytes() // 2 if hasattr(made, "file_bytes") else tensors
     return Made(made, groups, descriptions, saved, estimated)
 
 

@@ -163,7 +163,8 @@ def adlrns_warmup_too_long(run: Run) -> Iterator[Finding]:
         settings = arguments.Settings(**arguments.take(run.network.arguments)[0])
     except ValueError:
         return  # said elsewhere
-    steps, warmup, interval = run.args["max_train_steps"], settings.warmup, settings.refresh_every
+    steps, warmup = run.args["max_train_steps"], settings.warmup
+    interval = settings.refresh_every if settings.bins > 1 else 1  # with one bin the choice is at the warm-up's end
     name = "warmup" if warmup >= interval else "refresh_every"
     if warmup and -(-warmup // interval) * interval > 2 * steps / 3:
         values = f"{name} = {getattr(settings, name)} of max_train_steps = {steps}"
@@ -172,6 +173,24 @@ def adlrns_warmup_too_long(run: Run) -> Iterator[Finding]:
             f"{values}: directions are chosen too late to be trained",
             "its source: until then all directions act",
             argument(OPTION, run.words(OPTION), name, str(3 * steps // 8 if name == "warmup" else max(1, steps // 32))),
+        )
+
+
+@rule
+def adlrns_budget_in_wide_values(run: Run) -> Iterator[Finding]:
+    """A size is counted in values of two bytes."""
+    if not run.network.is_adlrns or run.args["save_precision"] not in (None, "float"):
+        return
+    try:
+        settings = arguments.Settings(**arguments.take(run.network.arguments)[0])
+    except ValueError:
+        return  # said elsewhere
+    if settings.budget_bytes is not None:
+        yield warning(
+            "save_precision",
+            f"budget = {settings.budget} is a size in fp16 or bf16; saved in float32 the file has twice as much",
+            "its source: save_weights keeps float32 without save_precision",
+            put(save_precision="fp16"),
         )
 
 

@@ -192,6 +192,21 @@ def _bitsandbytes_decode(code: Tensor, scale: Tensor, slot: Slot) -> Tensor:
     return x.view(padded.shape)[..., : code.shape[-1]]
 
 
+def dequantized(code: Tensor, absmax: Tensor, table: Tensor) -> Tensor:
+    """fp32 of what a bitsandbytes optimizer keeps in blocks of 256."""
+    from bitsandbytes.functional import dequantize_blockwise  # noqa: PLC0415
+
+    return dequantize_blockwise(A=code, absmax=absmax, code=table, blocksize=256).view(code.shape)
+
+
+def quantized(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes, absmax), as `dequantized` takes them."""
+    from bitsandbytes.functional import quantize_blockwise  # noqa: PLC0415
+
+    code, state = quantize_blockwise(A=x, code=table, blocksize=256)
+    return code.view(x.shape), state.absmax
+
+
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (EightBit(), BFloat16(), Exact())}
 
 
