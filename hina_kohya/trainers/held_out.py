@@ -19,14 +19,14 @@ from hina_kohya.files import atomic
 from hina_kohya.trainers import best, bindings, loop, splits
 from hina_kohya.trainers.best import Best
 from hina_kohya.trainers.errors import UserError
-from hina_kohya.trainers.network_args import BestOptions, best_options
+from hina_kohya.trainers.network_args import HELD_OUT, BestOptions, best_options
 from hina_kohya.trainers.trainer import Trainer
 
 logger = logging.getLogger("hina_kohya")
 
 LOSS, LOWEST = "loss/held_out", "loss/best"  # the second is logged where it falls: its last step is the best one
 _IS_TRAIN = 12  # place of `is_train` among the arguments, in every release
-_LOCALS = ("self", "args", "accelerator", "network", "global_step", "epoch", "save_dtype", "save_model")
+LOCALS = ("self", "args", "accelerator", "network", "global_step", "epoch", "save_dtype", "save_model")
 
 
 class _Now:
@@ -36,13 +36,15 @@ class _Now:
 def require(trainer: Trainer, settings: Any) -> None:
     """Raises UserError where something of a validation is asked of a trainer that has none."""
     options = best_options(getattr(settings, "network_args", None))
-    if options and not any(map(bindings.is_bound, trainer.batch_loss)):
-        lacks = (
-            "this release has none that hina-kohya can follow; take sd-scripts 0.10 or newer"
-            if trainer.batch_loss
-            else f"{trainer.name} has none: keep files by save_every_n_steps, and choose among them by their samples"
+    if options.held_out and trainer.batch_loss:
+        raise UserError(
+            f"network_args: {options}: {trainer.name} holds images out by itself; give --validation_split 0.1 "
+            f"--validation_seed 42 in the place of {HELD_OUT}"
         )
-        raise UserError(f"network_args: {options} needs the trainer's validation, and {lacks}; remove it")
+    if options and not any(map(bindings.is_bound, (*trainer.batch_loss, *trainer.after_step))):
+        newer = "sd-scripts 0.10" if trainer.batch_loss else "musubi-tuner 0.3"
+        what = f"network_args: {options} needs a validation, and this release has none that hina-kohya can follow"
+        raise UserError(f"{what}; take {newer} or newer, or remove it")
 
 
 def release() -> None:
@@ -67,7 +69,7 @@ def get_modes(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[
     options = best_options(getattr(settings, "network_args", None))
     if not options:
         return train, evaluate
-    _Now.held_out = held_out = HeldOut(options)
+    _Now.held_out = held_out = of_sd_scripts(options)
 
     def train_again() -> None:
         held_out.validated()
@@ -76,20 +78,29 @@ def get_modes(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[
     return train_again, evaluate
 
 
+def of_sd_scripts(options: BestOptions) -> "HeldOut":
+    """Raises UserError where its split is none."""
+    run = loop.read("args", "accelerator", "train_dataset_group", "val_dataset_group")
+    splits.check(run.get("train_dataset_group"), run.get("val_dataset_group"), str(options))
+    splits.hold(run["val_dataset_group"])
+    args = run["args"]
+    return HeldOut(
+        options, args, run["accelerator"], args.seed if args.validation_seed is None else args.validation_seed
+    )
+
+
 class HeldOut:
     """Of one training. losses: of the validation that runs now, a scalar for each batch and timestep."""
 
-    def __init__(self, options: BestOptions):
-        run = loop.read("args", "accelerator", "train_dataset_group", "val_dataset_group")
-        splits.check(run.get("train_dataset_group"), run.get("val_dataset_group"), str(options))
-        splits.hold(run["val_dataset_group"])
+    def __init__(
+        self, options: BestOptions, args: Any, accelerator: Any, seed: int, seed_option: str = "validation_seed"
+    ):
         loop.begin()
-        args, accelerator = run["args"], run["accelerator"]
-        seed = args.seed if args.validation_seed is None else args.validation_seed
         self.options, self.losses = options, list[Tensor]()
-        self.best = Best(seed)
+        self.best, self._seed_option = Best(seed), seed_option
         self._step: int | None = None  # of the validation before
-        self._file = Path(args.output_dir, f"{args.output_name or 'last'}-best.{args.save_model_as}")
+        ending = getattr(args, "save_model_as", "safetensors")
+        self._file = Path(args.output_dir, f"{args.output_name or 'last'}-best.{ending}")
         accelerator.register_save_state_pre_hook(lambda _models, _weights, folder: self.best.write(Path(folder)))
         accelerator.register_load_state_pre_hook(lambda _models, folder: self._resume(Path(folder)))
 
@@ -102,7 +113,7 @@ class HeldOut:
         if found.seed != self.best.seed:
             raise UserError(
                 f"--resume {folder}: its held-out loss is that of seed {found.seed}, not {self.best.seed}, and other "
-                f"images may be held out; give --validation_seed {found.seed}"
+                f"images may be held out; give --{self._seed_option} {found.seed}"
             )
         file = best.of_file(self._file)
         file = file if file is not None and file.run == found.run else None
@@ -115,24 +126,31 @@ class HeldOut:
 
     def validated(self) -> None:
         """Judges the validation that ended, if one did."""
-        if not self.losses:
-            return
-        run, losses = loop.read(*_LOCALS), torch.stack(self.losses).float()
+        if self.losses:
+            run = loop.read(*LOCALS)
+            self.judge(run, run["global_step"])
+
+    def judge(self, run: dict[str, Any], step: int) -> None:
+        """After the last loss of a validation. run: `LOCALS` of the loop, where it has them"""
+        losses = torch.stack(self.losses).float()
         self.losses.clear()
-        accelerator, step = run["accelerator"], run["global_step"]
+        accelerator = run["accelerator"]
         values = accelerator.gather(losses).cpu().double()
-        if step == self._step:  # it validates twice where an epoch ends
+        if step == self._step:  # sd-scripts validates twice where an epoch ends
             return
         self._step = step
         self._same_values(len(values))
         before, self.best = self.best, self.best.after(loss := float(values.mean()), step)
         falls = self.best.loss < before.loss
-        if falls and self.options.keep_best and not self._save(run):
+        if falls and self.options.keep_best and not self._save(run, step):
             self.best = dc.replace(self.best, loss=before.loss, step=before.step)
             falls = False
         if accelerator.trackers:
             logs = {LOSS: loss} | ({LOWEST: loss} if falls else {})
-            run["self"].step_logging(accelerator, logs, step, run["epoch"] + 1)
+            if hasattr(run["self"], "step_logging"):
+                run["self"].step_logging(accelerator, logs, step, run["epoch"] + 1)
+            else:
+                accelerator.log(logs, step=step)
         if self.options.stop_after and self.best.misses >= self.options.stop_after:
             self._stop(run["args"], step)
 
@@ -145,12 +163,12 @@ class HeldOut:
             self.best = Best(self.best.seed)
         self.best = dc.replace(self.best, values=count)
 
-    def _save(self, run: dict[str, Any]) -> bool:
+    def _save(self, run: dict[str, Any], step: int) -> bool:
         """By the trainer's own function, with its metadata. False where the disk refused: the old file stays whole."""
         accelerator, is_saved = run["accelerator"], True
         if accelerator.is_main_process:
             network = _Whole(accelerator.unwrap_model(run["network"]), self.best)
-            what = {"ckpt_name": self._file.name, "unwrapped_nw": network, "steps": run["global_step"]}
+            what = {"ckpt_name": self._file.name, "unwrapped_nw": network, "steps": step}
             what["epoch_no"] = run["epoch"] + 1
             if "save_model" not in run:  # since 0.11
                 more = {name: run[name] for name in ("args", "accelerator", "save_dtype")}

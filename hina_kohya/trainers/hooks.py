@@ -23,6 +23,7 @@ from hina_kohya.trainers import (
     lycoris_presets,
     networks,
     optimizers,
+    own_validation,
     scalars,
     schedulers,
     step_logs,
@@ -70,6 +71,7 @@ def uninstall() -> None:
     bindings.release()
     scalars.release()
     held_out.release()
+    own_validation.release()
 
 
 def network_module(name: str) -> ModuleType:
@@ -100,6 +102,7 @@ def _functions() -> dict[str, Wrapper]:
         functions |= dict.fromkeys(trainer.step_logs, step_logs.step_logs)
         functions |= dict.fromkeys(trainer.batch_loss, held_out.batch_loss)
         functions |= dict.fromkeys(trainer.get_modes, held_out.get_modes)
+        functions |= dict.fromkeys(trainer.after_step, own_validation.after_step)
     for name in _Hooks.networks:
         wrapper = _create_lycoris if name == LYCORIS else _create
         functions |= {f"{name}:{creator}": wrapper for creator in CREATORS}

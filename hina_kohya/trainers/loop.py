@@ -1,46 +1,47 @@
-"""The trainer's `train` while it runs: what it holds, and its loop over epochs, which can be ended early.
+"""A trainer's loop while it runs: what it holds, and its epochs, which can be ended early.
 
-sd-scripts keeps its step, its network and what saves it in local variables, and hands them to nobody; and it asks for
-`max_train_steps` after each step, but counts its epochs before the first one.
+The trainers keep their step, their network and what saves it in local variables, and hand them to nobody; and they ask
+for `max_train_steps` after each step, but count their epochs before the first one.
 """
 
 import itertools
 import sys
 import traceback
 from collections.abc import Iterator
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 from hina_kohya.trainers.errors import UserError
 
+_LOOPS = ("_run_training_loop", "train")  # of musubi-tuner, within its `train`, and of sd-scripts
+
 
 class _Run:
-    code: CodeType | None = None  # of the `train` that runs
     modules: list[dict[str, Any]] = []  # whose `range` is ours
     ends = False
 
 
 def read(*names: str) -> dict[str, Any]:
-    """Those local variables of the `train` that called us which it has. Raises UserError where none did."""
-    found = _train().f_locals
+    """Those local variables of the loop that called us which it has. Raises UserError where none did."""
+    found = _loop().f_locals
     values = {name: found[name] for name in names if name in found}
     if isinstance(found, dict):
         found.clear()  # before Python 3.13 a copy that the frame keeps: models that it deletes would stay in memory
     return values
 
 
-def _train() -> FrameType:
+def _loop() -> FrameType:
     for frame, _ in traceback.walk_stack(sys._getframe(1)):
         code = frame.f_code
-        if code.co_name == "train" and "accelerator" in (*code.co_varnames, *code.co_cellvars):
+        if code.co_name in _LOOPS and "accelerator" in (*code.co_varnames, *code.co_cellvars):
             return frame
     raise UserError("hina-kohya does not know the loop of this trainer; report it, and train without keep_best")
 
 
 def begin() -> None:
-    """From now on `end` can end the `train` that called us."""
-    frame = _train()
-    _Run.code, _Run.ends = frame.f_code, False
+    """From now on `end` can end the loop that called us, or that is called by who did."""
+    frame = _loop()
+    _Run.ends = False
     frame.f_globals["range"] = _range  # in the place of the builtin, for that module alone
     _Run.modules.append(frame.f_globals)
 
@@ -57,11 +58,11 @@ def release() -> None:
         module = _Run.modules.pop()
         if module.get("range") is _range:
             del module["range"]
-    _Run.code, _Run.ends = None, False
+    _Run.ends = False
 
 
 def _range(*numbers: int) -> Any:
-    return (_Epochs if sys._getframe(1).f_code is _Run.code else range)(*numbers)
+    return (_Epochs if sys._getframe(1).f_code.co_name in _LOOPS else range)(*numbers)
 
 
 class _Epochs:

@@ -20,6 +20,7 @@ MUSUBI = Trainer(
     get_scheduler=tuple(f"{home}.get_lr_scheduler" for home in _HOMES),
     step_logs=tuple(f"{home}.generate_step_logs" for home in _HOMES),
     returns_modes=True,
+    after_step=(f"{_HOMES[0]}.on_post_optimizer_step",),
     network_package="musubi_tuner.networks",
     network_scripts={
         "_wan": "wan_train_network.py",

@@ -15,7 +15,9 @@ from hina_kohya.trainers.errors import UserError
 DEFAULT = "default"
 EVERY = 10  # steps
 LOG_EVERY, KEEP_BEST, STOP_AFTER, EMA = "log_every", "keep_best", "stop_after", "ema"
-OURS = ("weight_decay", "wd_roles", "wd_exclude", LOG_EVERY, KEEP_BEST, STOP_AFTER, EMA)
+HELD_OUT, HELD_OUT_EVERY = "held_out", "held_out_every"
+VALIDATE_EVERY = 100  # steps
+OURS = ("weight_decay", "wd_roles", "wd_exclude", LOG_EVERY, KEEP_BEST, STOP_AFTER, HELD_OUT, HELD_OUT_EVERY, EMA)
 RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
 
@@ -59,17 +61,21 @@ class BestOptions:
 
     keep_best : whether the adapter of its lowest value is saved
     stop_after: validations without a lower one after which the run ends; 0: it does not
+    held_out  : file of a dataset that is not trained on, for a trainer that has no validation
+    every     : steps from one of those validations to the next
     """
 
     keep_best: bool = False
     stop_after: int = 0
+    held_out: str = ""
+    every: int = VALIDATE_EVERY
 
     def __bool__(self) -> bool:
-        return self.keep_best or self.stop_after > 0
+        return self.keep_best or self.stop_after > 0 or bool(self.held_out)
 
     def __str__(self) -> str:
         words = [f"{KEEP_BEST}=true"] * self.keep_best + [f"{STOP_AFTER}={self.stop_after}"] * bool(self.stop_after)
-        return " ".join(words)
+        return " ".join([*words, *[f"{HELD_OUT}={self.held_out}"] * bool(self.held_out)])
 
 
 def take(kwargs: Mapping[str, Any]) -> tuple[NetworkOptions, dict[str, Any]]:
@@ -118,7 +124,11 @@ def _best(given: Mapping[str, Any]) -> BestOptions:
     if not after.isdecimal():
         what = f"network_args: {STOP_AFTER}={after!r} must be a whole number of validations, at least 1, or 0: never"
         raise UserError(f"{what}; write {STOP_AFTER}=5")
-    return BestOptions(keep.lower() == "true", int(after))
+    every = str(given.get(HELD_OUT_EVERY, VALIDATE_EVERY)).strip()
+    if not every.isdecimal() or not int(every):
+        what = f"network_args: {HELD_OUT_EVERY}={every!r} must be a whole number of steps, at least 1"
+        raise UserError(f"{what}; write {HELD_OUT_EVERY}={VALIDATE_EVERY}")
+    return BestOptions(keep.lower() == "true", int(after), str(given.get(HELD_OUT, "")).strip(), int(every))
 
 
 def _number(name: str, value: Any, least: float) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hina_kohya.text import did_you_mean
-from hina_kohya.trainers import averages, guard, held_out, optimizer_args, optimizer_names
+from hina_kohya.trainers import averages, guard, held_out, optimizer_args, optimizer_names, own_validation
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.groups import named_alike
 from hina_kohya.trainers.trainer import Trainer
@@ -17,7 +17,7 @@ logger = logging.getLogger("hina_kohya")
 Built = tuple[str, str, Any]  # what ss_optimizer is made of, and the optimizer
 
 
-def get_optimizer(trainer: Trainer, wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def get_optimizer(trainer: Trainer, wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """In the place of the trainer's function, which still makes every optimizer that is not registered."""
     settings, params = _bound(*args, **kwargs)
     held_out.require(trainer, settings)
@@ -34,6 +34,8 @@ def get_optimizer(trainer: Trainer, wrapped: Any, _instance: Any, args: tuple[An
         result = (*result, *_modes(result[2])) if trainer.returns_modes else result
     _require_decay(result[2])
     averages.follow(result[2])
+    if trainer.after_step:
+        own_validation.begin(instance, settings, result[-2:])
     return result
 
 

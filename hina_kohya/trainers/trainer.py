@@ -38,6 +38,7 @@ class Trainer:
     returns_modes  : get_optimizer also returns what sets training and evaluation mode
     step_logs      : the same for the scalars that it logs at each step
     batch_loss     : the same for the loss of a batch, `is_train=False` in its validation; none: it has no validation
+    after_step     : the same for what it calls after each step, where it has no validation
     get_modes      : the same for what switches an optimizer to training and to evaluation
     network_package: the package whose modules make networks, as `--network_module` names it
     network_scripts: ends of network modules' names -> the script that trains with them
@@ -64,6 +65,7 @@ class Trainer:
     timesteps: Mapping[str, Timestep]
     returns_modes: bool = False
     batch_loss: tuple[str, ...] = ()
+    after_step: tuple[str, ...] = ()
     get_modes: tuple[str, ...] = ()
 
     @property

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from hina_kohya.trainers import best, held_out, loop, splits
 from hina_kohya.trainers.best import Best
 from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.musubi import MUSUBI
 from hina_kohya.trainers.network_args import best_options, take
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
@@ -176,7 +177,7 @@ def test_a_validation_is_judged_before_the_optimizer_trains_again(monkeypatch):
     """Schedule-free optimizers swap the weights there."""
     events = []
     judge = SimpleNamespace(validated=lambda: events.append("judged"), losses=[])
-    monkeypatch.setattr(held_out, "HeldOut", lambda options: judge)
+    monkeypatch.setattr(held_out, "of_sd_scripts", lambda options: judge)
     settings = SimpleNamespace(network_args=["keep_best=true"])
     modes = (lambda: events.append("train"), lambda: events.append("eval"))
     try:
@@ -194,6 +195,10 @@ def test_a_validation_is_judged_before_the_optimizer_trains_again(monkeypatch):
 
 def test_a_release_without_a_validation_is_refused():
     settings = SimpleNamespace(network_args=["stop_after=3"])
-    with pytest.raises(UserError, match="stop_after=3 needs the trainer's validation, and this release has none"):
+    with pytest.raises(
+        UserError, match=r"stop_after=3 needs a validation, and this release has none .* take sd-scripts 0.10"
+    ):
         held_out.require(SD_SCRIPTS, settings)
+    with pytest.raises(UserError, match=r"take musubi-tuner 0\.3 or newer, or remove it"):
+        held_out.require(MUSUBI, settings)
     held_out.require(SD_SCRIPTS, SimpleNamespace(network_args=["log_every=3"]))

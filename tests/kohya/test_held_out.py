@@ -104,13 +104,6 @@ def test_images_that_are_not_held_out_are_refused(trainer):
     assert "held-out images are trained on, too: without a seed" in report.log
 
 
-def test_a_trainer_without_a_validation(musubi):
-    report = musubi.train(
-        network="hina_kohya.network", network_args=("inner=networks.lora_wan", "keep_best=true"), rc=1
-    )
-    assert "keep_best=true needs the trainer's validation, and musubi-tuner has none" in report.log
-
-
 def test_nothing_is_kept_unasked(trainer):
     report = train(trainer, extra=EVERY, steps=2)
     assert "loss/held_out" not in report.scalars
@@ -118,6 +111,8 @@ def test_nothing_is_kept_unasked(trainer):
 
 
 def test_a_disk_that_is_full_leaves_the_best_before_whole(trainer, monkeypatch):
+    if trainer.name != "double":
+        pytest.skip("the disk is made full in this process")
     whole, writes = held_out._Whole.save_weights, []
 
     def full_the_second_time(self, *args):

@@ -38,7 +38,14 @@ class WanModel(nn.Module):
         self.patch_embedding, self.head = nn.Linear(CHANNELS, WIDTH), nn.Linear(WIDTH, CHANNELS)
         self.time_embedding = nn.Linear(1, WIDTH)
         self.blocks = nn.ModuleList([WanAttentionBlock(), WanAttentionBlock()])
-        self.checkpoints = False
+        self.checkpoints = self.swaps_for_inference = False
+
+    def switch_block_swap_for_inference(self):
+        assert not self.swaps_for_inference
+        self.swaps_for_inference = True
+
+    def switch_block_swap_for_training(self):
+        self.swaps_for_inference = False
 
     def enable_gradient_checkpointing(self, cpu_offload=False):
         self.checkpoints = True
@@ -63,8 +70,8 @@ def build():
 class Cached(torch.utils.data.Dataset):
     """Latents and text encoder outputs, as if cached; a batch is a dictionary."""
 
-    def __init__(self, count=8):
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, count=8, seed=0):
+        generator = torch.Generator().manual_seed(seed)
         self.latents = torch.randn(count, CHANNELS, 1, 4, 4, generator=generator)
         self.texts = torch.randn(count, 5, WIDTH, generator=generator)
 

@@ -7,6 +7,8 @@ from musubi_tuner.hv_train_network import NetworkTrainer, read_config_from_file,
 
 
 class WanNetworkTrainer(NetworkTrainer):
+    architecture = "wan"
+
     def load_transformer(self, args):
         return tiny_wan.build()
 

@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
 from musubi_tuner import tiny_wan
+from musubi_tuner.dataset import config_utils
 
 logger = logging.getLogger(__name__)
 logging.basicConfig(level=logging.INFO)
@@ -81,7 +82,8 @@ class NetworkTrainer:
 
     def get_noisy_model_input_and_timesteps(self, args, noise, latents, timesteps, noise_scheduler, device, dtype):
         """Timesteps run from 1 to 1001, noise is mixed in by (timestep - 1) / 1000."""
-        share = torch.randn(len(latents)).sigmoid()
+        drawn = torch.randn(len(latents)) if timesteps is None else torch.special.ndtri(torch.tensor(timesteps))
+        share = drawn.sigmoid()
         share = share * args.discrete_flow_shift / (1 + (args.discrete_flow_shift - 1) * share)
         t = share.view(-1, *[1] * (latents.ndim - 1))
         return (1 - t) * latents + t * noise, share * 1000.0 + 1
@@ -99,6 +101,7 @@ class NetworkTrainer:
         if args.dataset_config is None:
             raise ValueError("dataset_config is required")
         set_seed(args.seed)
+        train_dataset_group = self._build_dataset(args)  # noqa: F841 (it is what is read off the frame)
         accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,
@@ -121,13 +124,18 @@ class NetworkTrainer:
         self._resume(args, accelerator, bare)
         accelerator.init_trackers("network_train")
         train_fn()
-        steps = self._loop(args, accelerator, transformer, bare, optimizer, lr_scheduler, lr_descriptions, loader)
-        accelerator.end_training()
-        eval_fn()
-        if args.save_state:
-            accelerator.save_state(os.path.join(args.output_dir, f"{args.output_name}-state"))
-        metadata = self._metadata(args, f"{name}({described})" if described else name, steps)
-        bare.save_weights(os.path.join(args.output_dir, f"{args.output_name}.safetensors"), torch.float32, metadata)
+        metadata = self._metadata(args, f"{name}({described})" if described else name)
+        self._run_training_loop(
+            args, accelerator, transformer, network, optimizer, lr_scheduler, lr_descriptions, loader, eval_fn, metadata
+        )
+
+    def _build_dataset(self, args):
+        """A file that is not there is taken for an empty one, unlike there."""
+        config = config_utils.load_user_config(args.dataset_config) if os.path.exists(args.dataset_config) else {}
+        blueprint = config_utils.BlueprintGenerator(config_utils.ConfigSanitizer()).generate(
+            {"datasets": [{"cache_directory": "nowhere"}], **config}, args, architecture=self.architecture
+        )
+        return config_utils.generate_dataset_group_by_blueprint(blueprint.dataset_group, training=True)
 
     def _build_network(self, args, accelerator, transformer):
         sys.path.append(os.path.dirname(os.path.dirname(__file__)))  # so that networks.lora_wan can be imported
@@ -178,49 +186,87 @@ class NetworkTrainer:
         if args.resume:
             accelerator.load_state(args.resume)
 
-    def _loop(self, args, accelerator, transformer, network, optimizer, lr_scheduler, lr_descriptions, loader):
-        step, losses = 0, []
-        while step < args.max_train_steps:
-            network.on_epoch_start(transformer)
+    def _run_training_loop(
+        self,
+        args,
+        accelerator,
+        transformer,
+        network,
+        optimizer,
+        lr_scheduler,
+        lr_descriptions,
+        loader,
+        eval_fn,
+        metadata,
+    ):
+        global_step, losses, bare = 0, [], accelerator.unwrap_model(network)
+        noise_scheduler, vae, dit_dtype, network_dtype = None, None, torch.float32, torch.float32
+        num_train_epochs = math.ceil(args.max_train_steps / math.ceil(len(loader) / args.gradient_accumulation_steps))
+
+        def save_model(ckpt_name, unwrapped_nw, steps, epoch_no):
+            metadata.update(ss_steps=str(steps), ss_epoch=str(epoch_no), ss_training_finished_at=str(time.time()))
+            unwrapped_nw.save_weights(os.path.join(args.output_dir, ckpt_name), torch.float32, metadata)
+
+        for epoch in range(num_train_epochs):  # noqa: B007 (as above)
+            bare.on_epoch_start(transformer)
             for batch in loader:
+                latents = self.scale_shift_latents(batch["latents"])
                 with accelerator.accumulate(network):
-                    network.on_step_start()
-                    loss = self._loss(args, accelerator, transformer, batch)
+                    bare.on_step_start()
+                    noise = torch.randn_like(latents)
+                    loss, _ = self.process_batch(
+                        args, accelerator, transformer, network, batch, latents, noise, noise_scheduler, dit_dtype,
+                        network_dtype, vae, global_step,
+                    )  # fmt: skip
                     accelerator.backward(loss)
                     if accelerator.sync_gradients and args.max_grad_norm:
-                        accelerator.clip_grad_norm_(network.get_trainable_params(), args.max_grad_norm)
+                        accelerator.clip_grad_norm_(bare.get_trainable_params(), args.max_grad_norm)
                     optimizer.step()
                     lr_scheduler.step()
                     optimizer.zero_grad(set_to_none=True)
+                    self.on_post_optimizer_step(
+                        args, accelerator, network, transformer, accelerator.sync_gradients, global_step
+                    )
                 if args.scale_weight_norms:
-                    network.apply_max_norm_regularization(args.scale_weight_norms, accelerator.device)
-                step += accelerator.sync_gradients
+                    bare.apply_max_norm_regularization(args.scale_weight_norms, accelerator.device)
+                global_step += accelerator.sync_gradients
                 losses.append(loss.item())
                 average = sum(losses) / len(losses)
                 logs = self.generate_step_logs(args, losses[-1], average, lr_scheduler, lr_descriptions, optimizer)
-                accelerator.log(logs, step=step)
-                if step >= args.max_train_steps:
+                accelerator.log(logs, step=global_step)
+                if global_step >= args.max_train_steps:
                     break
-        return step
+        accelerator.end_training()
+        eval_fn()
+        if args.save_state:
+            accelerator.save_state(os.path.join(args.output_dir, f"{args.output_name}-state"))
+        save_model(f"{args.output_name}.safetensors", bare, global_step, num_train_epochs)
 
-    def _loss(self, args, accelerator, transformer, batch):
-        latents = batch["latents"]
-        noise = torch.randn_like(latents)
+    def on_post_optimizer_step(self, args, accelerator, network, transformer, sync_gradients, global_step):
+        """For those who inherit."""
+
+    def scale_shift_latents(self, latents):
+        return latents
+
+    def process_batch(
+        self, args, accelerator, transformer, network, batch, latents, noise, noise_scheduler, dit_dtype,
+        network_dtype, vae, global_step,
+    ):  # fmt: skip
+        """(loss, what else is logged)"""
         noisy, timesteps = self.get_noisy_model_input_and_timesteps(
-            args, noise, latents, batch["timesteps"], None, accelerator.device, torch.float32
+            args, noise, latents, batch["timesteps"], noise_scheduler, accelerator.device, dit_dtype
         )
         predicted, target = self.call_dit(args, accelerator, transformer, latents, batch, noise, noisy, timesteps)
-        return torch.nn.functional.mse_loss(predicted, target)
+        return torch.nn.functional.mse_loss(predicted, target), {}
 
-    def _metadata(self, args, optimizer, steps):
+    def _metadata(self, args, optimizer):
         values = {
             "ss_optimizer": optimizer,
             "ss_network_module": args.network_module,
             "ss_network_dim": args.network_dim,
             "ss_network_alpha": args.network_alpha,
             "ss_learning_rate": args.learning_rate,
-            "ss_steps": steps,
-            "ss_training_finished_at": time.time(),
+            "ss_output_name": args.output_name,
         }
         if args.network_args:
             values["ss_network_args"] = json.dumps(dict(word.split("=") for word in args.network_args))
