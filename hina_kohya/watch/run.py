@@ -146,7 +146,8 @@ def _missing(
     elif not any(tag.startswith(("loss/validation", "loss/held_out")) and "divergence" not in tag for tag in curves):
         lines.append(
             "No held-out loss, so nothing here says when the run began to learn its images by heart. sd-scripts logs "
-            "one with `--validation_split 0.1 --validation_seed 42`; musubi-tuner and `hina-kohya train` have none."
+            "one with `--validation_split 0.1 --validation_seed 42`; in musubi-tuner `network_args "
+            "held_out=held_out.toml` makes one; `hina-kohya train` has none."
         )
     if adapter is None:
         lines.append("No adapter that can be read, so there are no pictures of its blocks.")

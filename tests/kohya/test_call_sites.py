@@ -313,7 +313,11 @@ MUSUBI_MISTAKES = {
     'network_args = ["algo=lokr", "preset=attn-mlp", "facter=4"]': ("network_argument_unread", "network_args"),
     'network_args = ["algo=lokr", "preset=attn-mlp", "weight_decay=-1"]': ("hina_option_refused", "network_args"),
     'network_args = ["algo=lokr", "preset=attn-mlp", "keep_best=true", "stop_after=3"]': (
-        "no_validation",
+        "nothing_held_out_for_musubi",
+        "network_args",
+    ),
+    'network_args = ["algo=lokr", "preset=attn-mlp", "keep_best=true", "held_out=x.toml"]': (
+        "nothing_held_out_for_musubi",
         "network_args",
     ),
     'optimizer_args = ["use_catious=true"]': ("optimizer_refuses", "optimizer_args"),

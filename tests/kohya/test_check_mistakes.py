@@ -233,6 +233,7 @@ MISTAKES = {
     # images that are held out
     HINA + KEEP_BEST: "nothing_held_out validation_split",
     HINA + KEEP_BEST + "validation_split = 0.1": "held_out_is_trained_on validation_seed",
+    HINA + KEEP_BEST.replace("keep_best=true", "held_out=x.toml"): "holds_out_by_itself network_args",
     "validation_split = 0.1": "held_out_is_trained_on validation_seed",
     LOKR + KEEP_BEST: "hooks_needed_by_network network_args",
     HINA + KEEP_BEST.replace("true", "yes"): "hina_option_refused network_args",
@@ -283,7 +284,8 @@ LESS_GRAVE = {
 ELSEWHERE = {
     "dataset_unreadable", "command_line", "package_missing", "optimizer_clash", "refused_together", "hooks_cannot_act",
     "missing_for_musubi", "trainer_unsure", "model_of_another_trainer", "unseen", "hooks_not_looked_at",
-    "network_not_forecast", "data_not_looked_at", "option_needs_package", "zero_left_out", "no_validation",
+    "network_not_forecast", "data_not_looked_at", "option_needs_package", "zero_left_out",
+    "nothing_held_out_for_musubi",
 }  # fmt: skip
 
 

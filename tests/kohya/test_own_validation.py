@@ -24,7 +24,8 @@ def train(musubi, parts, *words, extra=(), **fields):
 
 def test_the_best_is_kept_and_the_run_ends(musubi, parts):
     words = (f"held_out={parts[1]}", "held_out_every=1", "keep_best=true", "stop_after=3")
-    report = train(musubi, parts, *words, extra=("--save_state",), steps=60, lr=TOO_HIGH)
+    rc = 0 if musubi.name == "double" else 3  # the harness's word for fewer steps than it asked for
+    report = train(musubi, parts, *words, extra=("--save_state",), steps=60, lr=TOO_HIGH, rc=rc)
     losses = report.scalars["loss/held_out"]
     lowest = losses.index(min(losses))
     assert len(losses) == len(report.losses) == int(report.meta["ss_steps"]) == lowest + 4 < 60

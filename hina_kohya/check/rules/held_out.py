@@ -1,9 +1,10 @@
 """Images that are held out: whether there are any, whether they are not trained on, and who asks for them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from hina_kohya.check.datasets import Dataset
-from hina_kohya.check.edit import Edit, argument, put
+from hina_kohya.check.edit import argument, put
 from hina_kohya.check.finding import Finding, error, warning
 from hina_kohya.check.network import OPTION
 from hina_kohya.check.rules import rule_of
@@ -11,7 +12,7 @@ from hina_kohya.check.run import Run
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.facts.places import at
 from hina_kohya.trainers.musubi import MUSUBI
-from hina_kohya.trainers.network_args import KEEP_BEST, STOP_AFTER, BestOptions, best_options
+from hina_kohya.trainers.network_args import HELD_OUT, BestOptions, best_options
 from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 
 
@@ -32,7 +33,7 @@ def _split(dataset: Dataset) -> bool:
 def nothing_held_out(run: Run) -> Iterator[Finding]:
     options, share = _asked(run), run.args["validation_split"]
     datasets = run.datasets or (Dataset("the run", {}, (run.args,), ()),)
-    if options and not any(map(_split, datasets)):
+    if options and not options.held_out and not any(map(_split, datasets)):
         what = f"{options} needs images that are held out, and validation_split is {share or 0}"
         edit = put(validation_split=0.1, validation_seed=42)
         yield error("validation_split", what, "hina_kohya reads it: the run stops before its first step", edit)
@@ -56,11 +57,23 @@ def held_out_is_trained_on(run: Run) -> Iterator[Finding]:
             return
 
 
-@rule_of(MUSUBI)
-def no_validation(run: Run) -> Iterator[Finding]:
-    if options := _asked(run):
-        edit = Edit()
-        for name in (KEEP_BEST, STOP_AFTER):
-            edit += argument(OPTION, run.words(OPTION), name)
-        what = f"{options} needs the trainer's validation, and musubi-tuner has none"
+@rule_of(SD_SCRIPTS)
+def holds_out_by_itself(run: Run) -> Iterator[Finding]:
+    if (options := _asked(run)).held_out:
+        what = f"{HELD_OUT}={options.held_out} is for musubi-tuner; here validation_split holds images out"
+        edit = put(validation_split=0.1, validation_seed=42) + argument(OPTION, run.words(OPTION), HELD_OUT)
         yield error(OPTION, what, "hina_kohya reads it: the run stops before its first step", edit)
+
+
+@rule_of(MUSUBI)
+def nothing_held_out_for_musubi(run: Run) -> Iterator[Finding]:
+    options = _asked(run)
+    if options and not options.held_out:
+        what = f"{options} needs images that are held out"
+        advice = (
+            f"add {HELD_OUT}=held_out.toml to network_args, a dataset config of cached images that are not trained on"
+        )
+        yield error(OPTION, what, "hina_kohya reads it: the run stops before its first step", None, advice)
+    elif options and not Path(options.held_out).is_file():
+        what = f"{HELD_OUT}={options.held_out} is no file"
+        yield error(OPTION, what, "looked", None, "give a dataset config as dataset_config is one")
