@@ -25,19 +25,30 @@ COLUMNS = {
 }
 
 
-def alive() -> tuple[dict[int, int], dict[int, int]]:
-    """(bytes of every tensor storage by address, bytes of every numpy array by id) reachable in this process."""
+def held() -> list[Any]:
+    """Every tensor and numpy array reachable in this process, but for what `gc.freeze` hides."""
     gc.collect()
+    objects = gc.get_objects()
+    everything = [*objects, *gc.get_referents(*objects)]  # numpy arrays are not tracked, what holds them is
+    return [each for each in everything if type(each) in (torch.Tensor, torch.nn.Parameter, np.ndarray)]
+
+
+def sizes(objects: list[Any]) -> tuple[dict[int, int], dict[int, int]]:
+    """(bytes of every tensor storage by address, bytes of every numpy array by id)"""
     tensors: dict[int, int] = {}
     arrays: dict[int, int] = {}
-    objects = gc.get_objects()
-    for held in [*objects, *gc.get_referents(*objects)]:  # numpy arrays are not tracked, what holds them is
-        if type(held) in (torch.Tensor, torch.nn.Parameter):
-            storage = held.untyped_storage()
+    for each in objects:
+        if type(each) is not np.ndarray:
+            storage = each.untyped_storage()
             tensors[storage.data_ptr()] = storage.nbytes()
-        elif type(held) is np.ndarray and held.base is None:
-            arrays[id(held)] = held.nbytes
+        elif each.base is None:
+            arrays[id(each)] = each.nbytes
     return tensors, arrays
+
+
+def alive() -> tuple[dict[int, int], dict[int, int]]:
+    """`sizes` of what is reachable now."""
+    return sizes(held())
 
 
 def state_of(name: str, set_name: str, device: torch.device) -> dict[str, Any]:

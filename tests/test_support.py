@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import itertools
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from tests.support.children import without_peft  # noqa: F401 (a fixture)
+from tests.support.combinations import in_pairs, same
 
 TESTS = Path(__file__).parent
 FILES = sorted(TESTS.rglob("*.py"))
@@ -34,6 +36,7 @@ def of_tests(source, package=("tests", "core")):
     return [name for name in imports(source, package) if name.startswith("tests.") and is_test(name)]
 
 
+@pytest.mark.slow
 def test_no_file_imports_a_test():
     wrong = {
         str(path.relative_to(TESTS)): of_tests(
@@ -84,3 +87,14 @@ def test_processes_of_a_test_have_no_peft():
     assert importlib.util.find_spec("peft")
     code = "import importlib.util as u, sys; sys.exit(u.find_spec('peft') is not None or u.find_spec('torch') is None)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (29, 3, 2), (8, 3, 3), (2, 2, 1)])
+def test_every_pair_of_values_is_a_case(sizes):
+    axes = [same(range(size)) for size in sizes]
+    cases = [case.values for case in in_pairs(("a", "b", "c"), *axes).args[1]]
+    assert len(cases) == sizes[0] * sizes[1]
+    for one, other in itertools.combinations(range(3), 2):
+        assert {(case[one], case[other]) for case in cases} == set(
+            itertools.product(range(sizes[one]), range(sizes[other]))
+        )

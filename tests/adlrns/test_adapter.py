@@ -240,6 +240,7 @@ def test_what_it_refuses(layer, arguments, says):
         AdlrnsModule("lora_unet_a", layer, **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_changes_nothing(reentrant):
     gradients, windows = [], []

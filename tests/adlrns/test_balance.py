@@ -85,6 +85,7 @@ def trained(steps, **arguments):
     return unet, network
 
 
+@pytest.mark.slow
 def test_halfway_through_the_warmup_nothing_changes_but_the_directions():
     unet, network = trained(6, warmup=12)
     x, timesteps = batch()
@@ -97,6 +98,7 @@ def test_halfway_through_the_warmup_nothing_changes_but_the_directions():
     assert not float(network.ledger.count.sum())  # of directions that are gone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("warmup", "every", "balanced", "chosen"),
     [(12, 3, 6, 12), (12, 5, 10, 15), (7, 3, 6, 9), (6, 10, 3, 10), (2, 1, 1, 2)],
@@ -129,6 +131,7 @@ def test_the_grams_are_those_of_hidden_values_and_their_gradients():
     torch.testing.assert_close(lora.grams, expected, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_prefix_of_trained_directions_does_more_than_before():
     """What a cut loses of the outputs, the same steps apart from the basis."""
     x, timesteps = batch()
@@ -146,6 +149,7 @@ def test_a_prefix_of_trained_directions_does_more_than_before():
     assert lost[1] < 0.5 * lost[0]
 
 
+@pytest.mark.slow
 def test_the_file_has_the_directions_and_training_the_parameters(tmp_path):
     unet, network = trained(13, warmup=5)
     x, timesteps = batch()

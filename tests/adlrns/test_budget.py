@@ -39,6 +39,7 @@ def test_the_mean_ends_at_most_two_percent_over(order, harder, mode):
         assert max(running[3000 // BATCH :]) <= 1.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harder", [0.5, 1.0, 1.5])
 def test_spend_reaches_the_budget_and_cap_never_plans_for_more(harder):
     spend, cap = BudgetManager(5e4, mode="spend"), BudgetManager(5e4)

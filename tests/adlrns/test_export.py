@@ -120,6 +120,7 @@ def test_the_input_is_never_written_over(saved, capsys):
     assert not list(folder.glob("*.unfinished"))
 
 
+@pytest.mark.slow
 def test_show(saved, tmp_path, capsys):
     _, network, file = saved
     picture = tmp_path / "tables.png"

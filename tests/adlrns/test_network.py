@@ -74,6 +74,7 @@ def test_bad_arguments(arguments, says):
         create(frozen(UNet()), **{"bins": 6, **arguments})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["rank", "macs"])
 @pytest.mark.parametrize("mode", ["cap", "spend"])
 def test_refreshes_keep_the_budget(mode, unit, caplog):
@@ -107,6 +108,7 @@ def test_refreshes_keep_the_budget(mode, unit, caplog):
         assert network.positions == dict.fromkeys(tables(network), 36.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warmup", [0, 2])
 def test_a_text_encoder_that_is_not_trained_is_not_chosen_for(warmup):
     unet, text = frozen(UNet()), frozen(TextEncoder())
@@ -152,6 +154,7 @@ def test_it_learns_more_with_the_same_mean_rank():
     assert losses[4] < 0.8 * losses[1]
 
 
+@pytest.mark.slow
 def test_two_networks_do_not_share_states():
     first, second = frozen(UNet()), frozen(UNet())
     networks = [create(unet, bins=bins) for unet, bins in ((first, 3), (second, 5))]
@@ -189,6 +192,7 @@ def test_param_groups_and_lora_plus():
     assert network.apply_max_norm_regularization(0.1, "cpu")[0] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_saved_and_resumed(tmp_path, dtype):
     unet, text = frozen(UNet()), frozen(TextEncoder())
@@ -231,6 +235,7 @@ def test_saved_and_resumed(tmp_path, dtype):
         create(frozen(UNet()), bins=6).load_weights(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 4, 6, 7])
 def test_a_state_goes_on_by_the_bit(at):
     """In the warmup, at a refresh, and between two, when sums are half full."""
@@ -258,6 +263,7 @@ def test_a_state_goes_on_by_the_bit(at):
         create(frozen(UNet()), bins=4).load_state_dict({memory.NAME: first[1].state_dict()[memory.NAME]}, False)
 
 
+@pytest.mark.slow
 def test_a_plain_lora_resumes_too(tmp_path):
     unet = frozen(UNet())
     network = create(unet, module="hina_kohya.lycoris", algo="locon")

@@ -82,6 +82,7 @@ def test_reloaded_it_is_as_strong_as_trained(kind):
     torch.testing.assert_close(adapted(loaded, layer, x), expected, rtol=1e-5, atol=1e-6)  # it was made in fp32
 
 
+@pytest.mark.slow
 def test_resuming_loads_every_tensor():
     unet = frozen(UNet())
     network = create(unet, bins=6)

@@ -47,6 +47,7 @@ def test_it_writes_table_numbers_and_plot(config, tmp_path, capsys):
     assert "| dense |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_only_some_methods(config, tmp_path):
     assert main(["adlrns", "run", "--config", str(config), "-o", str(tmp_path), *WORDS, "--methods", "dynamic"]) == 0
     families = [row["family"] for row in json.loads((tmp_path / "results.json").read_text())]

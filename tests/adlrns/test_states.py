@@ -186,6 +186,7 @@ def test_a_call_without_gradients_is_a_look_aside():
     assert seen == [((3, 0), 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_samples_called_one_by_one_are_computed_again_in_their_own_states(reentrant):
     """Kandinsky 5 and HiDream-O1: several calls, then one backward, in which checkpoints run the modules again."""

@@ -80,6 +80,7 @@ def test_the_energy_weighs_operations_and_weights():
     assert float(trainer.energy().detach()) == pytest.approx(2.5 * rank * 14 / 48)
 
 
+@pytest.mark.slow
 def test_fine_tuning_brings_a_compressed_model_closer():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 6))

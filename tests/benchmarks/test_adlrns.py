@@ -136,6 +136,7 @@ def test_patch_macs_are_those_that_torch_counts(method, few, tmp_path):
     assert patches.share_of(model, 4) == pytest.approx(100 * 4 * (96 + 64 + 96) / (64 * 32 + 32 * 32 + 32 * 64))
 
 
+@pytest.mark.slow
 def test_patch_runs_score_what_they_trained(few, tmp_path):
     dense = execute(Run("patches", "dense", "32", 0, 2, 0.0, 0, "2"), tmp_path)
     assert (tmp_path / "patches_32_2_0.pt").is_file()
@@ -163,6 +164,7 @@ def adapters_of(name, rank=2, seed=0, steps_=8):
     return methods.METHODS[name](adapter.fresh_model(), rank, steps_, seed)
 
 
+@pytest.mark.slow
 def test_the_layers_are_those_that_lycoris_adapts():
     ours = adapters_of("adlrns")
     assert set(ours.modules) == set(ours.layers) == set(adapter.rank_one())
@@ -314,6 +316,7 @@ def finish(known, store, work=planted, **more):
         return do(work, known, store, "unused", pool, bar, **more)
 
 
+@pytest.mark.slow
 def test_every_method_gets_the_same_trials_ranks_and_seeds(made, tmp_path):
     store = Store(tmp_path / "runs.jsonl")
     assert finish(lambda: made.known(store), store) == {}
@@ -391,6 +394,7 @@ def test_the_estimate_is_set_up_and_steps(made, tmp_path):
     assert costs.minutes(alone, 2) == pytest.approx(costs.seconds(alone[0]) / 60)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped(made, tmp_path):
     file, done = tmp_path / "runs.jsonl", []
     store = Store(file)
@@ -416,6 +420,7 @@ def test_it_goes_on_where_it_was_stopped(made, tmp_path):
     assert again == []
 
 
+@pytest.mark.slow
 def test_failures_stop_nothing_else_and_are_tried_again(made, tmp_path):
     store = Store(tmp_path / "runs.jsonl")
     work = lambda run, folder: 1 / 0 if run.method == "rana" else planted(run, folder)
@@ -427,6 +432,7 @@ def test_failures_stop_nothing_else_and_are_tried_again(made, tmp_path):
     finish(lambda: made.known(store), store, stop=lambda: True)
 
 
+@pytest.mark.slow
 def test_what_measures_time_runs_alone_and_last(made, tmp_path):
     order, store = [], Store(tmp_path / "runs.jsonl")
     work = lambda run, folder: order.append(run.alone) or planted(run, folder)
@@ -435,6 +441,7 @@ def test_what_measures_time_runs_alone_and_last(made, tmp_path):
     assert sum(order) == 3
 
 
+@pytest.mark.slow
 def test_runs_of_other_code_are_stale(made, tmp_path, monkeypatch):
     store = Store(tmp_path / "runs.jsonl")
     finish(lambda: made.known(store), store)
@@ -447,6 +454,7 @@ def test_runs_of_other_code_are_stale(made, tmp_path, monkeypatch):
     assert not made.complete(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_the_report_is_written_from_what_is_there(made, tmp_path, share):
     whole = Store(tmp_path / "whole.jsonl")

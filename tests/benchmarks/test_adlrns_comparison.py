@@ -41,6 +41,7 @@ def test_every_method_has_its_rows(tmp_path):
     assert rows["dynamic, 60 %"]["psnr"] > rows["dynamic without means, 60 %"]["psnr"]
 
 
+@pytest.mark.slow
 def test_only_some_methods(tmp_path, capsys):
     config = tmp_path / "c.toml"
     config.write_text("[train]\nbatch_size = 2048\nepochs = 1\n", encoding="utf-8")

@@ -302,6 +302,7 @@ def test_a_run_that_fails_is_reported_and_tried_again_next_time(tiny, tmp_path):
     assert finish(made, store, tmp_path) == (True, {})
 
 
+@pytest.mark.slow
 def test_runs_of_other_code_are_stale_and_other_arguments_are_other_runs(tiny, tmp_path, monkeypatch):
     made, store = plan.Plan(plan.narrowed(tiny, ["one"], ["torch-adamw", "hina-control"]), tmp_path), None
     store = Store(tmp_path / "runs.jsonl")
@@ -388,6 +389,7 @@ def test_a_planted_saving_comes_out_of_the_summary(tiny, tmp_path):
     assert "| default-tam | 0.8 | 0.8 |" in report.markdown(found, ENV, "cmd", [])
 
 
+@pytest.mark.slow
 def test_results_are_drawn_again_without_runs(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(plan.MODES, "quick", tiny)
     words = ["--jobs", "0", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--name", "some"]

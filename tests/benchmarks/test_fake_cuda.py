@@ -100,6 +100,7 @@ def planted(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "kind", "operation"),
     [
@@ -151,6 +152,7 @@ def test_decompositions_and_looks_are_known_and_listed():
         assert place in {known.where for _, known, _ in verdict.known}
 
 
+@pytest.mark.slow
 def test_an_unlisted_decomposition_is_a_fault(monkeypatch):
     monkeypatch.setattr(life, "KNOWN", tuple(k for k in life.KNOWN if k.where != "lora_rite.py"))
     faults = life.live(Case("HinaAdamW", "8bit", "rite", (("use_lora_rite", True),))).faults
@@ -165,6 +167,7 @@ def test_state_left_behind_by_a_parameter_that_moved_is_found(monkeypatch):
     assert {(phase, fault.kind) for phase, fault in faults} == {("moved some to the host", "mix-up")}
 
 
+@pytest.mark.slow
 def test_every_class_codec_switch_and_technique_is_a_case(monkeypatch):
     monkeypatch.undo()  # all the shapes: a technique that fits none of the few would not be found
     every = list(cases.cases())
@@ -225,6 +228,7 @@ def test_fused_adamw_moves_28_bytes_a_parameter():
     assert recorder.faults == []
 
 
+@pytest.mark.slow
 def test_a_row_of_the_table_and_one_that_does_not_run(monkeypatch):
     assert {"HinaAdamW, 8bit", "COptim8bit, 8bit", "torch-fused"} <= {subject.name for subject in subjects()}
     small = {name: torch.empty(shape) for name, shape in FEW.items()}

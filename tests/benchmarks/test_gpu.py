@@ -16,6 +16,7 @@ from tests.support.stepping import make_params, set_grads
 CPU = Plan(torch.device("cpu"), quick=True)
 
 
+@pytest.mark.slow
 def test_steps_of_all_candidates_and_one_that_breaks(monkeypatch):
     monkeypatch.setattr(steps, "OTHERS", ("not-there", "breaks-later"))
     monkeypatch.setattr(steps, "OURS", ("hina-default-8bit",))
@@ -46,6 +47,7 @@ def test_steps_of_all_candidates_and_one_that_breaks(monkeypatch):
     assert min(ours["wall_ms"], ours["together_ms"], ours["peak_mib"], ours["launches_by_rule"]) > 0
 
 
+@pytest.mark.slow
 def test_batches_give_each_candidate_one_row(monkeypatch):
     """Where memory holds few at a time, the anchors step again in every batch, and are reported once."""
     monkeypatch.setattr(steps, "room", lambda named, device: 3)
@@ -79,6 +81,7 @@ def test_codes_that_differ_are_seen(monkeypatch):
     assert row.figures["largest"] >= 1
 
 
+@pytest.mark.slow
 def test_steps_and_resume_equal_the_cpu_and_a_lost_state_does_not(monkeypatch):
     rows = list(equality.steps(CPU))
     assert [row.part for row in rows] == ["steps", "resume"]

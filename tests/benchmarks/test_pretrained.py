@@ -83,6 +83,7 @@ def bowl(run):
 # The worlds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", sorted(CHOSEN))
 def test_an_adapter_starts_as_the_model_and_learns(world, tiny):
     made = Plan(TINY, tiny)
@@ -235,6 +236,7 @@ def test_normuon_of_pytorch_optimizer_gets_vectors_apart():
 # The report
 
 
+@pytest.mark.slow
 def test_the_report_is_written_from_what_is_there(tiny):
     made, store = Plan(TINY, tiny), Store(tiny / "runs.jsonl")
     empty = summary.summarise(made, store)

@@ -149,6 +149,7 @@ def test_bf16_average_keeps_decaying():
     assert abs(v.mean().item() / 0.999**2000 - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_bf16_parameters_feel_a_decay_below_their_resolution():
     for dtype in (torch.bfloat16, torch.float32):
         param = torch.nn.Parameter(torch.ones(64, 64, dtype=dtype))

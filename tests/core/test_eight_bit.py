@@ -61,6 +61,7 @@ def test_the_optimizer_itself_follows():
     assert ratio.quantile(0.99) <= 1.6
 
 
+@pytest.mark.slow
 def test_without_new_squares_the_average_decays_exactly():
     """Its codes stay and its scale falls: no rounding, no random walk."""
     codec, slot = EightBit(), eight_bit.Slot.UNSIGNED

@@ -39,6 +39,7 @@ def cpu_time(step):
     return min(once() for _ in range(3))
 
 
+@pytest.mark.slow
 def test_a_thousand_shapes_cost_about_what_they_cost_torch():
     """2.5 times on a quiet machine; 20 to 30 times without frames."""
     params = of_many_shapes(1000)
@@ -47,6 +48,7 @@ def test_a_thousand_shapes_cost_about_what_they_cost_torch():
     assert cpu_time(HinaAdamW(params.items(), state="8bit").step) < 6 * cpu_time(torchs.step)
 
 
+@pytest.mark.slow
 def test_operations_go_with_frames():
     """Some 160 a shape without them."""
     assert promises.operations(lambda params: HinaAdamW(params.items()), of_many_shapes(900)) < 10 * 900
@@ -71,6 +73,7 @@ def test_as_alone(name, monkeypatch):
         torch.testing.assert_close(results[1][key], param, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [HinaAdamW, AdaptiveHinaAdamW])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.usefixtures("framed")

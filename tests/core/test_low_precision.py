@@ -15,6 +15,7 @@ from tests.support.stepping import make_params, set_grads, train
 states = pytest.mark.parametrize("state", STATES)
 
 
+@pytest.mark.slow
 @states
 def test_bf16_parameters_go_where_fp32_ones_go(state):
     """A step of 1e-5 is a hundredth of what bf16 can show near 1: on average it is taken all the same."""

@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from hina_kohya import HinaAdamW
 from tests.support.chains import CHAINS, STATES, chains_of
 from tests.support.checkpoints import copy_of, through_file
+from tests.support.combinations import in_pairs, same
+from tests.support.promises import DTYPES
 from tests.support.stepping import make_params, set_grads, train
 
 
-@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("state", STATES)
+@in_pairs(("chain", "state", "dtype"), CHAINS, same(STATES), {**DTYPES, "fp16": torch.float16})
 def test_k_and_k_is_2k(state, dtype, chain):
     params = make_params(dtype)
     optimizer = HinaAdamW(params.items(), lr=1e-3, state=state, **chain)

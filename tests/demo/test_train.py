@@ -109,6 +109,7 @@ def test_resume_of_a_finished_or_foreign_run_is_refused(whole_run, tmp_path, cap
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_metadata_is_what_sd_scripts_writes(whole_run):
     folder, _ = whole_run
     with safe_open(folder / "last.safetensors", "pt") as file:
@@ -127,6 +128,7 @@ def test_metadata_is_what_sd_scripts_writes(whole_run):
     assert found["sshs_model_hash"]  # by LyCORIS itself
 
 
+@pytest.mark.slow
 def test_pictures_summary_and_curves(whole_run):
     folder, _ = whole_run
     for picture in ("samples.png", "loss.png"):
@@ -144,6 +146,7 @@ def test_pictures_summary_and_curves(whole_run):
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]  # no unfinished files
 
 
+@pytest.mark.slow
 def test_step_files(whole_run):
     folder, final = whole_run
     halfway = load_file(folder / "last-step00000003.safetensors")
@@ -160,12 +163,14 @@ def test_the_seed_decides(tmp_path):
     assert any(not torch.equal(first[k], other[k]) for k in first)
 
 
+@pytest.mark.slow
 def test_learning_rates_choose_what_is_trained(tmp_path):
     names = train(tmp_path, "--max_train_steps", "1", "--network_train_unet_only")
     assert {n.split("_")[1] for n in names} == {"unet"}
     train(tmp_path, "--learning_rate", "0", expect=2)
 
 
+@pytest.mark.slow
 def test_full_bf16(tmp_path):
     weights = train(tmp_path, "--max_train_steps", "2", "--mixed_precision", "bf16", "--full_bf16")
     assert {w.dtype for n, w in weights.items() if "lokr" in n} == {torch.bfloat16}
@@ -207,6 +212,7 @@ def test_what_cannot_be_built_is_said_before_training(tmp_path, capsys, argv, sa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_diverged_run_overwrites_nothing(tmp_path, capsys):
     good = train(tmp_path, "--max_train_steps", "1")
     argv = ["--optimizer_type", "SGD", "--learning_rate", "1e30", "--max_grad_norm", "0", "--max_train_steps", "9"]
@@ -310,6 +316,7 @@ class TestRefusals:
         words = ["--output_dir", str(tmp_path / "out"), "--network_weights", str(tmp_path / "bad.safetensors")]
         assert "is damaged or no .safetensors file" in self.refused(capsys, *words)
 
+    @pytest.mark.slow
     def test_a_damaged_state(self, tmp_path, capsys):
         state = tmp_path / "last-state"
         state.mkdir()

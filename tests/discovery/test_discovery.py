@@ -274,6 +274,7 @@ def test_weights_before_a_normalisation_are_not_tied_because_both_sum_to_nothing
         looks.append(observe(params, noise))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [2, 3, 8])
 @pytest.mark.parametrize("kind", ["product", "kronecker"])
 def test_strangers_are_left_alone(kind, rank):

@@ -54,15 +54,18 @@ def test_accumulated_gradients_in_bf16(network):
     assert_nearly(Run(network, autocast=True, full_bf16=True), accumulate=4, batch=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 16])
 def test_other_ranks(dim):
     assert_exact(Run("lora", autocast=True, dim=dim))
 
 
+@pytest.mark.slow
 def test_rank_dropout_does_not_hide_a_pair():
     assert_exact(Run("lora", more=["rank_dropout=0.3"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "seed", "how"),
     [
@@ -77,6 +80,7 @@ def test_a_coincidence_of_scalars_is_no_relationship(network, seed, how):
     assert_exact(Run(network, seed=seed, **how))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "seed", "full_bf16"),
     [

@@ -161,6 +161,7 @@ def test_local_variables_of_the_loop_are_read_and_not_kept():
         loop.read("args")
 
 
+@pytest.mark.slow
 def test_a_model_that_the_trainer_deletes_is_gone():
     def train():
         accelerator, model = object(), Group([1])

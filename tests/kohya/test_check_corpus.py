@@ -93,6 +93,7 @@ def test_one_line_for_two_faults_of_one_list(folder):
     assert lines == ['  write    optimizer_args = ["weight_decay=0.1", "amsgrad=True"]']
 
 
+@pytest.mark.slow
 def test_the_output_fits_on_a_screen(folder, monkeypatch):
     for number, name in enumerate(CASES):
         place = folder / str(number)

@@ -499,6 +499,7 @@ def test_an_optimizer_that_ends_its_process_was_not_looked_at(check, tmp_path, m
 
 
 # 12: time
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["network_dim = 0", "seed = 1", LOKR])
 def test_without_a_rehearsal_torch_is_not_imported_and_little_time_passes(check, config):
     """CPU seconds of the whole command, Python's own start among them."""

@@ -106,6 +106,7 @@ def test_600_random_tomls(folder):
         assert len(printing.text(found)) < 150, text
 
 
+@pytest.mark.slow
 def test_600_random_texts(folder):
     """Broken TOMLs, JSONs and scripts: a UserError in one line, or a report."""
     chance = random.Random(2)
@@ -137,6 +138,7 @@ def test_a_hundred_thousand_unknown_keys(folder):
     assert seconds < 5 or os.environ.get("CI"), seconds
 
 
+@pytest.mark.slow
 def test_deep_nesting_and_long_values_are_one_line(folder):
     for text in ("a = " + "[" * 5000 + "]" * 5000, "a = '" + "x" * 10**6 + "'", "[" + ".".join("a" * 1000) + "]"):
         (folder / "deep.toml").write_text(text)

@@ -162,6 +162,7 @@ def test_unknown_trainers_and_architectures_are_named(tmp_path):
         report.check(file, arch="sdx")
 
 
+@pytest.mark.slow
 def test_a_preset_that_fails_on_sd1_is_only_a_doubt_where_the_trainer_is_assumed(tmp_path):
     file = written(tmp_path, 'network_module = "lycoris.kohya"\n')
     for script, level in ((None, ["warning"]), ("train_network", ["error"]), ("sdxl_train_network", [])):
@@ -169,6 +170,7 @@ def test_a_preset_that_fails_on_sd1_is_only_a_doubt_where_the_trainer_is_assumed
         assert [each.level.value for each in found if each.rule == "preset_fails_on_sd1"] == level
 
 
+@pytest.mark.slow
 def test_the_hooks_are_active_through_our_module_a_patch_or_the_launcher(tmp_path, monkeypatch):
     def hooks(text, **how):
         run = report.check(written(tmp_path, text), **how).run
@@ -218,6 +220,7 @@ def test_lines_to_type_are_toml():
     assert toml_value(["a=1", 'b="x"', "C:\\x", True, 1e-4]) == "[\"a=1\", 'b=\"x\"', 'C:\\x', true, 0.0001]"
 
 
+@pytest.mark.slow
 def test_a_check_without_an_optimizer_to_look_into_imports_no_torch(tmp_path):
     file = written(tmp_path, 'network_module = "lycoris.kohya"\nnetwork_args = ["algo=lokr"]\n')
     call = f"from hina_kohya.check.report import check; check({file!r})"

@@ -109,6 +109,7 @@ def test_only_an_optimizer_of_torch_has_a_schedule(trainer):
     assert failed(trainer.ask("rates", f"{HERE}.NotAnOptimizer"), "TypeError", "is not an Optimizer")
 
 
+@pytest.mark.slow
 @pytest.mark.old_layout_too
 def test_schedules(trainer):
     def rates(**given):

@@ -51,6 +51,7 @@ def test_accumulation(trainer):
     assert len(report.losses) in {2, 4}  # TensorBoard keeps one of two values for a step, or both
 
 
+@pytest.mark.slow
 def test_state_is_saved_and_resumed(trainer):
     first = trainer.train(network="networks.lora", steps=2, extra=("--save_state",))
     saved = first.out / "lora-state"

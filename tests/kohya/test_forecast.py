@@ -196,6 +196,7 @@ def test_nothing_of_a_large_model_is_allocated():
     assert size == 9
 
 
+@pytest.mark.slow
 @counts_are_of_lycoris_4
 @pytest.mark.parametrize("preset", ["attn-mlp", "attn-only", "unet-transformer-only", "unet-convblock-only"])
 def test_presets(preset):
@@ -217,6 +218,7 @@ def test_a_preset_that_matches_nothing():
         said(network_args={"algo": "ia3", "preset": "ia3"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "algo"), [("hina_kohya.adlrns", {}), ("hina_kohya.lycoris", {"algo": "adlrns"})])
 @pytest.mark.parametrize("warmup", ["50", "0"])
 def test_adlrns_has_the_tensors_of_a_lora_and_two_small_ones_a_module(network, algo, warmup, monkeypatch):
@@ -253,6 +255,7 @@ def test_adlrns_of_one_bin_trains_all_directions_and_its_file_is_the_budget(monk
 # Groups
 
 
+@pytest.mark.slow
 @counts_are_of_lycoris_4
 def test_the_hooks_split_what_the_network_itself_does_not():
     options = {"algo": "lokr", "loraplus_lr_ratio": "8", "weight_decay": "0.1", "use_scalar": "True"}
@@ -276,18 +279,21 @@ def test_the_hooks_split_what_the_network_itself_does_not():
     ]
 
 
+@pytest.mark.slow
 def test_our_optimizer_says_which_roles_do_not_decay():
     found = said("hina_kohya.lycoris", optimizer="hina_kohya.HinaAdamW", network_args={"dora_wd": "True"})
     assert [each["still_roles"] for each in found["groups"]] == [["dora_scale"], ["dora_scale"]]
     assert [each["weight_decay"] for each in found["groups"]] == [0.01, 0.01]
 
 
+@pytest.mark.slow
 def test_spd_takes_the_place_of_weight_decay():
     found = said("hina_kohya.lycoris", optimizer="hina_kohya.HinaAdamW", words=["use_spd=True"])
     assert [each["weight_decay"] for each in found["groups"]] == [0.0, 0.0]
     assert "spd on 532" in found["techniques"]
 
 
+@pytest.mark.slow
 def test_a_part_that_is_not_trained():
     found = said(train_text_encoder=False)
     assert [each["description"] for each in found["groups"]] == ["unet"]
@@ -299,12 +305,14 @@ def test_a_part_that_is_not_trained():
     ]
 
 
+@pytest.mark.slow
 def test_adafactor_sets_the_learning_rate_itself():
     assert [each["lr"] for each in said(optimizer="Adafactor")["groups"]] == [None, None]
     fixed = said(optimizer="adafactor", words=["relative_step=False", "scale_parameter=False"])
     assert [each["lr"] for each in fixed["groups"]] == [1e-4, 1e-4]
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_is_not_installed_leaves_its_state_unknown():
     found = said(optimizer="no_such_package.Optimizer")
     assert "state_bytes" not in found
@@ -410,6 +418,7 @@ def test_state_bytes_of_ours_are_those_of_real_steps(words):
     assert forecast_of == optimizer.get_memory_efficiency_report()["state_bytes"]
 
 
+@pytest.mark.slow
 def test_half_precision_halves_what_follows_the_parameter():
     whole, half = (said(dtype=dtype)["state_bytes"] for dtype in ("float32", "bfloat16"))
     steps = 4 * 532  # AdamW counts each parameter's steps in fp32

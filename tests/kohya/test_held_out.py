@@ -38,6 +38,7 @@ def bits(path):
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.old_layout_too
 def test_the_best_adapter_is_kept_beside_the_last(trainer):
     report = train(trainer, "keep_best=true", steps=6, lr=TOO_HIGH)
@@ -54,6 +55,7 @@ def test_the_best_adapter_is_kept_beside_the_last(trainer):
     assert "hina_best" not in report.meta
 
 
+@pytest.mark.slow
 def test_a_validation_of_the_same_weights_is_the_same_in_every_epoch(trainer):
     report = train(trainer, "stop_after=9", extra=SPLIT, steps=30, lr="1e-30")
     losses = report.scalars["loss/held_out"]
@@ -61,6 +63,7 @@ def test_a_validation_of_the_same_weights_is_the_same_in_every_epoch(trainer):
     assert len(set(losses)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.old_layout_too
 @pytest.mark.parametrize("extra", [EVERY, SPLIT])
 def test_a_run_that_does_not_improve_ends_as_one_that_is_over(trainer, extra):
@@ -76,6 +79,7 @@ def test_a_run_that_does_not_improve_ends_as_one_that_is_over(trainer, extra):
     assert not (report.out / "lora-best.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_resume_knows_the_best_and_how_long_ago_it_was(trainer):
     if trainer.name != "double":
         pytest.skip("the harness wants a folder of its own for each run; tests/trainers resumes the real thing")
@@ -99,6 +103,7 @@ def test_a_resume_knows_the_best_and_how_long_ago_it_was(trainer):
     assert "give --validation_seed 1" in refused.log
 
 
+@pytest.mark.slow
 @pytest.mark.old_layout_too
 def test_images_that_are_not_held_out_are_refused(trainer):
     report = train(trainer, "keep_best=true", extra=(), rc=1)
@@ -107,12 +112,14 @@ def test_images_that_are_not_held_out_are_refused(trainer):
     assert "held-out images are trained on, too: without a seed" in report.log
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_unasked(trainer):
     report = train(trainer, extra=EVERY, steps=2)
     assert "loss/held_out" not in report.scalars
     assert not list(report.out.glob("*best*"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_the_best_before_whole(trainer, monkeypatch):
     if trainer.name != "double":
         pytest.skip("the disk is made full in this process")

@@ -62,6 +62,7 @@ def hooked(module, name="get_optimizer"):
     return type(vars(importlib.import_module(module))[name]) is Hook
 
 
+@pytest.mark.slow
 def test_before_and_after_the_import(layout):
     hooks.install()
     assert hooks.active()
@@ -88,6 +89,7 @@ def test_every_name_of_the_function_in_every_order(layout, first):
         assert vars(importlib.import_module(module))[name] is hook.__wrapped__
 
 
+@pytest.mark.slow
 def test_a_name_taken_after_the_first_hooks(layout):
     """As a trainer does that imports within a function."""
     hooks.install()
@@ -149,6 +151,7 @@ def test_a_method_and_all_its_heirs(imported_first):
     assert heir().get_optimizer(None, None) == "theirs"
 
 
+@pytest.mark.slow
 def test_a_class_of_the_script_itself(monkeypatch):
     """hv_train.py is never imported: its class is in __main__, and defined after the hooks were installed."""
     hooks.install()
@@ -165,6 +168,7 @@ def test_a_class_of_the_script_itself(monkeypatch):
     assert main.FineTuningTrainer().get_optimizer(None, None) == "theirs"
 
 
+@pytest.mark.slow
 def test_networks_and_lycoris():
     hooks.install()
     assert hooked("networks.lora", "create_network")
@@ -182,6 +186,7 @@ def test_networks_by_the_short_name_that_musubi_tuner_makes_possible(checkout, m
     assert hooked("networks.lora_wan", "create_arch_network")
 
 
+@pytest.mark.slow
 def test_any_network_by_name(checkout):
     from hina_kohya import network
 

@@ -28,6 +28,7 @@ def failed(answer, error, words=""):
 # The contract
 
 
+@pytest.mark.slow
 def test_names_of_optimizers(musubi):
     for name, cls in (("AdamW", "torch.optim.adamw.AdamW"), ("adamw", "torch.optim.adamw.AdamW"),
                       ("RAdam", "torch.optim.radam.RAdam"), (f"{HERE}.Recorder", f"{HERE}.Recorder")):  # fmt: skip
@@ -79,6 +80,7 @@ def test_groups_of_networks(musubi, module, kwargs, descriptions, endings):
         assert made["descriptions"] is None or len(made["descriptions"]) != len(made["groups"]) or made["descriptions"]
 
 
+@pytest.mark.slow
 def test_a_network_of_weights_comes_alone_and_is_merged(musubi):
     for module in ("networks.lora_wan", "hina_kohya.lycoris"):
         assert musubi.ask("musubi_merged", module) == {"alone": True, "acts": True, "same": True}
@@ -135,11 +137,13 @@ def test_short_name_without_a_way_in(musubi):
     assert "has no attribute 'HinaAdamW'" in report.log
 
 
+@pytest.mark.slow
 def test_a_name_of_sd_scripts_that_is_none_here(musubi):
     report = musubi.train(**NATIVE, optimizer="Prodigy", steps=1, rc=1)
     assert "musubi-tuner has no optimizer 'Prodigy'; write prodigyopt.Prodigy" in report.log
 
 
+@pytest.mark.slow
 def test_the_original_documents_line(musubi):
     words = ("use_alora=True", "dynamic_weight_decay=True", "wd_transition_steps=1000")
     report = musubi.train(
@@ -150,6 +154,7 @@ def test_the_original_documents_line(musubi):
     counted(report, "lokr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [NATIVE, {"network": "hina_kohya.lycoris", "network_args": ("algo=loha",)}],
                          ids=["native", "lycoris"])  # fmt: skip
 def test_groups_by_role_have_names_rates_and_curves(musubi, network):
@@ -174,6 +179,7 @@ def test_groups_by_role_have_names_rates_and_curves(musubi, network):
     assert set(names) == {name for name in report.tensors if not name.endswith("alpha")}
 
 
+@pytest.mark.slow
 def test_decay_alone_is_described_too(musubi):
     args = ("algo=lora", "dora_wd=True", "weight_decay=0.1")
     report = musubi.train(network="hina_kohya.lycoris", network_args=args, optimizer=PROBE, steps=2)
@@ -191,6 +197,7 @@ def test_without_options_every_bit_is_the_same(musubi):
     assert runs[0].bits != musubi.train(**chosen, steps=1).bits
 
 
+@pytest.mark.slow
 def test_resuming_restores_the_optimizer_exactly(musubi):
     chosen = {**NATIVE, "optimizer_args": ("state='bf16'",)}
     first = musubi.train(**chosen, optimizer="HinaAdamW", steps=3, extra=("--save_state",))
@@ -213,6 +220,7 @@ def test_resuming_restores_the_optimizer_exactly(musubi):
         assert (int(entry["step"]), int(after["state"][key]["step"])) == (3, 5)
 
 
+@pytest.mark.slow
 def test_adlrns_has_every_sample_in_the_bin_of_its_noise(musubi, tmp_path):
     args = ("bins=4", "budget=2", "warmup=3", "refresh_every=3")
     report = musubi.train(network="tests.support.noise_probe", network_args=(*args, "preset=attn-mlp"), steps=8)
@@ -287,6 +295,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_trainer_that_passes_the_hooks_by_stops(musubi, tmp_path, monkeypatch, fault):
     copy = shutil.copytree(musubi.home, tmp_path / "checkout", ignore=shutil.ignore_patterns(".git", "__pycache__"))

@@ -57,6 +57,7 @@ def test_the_list_of_what_was_tried():
     assert all(len(commit) == 8 and int(commit, 16) for commit in commits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target_and_block", ALL)
 @settings(deadline=None)
 @given(data=FILE_CONTENTS)
@@ -69,6 +70,7 @@ def test_whatever_the_file_holds_it_comes_back_by_the_byte(target_and_block, dat
     assert taken_out(name, block.put_in(patched, lines)) is None  # twice is not what apply does
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     data=FILE_CONTENTS,

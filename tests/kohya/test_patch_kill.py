@@ -190,6 +190,7 @@ def test_killed_at_random_moments(tmp_path):
     assert min(seen.values()) >= 3, seen  # both actions ended or were cut off, and some in the middle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["die", "fail-once", "fail-from-now-on"])
 def test_stopped_at_every_write(tmp_path, mode):
     assert rounds(mode, tmp_path)["rounds"] >= 8

@@ -41,6 +41,7 @@ def test_the_new_rate_holds_in_every_later_step(trainer, way):
     assert "the schedule goes on from a learning rate of 0.0002" in messages(resumed)
 
 
+@pytest.mark.slow
 def test_without_the_override_the_old_schedule_goes_on_and_both_rates_are_said(trainer):
     saved = run(trainer, "launcher", "1e-3", 3).out / "lora-state"
     resumed = run(trainer, "launcher", "2e-4", 6, "--resume", str(saved), "--skip_until_initial_step")
@@ -51,6 +52,7 @@ def test_without_the_override_the_old_schedule_goes_on_and_both_rates_are_said(t
     assert f"{asked} {OVERRIDE} for 0.0002" in messages(resumed)
 
 
+@pytest.mark.slow
 def test_another_optimizers_schedule_is_left_alone(trainer):
     """torch's AdamW goes on as it does without us."""
     chosen = {"network": "hina_kohya.network", "network_args": ("inner=networks.lora",), "optimizer": "AdamW"}

@@ -65,6 +65,7 @@ def test_a_training_chooses_directions_within_the_budget(first):
     assert any(tensor.any() for name, tensor in first.tensors.items() if name.endswith("lora_up.weight"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "hina_kohya.adlrns"])
 def test_every_way_in_is_the_same_training(trainer, first, way):
     report = trainer.train(**WAYS[way], steps=6)
@@ -72,18 +73,21 @@ def test_every_way_in_is_the_same_training(trainer, first, way):
     assert report.bits == first.bits
 
 
+@pytest.mark.slow
 def test_network_weights(trainer, first):
     report = trainer.train(**OURS, **STAYS, steps=1, extra=("--network_weights", str(first.weights)))
     assert "missing_keys" not in report.log
     same(first.tensors, report.tensors)
 
 
+@pytest.mark.slow
 def test_the_wrong_number_of_bins_stops(trainer, first):
     other = {**OURS, "network_args": ("bins=4",)}
     report = trainer.train(**other, steps=1, extra=("--network_weights", str(first.weights)), rc=1)
     assert "write bins=3 and network_dim=4 as the file was made with" in report.log
 
 
+@pytest.mark.slow
 def test_resuming_from_a_state(trainer, first):
     """Refreshes at steps 2, 4, 6 count on: a training that was never stopped says what its memory must be."""
     saved = load_file(first.out / "lora-state" / "model.safetensors")
@@ -106,6 +110,7 @@ def test_resuming_from_a_state(trainer, first):
     assert torch.equal(never[memory.NAME][:known], resumed[memory.NAME][:known])
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(trainer, first):
     report = trainer.train(**OURS, steps=6, extra=("--gradient_checkpointing",))
     assert report.losses == pytest.approx(first.losses, rel=1e-5)
@@ -128,6 +133,7 @@ def test_two_processes_have_the_same_tables_and_bits(trainer):
     assert len({tuple(table.sum(1).tolist()) for table in tables(report.tensors).values() if len(table) == 2}) > 1
 
 
+@pytest.mark.slow
 def test_full_bf16(trainer):
     report = trainer.train(**OURS, steps=4, extra=("--mixed_precision", "bf16", "--full_bf16"))
     assert len(report.losses) == 4
@@ -164,6 +170,7 @@ def file(trainer, tmp_path):
     hooks.uninstall()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 4, 6])
 def test_an_exported_rank_elsewhere_is_the_module_at_that_rank(trainer, file, rank, tmp_path):
     path, preset, network, module = file
@@ -182,6 +189,7 @@ def test_an_exported_rank_elsewhere_is_the_module_at_that_rank(trainer, file, ra
         torch.testing.assert_close(torch.tensor(answer), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_budget_elsewhere(trainer, file, tmp_path):
     """Modules of different ranks, some without any, as --dim_from_weights reads them."""
     path, _, network, module = file

@@ -17,6 +17,7 @@ def tags(report, kind=""):
     return {tag for tag in report.scalars if tag.startswith(f"hina/{kind}")}
 
 
+@pytest.mark.slow
 @pytest.mark.old_layout_too
 def test_for_an_optimizer_of_ours(trainer):
     measured, without = train(trainer, "log_every=1"), train(trainer, "log_every=0")
@@ -34,6 +35,7 @@ def test_for_an_optimizer_of_ours(trainer):
     assert len(ratios) == 3 * len(blocks)
 
 
+@pytest.mark.slow
 def test_for_adamw_of_torch(trainer):
     report = train(trainer, "log_every=2", optimizer="AdamW", steps=5)
     kinds = {tag.split("/")[1] for tag in tags(report)}
@@ -41,6 +43,7 @@ def test_for_adamw_of_torch(trainer):
     assert {len(report.scalars[tag]) for tag in tags(report)} == {2}  # after steps 3 and 5
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_step(trainer):
     report = train(trainer, "log_every=1", steps=3, extra=("--gradient_accumulation_steps", "2"))
     steady = tags(report) - tags(report, "cautious_kept")  # that factor has zeros for gradients in the first step
@@ -48,6 +51,7 @@ def test_accumulated_batches_are_one_step(trainer):
     assert {len(report.scalars[tag]) for tag in steady} == {3}  # the first batch was logged before the first step
 
 
+@pytest.mark.slow
 def test_in_musubi_tuner(musubi):
     report = musubi.train(
         network="hina_kohya.network", network_args=("inner=networks.lora_wan", "log_every=1"), optimizer="HinaAdamW",
@@ -58,6 +62,7 @@ def test_in_musubi_tuner(musubi):
     assert {len(report.scalars[tag]) for tag in tags(report)} == {2}
 
 
+@pytest.mark.slow
 def test_a_value_that_is_none_is_refused(trainer):
     report = trainer.train(network="hina_kohya.network", network_args=(*NATIVE, "log_every=often"), steps=1, rc=1)
     assert "log_every='often' must be a whole number of steps, at least 0; write log_every=10" in report.log

@@ -98,6 +98,7 @@ def test_nothing_is_decided_twice(name):
         assert config["network_alpha"] == config["network_dim"]  # LyCORIS < 4.0 forgets alpha / dim there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_first_step_is_of_a_usual_size(name, lycoris):
     """The measure behind the learning rates: that of LoRA of rank 16, alpha 16, at 2e-4 with the same optimizer."""

@@ -83,6 +83,7 @@ def test_every_model_fits_a_screen(tmp_path, name, capsys):
     assert sum(counts) == len(shapes)
 
 
+@pytest.mark.slow
 def test_one_picture_of_one_file_and_of_two(tmp_path, capsys):
     files.lycoris(tmp_path / "a.safetensors", "lokr")
     files.lycoris(tmp_path / "b.safetensors", "loha")
@@ -125,6 +126,7 @@ def test_two_doras_can_be_compared_and_what_is_not_looked_at_is_said(tmp_path, c
         assert "magnitudes act on the base model and are not looked at" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_file_of_zeros_can_be_looked_at(tmp_path, capsys):
     tensors = files.plain(tmp_path / "a.safetensors")
     save_file(

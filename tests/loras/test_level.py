@@ -29,6 +29,7 @@ def choices(spectra):
     return itertools.product(*(range(spectrum.least, len(spectrum.values) + 1) for spectrum in spectra))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(SPECTRA, st.floats(0, 1))
 def test_nothing_of_the_level_s_own_cost_keeps_more(spectra, share):
@@ -39,6 +40,7 @@ def test_nothing_of_the_level_s_own_cost_keeps_more(spectra, share):
         assert energy(spectra, ranks) >= best - 1e-9
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(SPECTRA, st.integers(0, 200))
 def test_a_budget_is_kept_and_lost_by_at_most_one_block(spectra, budget):
@@ -55,6 +57,7 @@ def test_a_budget_is_kept_and_lost_by_at_most_one_block(spectra, budget):
             assert cost(spectra, ranks) + more > budget
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(SPECTRA, st.floats(0.01, 1))
 def test_keep_takes_the_fewest_bytes_to_within_one_block(spectra, share):

@@ -204,6 +204,7 @@ def test_a_dora_is_no_part_of_a_sum(tmp_path, word, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_diffusers_loads_kohya_s_names_at_full_strength_whatever_the_ranks(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     pytest.importorskip("peft")

@@ -105,6 +105,7 @@ def test_bad_input_is_one_clear_error(arguments, message):
         AdaptiveHinaAdamW(make_params().items(), **arguments)
 
 
+@pytest.mark.slow
 def test_at_its_defaults_it_steps_as_hina_adamw():
     """What it finds and measures is reported, and moves nothing."""
     results = []
@@ -115,6 +116,7 @@ def test_at_its_defaults_it_steps_as_hina_adamw():
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"use_dynamic_adaptation": False}, {"adaptation_strength": 0.2}, {"importance_decay": 0.2}, {"use_lr_mask": True}],
@@ -139,6 +141,7 @@ def test_looks():
 # What it finds
 
 
+@pytest.mark.slow
 def test_hidden_names_are_found_and_have_the_effect_of_names():
     one, two = network(), network()
     with_names, without = (
@@ -167,6 +170,7 @@ def test_hidden_names_are_found_and_have_the_effect_of_names():
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["lora", "loha", "lokr"])
 def test_hidden_names_on_the_embedded_model(algo):
     pytest.importorskip("diffusers")
@@ -213,6 +217,7 @@ def test_nothing_is_rebuilt_while_nothing_new_is_found():
     assert optimizer.plan() is plan
 
 
+@pytest.mark.slow
 def test_between_looks_nothing_waits():
     params = small_matrices(10)
     optimizer = AdaptiveHinaAdamW(params.values(), lr=1e-3, relationship_discovery_interval=8)
@@ -324,6 +329,7 @@ def test_what_is_missing_from_three_looks_is_forgotten(monkeypatch):
 # Checkpoints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume_at", [1, 2, 3, 5])
 @states
 def test_resume_is_exact_at_any_step(state, resume_at):
@@ -387,6 +393,7 @@ def test_copies_and_pickles_go_on():
         assert relations(other) == relations(optimizer)
 
 
+@pytest.mark.slow
 def test_a_group_may_be_added():
     one, two = network(), network(("lora",) * 3, seed=1)
     optimizer = hidden(one)
@@ -399,6 +406,7 @@ def test_a_group_may_be_added():
     assert all(partner is not None for partner, *_ in relations(optimizer)[-6:])
 
 
+@pytest.mark.slow
 def test_equal_gradients_find_the_same_whatever_was_drawn_before():
     """As two ranks do."""
     models = [network(), network()]
@@ -456,6 +464,7 @@ def test_reports_have_the_same_keys_at_any_time(arguments):
         assert mask["by_group"]["group_0"]["statistics"] == mask["statistics"]
 
 
+@pytest.mark.slow
 def test_the_shares_of_the_mask_at_its_ends():
     param = nn.Parameter(torch.zeros(2, 4))
     optimizer = AdaptiveHinaAdamW([param], lr=1e-3, use_lr_mask=True, use_cautious=False)

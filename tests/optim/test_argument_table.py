@@ -207,6 +207,7 @@ def everything(capsys):
     return "\n".join([capsys.readouterr().out, *signatures, make_arguments.stub(), make_arguments.page(), str(unknown)])
 
 
+@pytest.mark.slow
 def test_a_technique_comes_and_goes_with_its_file_and_its_rows(monkeypatch, capsys, caplog):
     with monkeypatch.context() as patch:
         patch.setitem(registry._TECHNIQUES, "toy", Toy)

@@ -75,6 +75,7 @@ def test_one_live_row_of_4096_moves_at_most_four_learning_rates(cls):
     assert rms(moved[:, 7]) > 0.1
 
 
+@pytest.mark.slow
 @each
 def test_twelve_tokens_of_a_textual_inversion(cls):
     param = torch.nn.Parameter(torch.randn(6000, 32, generator=torch.Generator().manual_seed(0)))
@@ -99,6 +100,7 @@ def test_dead_columns_and_rows_do_not_speed_up_live_ones(cls, shape):
     assert among.abs().max() <= 3 * alone.abs().max()
 
 
+@pytest.mark.slow
 @each
 def test_rows_that_are_active_by_turns_move_alike(cls):
     """lora_down of T-LoRA or of rank dropout: the first rank in every step, the last in one of sixteen."""
@@ -141,6 +143,7 @@ def test_one_nan_and_clipping_makes_every_gradient_nan_and_nothing_moves(cls, op
     assert all(not torch.equal(before[name][""], param) for name, param in params.items())
 
 
+@pytest.mark.slow
 @everything
 def test_nothing_waits_with_bad_gradients_either(cls, options):
     params = small_matrices(3)
@@ -170,6 +173,7 @@ def test_autocast_changes_nothing(cls, options):
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+@pytest.mark.slow
 @everything
 def test_tf32_changes_nothing(cls, options):
     results = []
@@ -188,6 +192,7 @@ def test_tf32_changes_nothing(cls, options):
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+@pytest.mark.slow
 @cases
 def test_a_compiled_caller_steps_alike(cls, options):
     """A training step under torch.compile: the optimizer is left out of the graph."""
@@ -211,6 +216,7 @@ def test_a_compiled_caller_steps_alike(cls, options):
 # The rest of the contract
 
 
+@pytest.mark.slow
 @everything
 @promises.dtypes
 def test_resumes_exactly(cls, options, dtype):

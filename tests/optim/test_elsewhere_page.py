@@ -57,6 +57,7 @@ def arguments(folder):
     return transformers.TrainingArguments(str(folder), max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True)
 
 
+@pytest.mark.slow
 def test_hf_trainer(tmp_path):
     world = {"model": llama(), "arguments": arguments(tmp_path), "dataset": texts()}
     exec(blocks("HF Trainer")[0], world)
@@ -64,6 +65,7 @@ def test_hf_trainer(tmp_path):
     assert world["trainer"].state.global_step == 2
 
 
+@pytest.mark.slow
 def test_axolotls_plugin_sets_the_optimizer_of_a_trainer_that_is_there(tmp_path, monkeypatch):
     base = types.ModuleType("axolotl.integrations.base")
     base.BasePlugin = object

@@ -12,9 +12,11 @@ import hina_kohya
 from hina_kohya.optim import arguments, presets
 from hina_kohya.optim.automagic_cameamp import PROFILES
 from tests.support.chains import FLAGS as SHARED
-from tests.support.chains import chains_of
+from tests.support.chains import STATES, chains_of
 from tests.support.classes import CLASSES, GUARDED
+from tests.support.combinations import in_pairs, same
 from tests.support.counting import Counter, small_matrices
+from tests.support.promises import DTYPES
 from tests.support.stepping import SHAPES, make_params, set_grads, train
 
 BARE = {"use_lora_muon": False, "use_cautious": False, "use_lr_mask": False, "use_dynamic_adaptation": False,
@@ -215,10 +217,10 @@ def through_file(state_dict):
     return torch.load(buffer, weights_only=True)
 
 
-@variants
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("state", ["fp32", "bf16", "8bit"])
-def test_k_and_k_is_2k(cls, options, state, dtype):
+@pytest.mark.slow
+@in_pairs(("variant", "state", "dtype"), VARIANTS, same(STATES), DTYPES)
+def test_k_and_k_is_2k(variant, state, dtype):
+    cls, options = variant
     params = make_params(dtype)
     optimizer = make(cls, params, lr=1e-3, state=state, **options)
     train(optimizer, params, 3)
@@ -236,6 +238,7 @@ def test_k_and_k_is_2k(cls, options, state, dtype):
             assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
 
 
+@pytest.mark.slow
 @variants
 def test_nan_in_one_matrix_does_not_reach_another(cls, options):
     """Neighbours of the bucket must not change by a bit; where the group's learning rate is shared out, stay finite."""
@@ -253,6 +256,7 @@ def test_nan_in_one_matrix_does_not_reach_another(cls, options):
             assert poisoned[name].isfinite().all() if shares else torch.equal(healthy[name], poisoned[name]), name
 
 
+@pytest.mark.slow
 @variants
 def test_zero_gradients_and_bf16_parameters_stay_finite(cls, options):
     for dtype in (torch.float32, torch.bfloat16):

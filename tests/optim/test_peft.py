@@ -114,6 +114,7 @@ def test_learning_rates_are_those_of_pefts_lora_plus(targets):
     assert set(theirs.values()) == {LR, LR * RATIO}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [TARGETS, WITH_EMBEDDING], ids=["linear", "embedding"])
 def test_runs_end_where_pefts_lora_plus_ends(targets):
     ours, _ = after(8, {"target_modules": targets}, lr=LR, use_alora=True, alora_ratio=RATIO)
@@ -181,6 +182,7 @@ def test_trainer_saves_and_resumes_by_the_bit(way, adapter, tmp_path):
         assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(theirs[index][key])) for key, v in entry.items())
 
 
+@pytest.mark.slow
 def test_groups_that_trainer_makes_have_no_names(tmp_path, caplog):
     """So the class alone steps everything as a regular parameter, and says so."""
     model = llama()

@@ -12,7 +12,8 @@ from tests.support.counting import Counter, small_matrices
 from tests.support.memory import lora_set
 from tests.support.stepping import make_params, set_grads, train
 
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 
 
 def resumes_exactly(make, params, steps=4):

@@ -170,6 +170,7 @@ def test_kronecker_rule_on_full_and_low_rank_factors():
         close(final[name], value)
 
 
+@pytest.mark.slow
 @given(
     chosen=st.fixed_dictionaries(
         {

@@ -67,6 +67,7 @@ def starts(optimizer):
 SCHEDULE = (0.0, 0.5, 1.0, 1.0, 0.9, 0.7, 0.7, 0.0, 0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"coef": 0.5, "d0": 1e-5}, {"beta": 0.9, "d0": 1e-3}], ids=str)
 def test_it_is_its_oracle(options):
     """Groups of two rates, a schedule with zeros, starts at zero and elsewhere, and a matrix without a gradient."""
@@ -100,6 +101,7 @@ def test_it_is_its_oracle(options):
     assert rate.d > 3 * options.get("d0", 3e-4)
 
 
+@pytest.mark.slow
 def test_with_sign_steps_it_is_prodigy():
     """Without averages Adam's step is the sign, and <s, u> the paper's norm while no gradient changes its sign."""
     from pytorch_optimizer import Prodigy
@@ -132,6 +134,7 @@ def path(make=make, scale=1.0, steps=25, params=None):
     return found, params
 
 
+@pytest.mark.slow
 def test_it_never_falls_and_does_not_depend_on_the_gradients_scale():
     found, _ = path()
     assert found == sorted(found)
@@ -244,6 +247,7 @@ def test_effective_lr_has_it():
     assert found[-1] > 3e-4
 
 
+@pytest.mark.slow
 def test_arguments_of_the_classes_reach_it():
     found = []
     for options in ({}, {"d_coef": 2.0}, {"d0": 1e-3}):

@@ -88,12 +88,14 @@ def unmasked(params):
     return HinaOptimizer(params.items(), [build("adam"), build("weight_decay")], lr=1e-3, weight_decay=DECAY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [None, *CHANGES], ids=str)
 def test_every_option_changes_the_update(options):
     make = partial(masked, state="8bit")
     promises.updates_differ(make, unmasked if options is None else partial(make, **options), steps=12)
 
 
+@pytest.mark.slow
 @rows
 def test_levels_freeze_after_each_parameters_own_steps(per_row):
     """One that misses gradients freezes later; forever costs no operation."""
@@ -169,6 +171,7 @@ def test_bytes_a_parameter_at_rank_16():
         assert promises.bytes_a_parameter_at_rank_16(make) <= limit
 
 
+@pytest.mark.slow
 @rows
 def test_operations_go_with_shapes_and_nothing_waits(per_row):
     assert promises.operations_go_with_shapes(partial(masked, per_row=per_row)) <= 800

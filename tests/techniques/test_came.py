@@ -76,10 +76,12 @@ def test_alone(options, holes):
     against(run_came(options, holes=holes), lambda: oracle(**options), holes)
 
 
+@pytest.mark.slow
 def test_under_cautious():
     against(run_came({}, ["cautious"]), lambda: Cautious(CAME(), weight_decay=DECAY))
 
 
+@pytest.mark.slow
 def test_with_tam_the_residual_is_that_of_the_undamped_gradient():
     class Damped(CAME):
         torque = None
@@ -91,6 +93,7 @@ def test_with_tam_the_residual_is_that_of_the_undamped_gradient():
     against(run_came({}, ["tam"]), lambda: Damped(weight_decay=DECAY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, OPTIONS["others"]], ids=["defaults", "others"])
 def test_equal_to_came_pytorch_in_fp32(options):
     """A convolution equals what the authors' code makes of it as a matrix."""
@@ -152,6 +155,7 @@ def test_beta1_falls_to_its_floor_and_no_decay_is_no_floor(start, beta1, decay, 
     assert all(torch.equal(plain[name], floored[name]) for name in plain)
 
 
+@pytest.mark.slow
 def test_how_large_the_first_steps_are():
     """Without the correction 11 lr at first and 4 at the hundredth; with it never more than 2."""
     sizes = {}
@@ -262,6 +266,7 @@ def test_bytes_a_parameter_at_rank_16():
     assert found["fp32"][1] <= 4.6
 
 
+@pytest.mark.slow
 def test_operations_go_with_shapes_and_nothing_waits():
     for state, limit in (("8bit", 1710), ("bf16", 1500), ("fp32", 730)):
         make = partial(came, state=state, bias_correct_confidence=True)
@@ -273,6 +278,7 @@ def test_chunks_do_not_change_a_bit(state, monkeypatch):
     promises.chunks_change_no_bit(monkeypatch, partial(came, state=state))
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_for_all_matrices(monkeypatch):
     promises.one_compiled_graph_for_all_matrices(monkeypatch, [build("came")])
 
@@ -288,6 +294,7 @@ def test_it_yields_to_lora_rite():
 # The 8-bit code of the factors
 
 
+@pytest.mark.slow
 def test_an_8bit_factor_follows_slow_changes():
     """Rounded to nearest, a value that moves by 0.1 % a step never leaves its code, one of which is 5 % wide."""
     eight, target = codec("8bit"), torch.tensor([1.0, 0.05, 0.3, 0.6]).view(1, 4, 1).expand(400, 4, 1)

@@ -64,6 +64,7 @@ def test_against_the_oracle(options, moment):
     assert edges > len(SHAPES)
 
 
+@pytest.mark.slow
 def test_without_trust_it_is_cautious():
     """To the bit; and so C-AdamW, as timm has it (tests/oracles/test_official.py)."""
     results = []

@@ -163,6 +163,7 @@ def test_scale_and_order_do_not_matter():
         torch.testing.assert_close(a[:, rows][:, :, columns], b, rtol=1e-13, atol=0)
 
 
+@pytest.mark.slow
 @promises.dtypes
 def test_resume_is_exact(dtype):
     for state in STATES:
@@ -170,6 +171,7 @@ def test_resume_is_exact(dtype):
         promises.resumes_exactly(make, make_params(dtype), steps=6)
 
 
+@pytest.mark.slow
 def test_bad_neighbours_zeros_and_cost(monkeypatch):
     make = partial(optimizer, name="edge_suppression", warmup=2)
     for bad in (torch.nan, torch.inf):

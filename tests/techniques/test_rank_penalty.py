@@ -204,6 +204,7 @@ def pair_optimizer(params, lr=1e-2, **options):
     return HinaOptimizer(params.items(), chain, lr=lr, weight_decay=0.0, state="fp32")
 
 
+@pytest.mark.slow
 def test_it_lowers_the_effective_rank_in_training():
     """A target of rank 1 plus noise: the penalty leaves the signal and takes the noise."""
     tails = []
@@ -240,6 +241,7 @@ def pairs(per_shape):
     return shapes
 
 
+@pytest.mark.slow
 @promises.dtypes
 def test_resume_is_exact(dtype):
     for state in STATES:
@@ -247,6 +249,7 @@ def test_resume_is_exact(dtype):
         promises.resumes_exactly(make, make_params(dtype), steps=6)
 
 
+@pytest.mark.slow
 def test_bad_neighbours_zeros_and_cost(monkeypatch):
     make = partial(optimizer, name="rank_penalty", strength=1.0)
     victim = "lora_unet_0.lora_up"  # which no other matrix reads

@@ -139,6 +139,7 @@ def convolutions(per_shape):
     return {f"m{i}_{k}.weight": (4, 3, k, k) for i in range(per_shape) for k in (3, 5)}
 
 
+@pytest.mark.slow
 def test_resume_bad_neighbours_zeros_and_cost(monkeypatch):
     make = partial(optimizer, name="spatial_frequency")
     for state in STATES:

@@ -13,6 +13,7 @@ from hina_kohya.core.technique import Stage, Technique
 from hina_kohya.numerics.reduce import mat_mean
 from tests.support import promises, table
 from tests.support.chains import STATES
+from tests.support.combinations import in_pairs, same
 from tests.support.precision import Rounded, tf32
 from tests.support.promises import left_alone
 from tests.support.stepping import make_params, set_grads, train
@@ -25,9 +26,7 @@ states = pytest.mark.parametrize("state", STATES)
 # Exact resume, in every codec and dtype
 
 
-@each
-@states
-@promises.dtypes
+@in_pairs(("name", "state", "dtype"), same(NAMES), same(STATES), promises.DTYPES)
 def test_resumes_exactly(name, state, dtype):
     promises.resumes_exactly(table.maker(name, state=state), make_params(dtype, shapes=table.SHAPES), steps=3)
 
@@ -152,13 +151,12 @@ def test_bears_zeros(name, state):
 # Gradients that are not finite
 
 
-@each
-@states
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@in_pairs(("name", "state", "value"), same(NAMES), same(STATES), same([math.nan, math.inf, 1e30]))
 def test_a_gradient_that_is_not_finite_leaves_its_matrix_alone(name, state, value):
     left_alone(table.maker(name, state=state), value, pooled=bool(techniques()[name].pools))
 
 
+@pytest.mark.slow
 def test_after_a_skipped_first_step_the_second_is_a_first_one():
     """Bias corrections, ADOPT's first call and EMAs begin with the first gradient that counts."""
     for name in NAMES:
@@ -365,6 +363,7 @@ class Wide(Technique):
         return s.but(update=s.update * 1e6)
 
 
+@pytest.mark.slow
 def test_a_new_technique_is_in_the_table_when_it_is_registered(monkeypatch):
     monkeypatch.setattr(registry, "_TECHNIQUES", dict(registry._TECHNIQUES))
     for technique in (Centred, Halved, Wide):

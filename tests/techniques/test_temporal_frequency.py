@@ -133,6 +133,7 @@ def test_every_option_changes_the_update(options):
     assert not np.array_equal(*finals)
 
 
+@pytest.mark.slow
 @promises.dtypes
 def test_resume_is_exact(dtype):
     for state in STATES:
@@ -140,6 +141,7 @@ def test_resume_is_exact(dtype):
         promises.resumes_exactly(make, make_params(dtype), steps=7)
 
 
+@pytest.mark.slow
 def test_bad_neighbours_zeros_and_cost(monkeypatch):
     make = partial(optimizer, name="temporal_frequency", window=4)
     for state in STATES:

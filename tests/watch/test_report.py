@@ -29,6 +29,7 @@ def plain(markup):
     return " ".join(html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", markup, flags=re.DOTALL)).split())
 
 
+@pytest.mark.slow
 def test_all_of_a_run_is_on_the_page(cat, tmp_path, capsys):
     report(cat, "-o", tmp_path / "page.html")
     assert capsys.readouterr().out.startswith(f"written to {tmp_path / 'page.html'}, ")
@@ -48,6 +49,7 @@ def test_all_of_a_run_is_on_the_page(cat, tmp_path, capsys):
     assert len(markup) < 300_000
 
 
+@pytest.mark.slow
 def test_the_page_asks_no_network_and_runs_no_script(cat):
     markup = text_of(cat)
     assert "<script" not in markup
@@ -57,6 +59,7 @@ def test_the_page_asks_no_network_and_runs_no_script(cat):
     assert not re.search(r"@import|url\((?!#)", markup)
 
 
+@pytest.mark.slow
 def test_pictures_are_in_the_colours_of_the_page_and_share_no_names(cat):
     markup = text_of(cat)
     body = markup[markup.index("<body>") :]
@@ -122,6 +125,7 @@ def test_whatever_a_file_says_there_is_a_page(tmp_path, seed):
     assert markup.endswith("</html>")
 
 
+@pytest.mark.slow
 def test_what_a_page_is_not_to_tell(tmp_path):
     runs.adapter(tmp_path / "cat.safetensors")
     lines = ["huggingface_token = 'hf_SECRET'", "wandb_api_key = 'wk_SECRET'", "keep_tokens = 3", "output_name = 'cat'"]
@@ -195,6 +199,7 @@ def test_two_runs_in_one_folder(tmp_path):
     assert run.read(run.Request(tmp_path, name="dog")).adapter.path.name == "dog.safetensors"
 
 
+@pytest.mark.slow
 def test_a_file_of_nan_is_said_and_the_one_before_is_shown(tmp_path, capsys):
     runs.adapter(tmp_path / "cat-step00000050.safetensors", 50)
     runs.adapter(tmp_path / "cat.safetensors", 100, text=float("nan"))
@@ -205,6 +210,7 @@ def test_a_file_of_nan_is_said_and_the_one_before_is_shown(tmp_path, capsys):
     assert "cat-step00000050.safetensors: 0.03 MB" in words
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_a_line_with_its_name(tmp_path, capsys):
     runs.whole(tmp_path)
     (tmp_path / "cat-step00000080.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
@@ -253,6 +259,7 @@ def test_a_request_that_cannot_be_met(cat, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_nothing_else_is_ever_overwritten(tmp_path, capsys):
     runs.adapter(tmp_path / "cat.safetensors")
     before = (tmp_path / "cat.safetensors").read_bytes()
@@ -274,6 +281,7 @@ def test_nothing_else_is_ever_overwritten(tmp_path, capsys):
     assert "is a folder; name a file in it" in error(capsys, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_page_appears_whole_or_not_at_all(cat, tmp_path, monkeypatch):
     target = tmp_path / "report.html"
     report(cat, "-o", target)
@@ -285,6 +293,7 @@ def test_the_page_appears_whole_or_not_at_all(cat, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(cat, tmp_path):
     other = runs.whole(tmp_path / "other", held_out=lambda step: runs.turning(step, 60))
     runs.adapter(other / "cat.safetensors", seed=100, ss_learning_rate="0.0003", names=runs.NAMES)
@@ -302,6 +311,7 @@ def test_two_runs_side_by_side(cat, tmp_path):
     assert "Spectra of B" in words
 
 
+@pytest.mark.slow
 def test_adapters_of_two_models_are_shown_and_not_compared(cat, tmp_path):
     runs.adapter(tmp_path / "x.safetensors", names=["lora_unet_single_blocks_0_linear1"], ss_output_name="x")
     words = plain(text_of(cat, tmp_path))
@@ -339,6 +349,7 @@ def test_names_of_samples(tmp_path, name, title, prompt):
     assert (picture.title, row) == (title, prompt)
 
 
+@pytest.mark.slow
 def test_what_else_was_logged_is_drawn(tmp_path):
     blocks = [f"block_{number}" for number in range(12)]
     runs.log(tmp_path, more=lambda step: {f"update_ratio/{name}": 1e-3 * step for name in blocks} | {"norm/max": step})
