@@ -30,6 +30,53 @@ def nested(gain: Tensor) -> Tensor:
     return gain.flip(-1).cummax(-1).values.flip(-1)
 
 
+def isotonic(gain: Tensor) -> Tensor:
+    """The falling sequence nearest to the gains [K, R]: each is worth the mean of the best prefix that it is in.
+
+    Its sums are the upper concave hull of the sums of the gains. Source: pool adjacent violators (Ayer et al., 1955).
+    """
+    rows = []
+    for row in gain.double().tolist():
+        blocks: list[tuple[float, int]] = []  # mean, count
+        for value in row:
+            mean, count = value, 1
+            while blocks and blocks[-1][0] < mean:
+                before, size = blocks.pop()
+                mean, count = (mean * count + before * size) / (count + size), count + size
+            blocks.append((mean, count))
+        rows.append([mean for mean, count in blocks for _ in range(count)])
+    return torch.tensor(rows, dtype=torch.float64).view(gain.shape)
+
+
+def prefixes(gain: Tensor, cost: float, share: Tensor, budget: float, r_min: int = 0) -> Tensor:
+    """Ranks [K] of the first directions of each state, with `sum(share * ranks) * cost <= budget`.
+
+    gain : [K, R], never negative; a state's kept set is a prefix
+    cost : of one direction; share: [K], how often each state occurs, any positive scale
+
+    The most gain at what is spent, but for the last block of `isotonic`, which is bought as far as it is paid for.
+    Raises ValueError for NaN gains, costs that are not positive, and budgets below that of ``r_min``.
+    """
+    _check(gain[:, None], torch.tensor([cost]), share)
+    price = (share.double() / share.double().sum() * cost).tolist()
+    states, most = gain.shape
+    least = min(r_min, most)
+    ranks, spent = [least] * states, least * cost
+    if spent > budget:
+        raise ValueError(
+            f"budget = {budget:g} is below {spent:g}, the cost of r_min = {r_min}; raise it or lower r_min"
+        )
+    worth = isotonic(gain)[:, least:]
+    order = worth.flatten().sort(descending=True, stable=True)
+    for value, place in zip(order.values.tolist(), order.indices.tolist(), strict=True):
+        state = place // max(1, most - least)
+        if value <= 0 or spent + price[state] > budget:
+            break  # and not a cheaper one after it, or a larger budget could mean a lower rank
+        ranks[state] += 1
+        spent += price[state]
+    return torch.tensor(ranks)
+
+
 def allocate(
     gain: Tensor, cost: Tensor, share: Tensor, budget: float, r_min: int = 0, spend: bool = False
 ) -> Allocation:

@@ -384,3 +384,14 @@ def test_a_scorer_outside_of_the_layer_agrees():
     scorer = LightweightScorer(cells=4)
     scorer.fit(x)
     assert scorer.cell(x).equal(layer.scorer.cell(x))
+
+
+def test_the_demo_of_the_original_document_spends_its_budget():
+    """Nothing is known of a new layer but its weights, whose gains are nearly equal: not a reason to spend nothing."""
+    torch.manual_seed(0)
+    layer = DynamicLowRankLayer(512, 256, r_max=64, r_min=4)
+    x = torch.randn(32, 512)
+    ranks = [layer(x, budget=budget)[1] for budget in (2.4, 5.0, 10.0, 20.0, 30.0)]
+    for budget, rank in zip((2.4, 5.0, 10.0, 20.0, 30.0), ranks, strict=True):
+        direction = 100 * (512 + 256) / (512 * 256)
+        assert budget - direction < rank * direction <= budget

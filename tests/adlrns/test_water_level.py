@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hina_kohya.adlrns.water_level import allocate, nested
+from hina_kohya.adlrns.water_level import allocate, isotonic, nested, prefixes
 
 
 def case(seed, states=2, layers=2, directions=3):
@@ -87,3 +87,40 @@ def test_layers_may_have_fewer_directions():
 def test_bad_input_is_refused(change, says):
     with pytest.raises(ValueError, match=says):
         allocate(*change(*case(0)), 1.0)
+
+
+def test_isotonic_sums_are_the_upper_hull_of_the_gains_sums():
+    random = torch.Generator().manual_seed(0)
+    gain = torch.rand(4, 12, generator=random, dtype=torch.float64)
+    smooth = isotonic(gain)
+    assert (smooth.diff(dim=1) <= 1e-12).all()
+    sums, hull = ([0.0, *row] for row in (gain[0].cumsum(0).tolist(), smooth[0].cumsum(0).tolist()))
+    for place in range(13):
+        chords = [
+            sums[a] + (sums[b] - sums[a]) * (place - a) / (b - a)
+            for a in range(place + 1)
+            for b in range(place, 13)
+            if a < b
+        ]
+        assert hull[place] == pytest.approx(max(chords))
+    assert isotonic(torch.tensor([[3.0, 2.0, 2.0, 1.0]])).tolist() == [[3.0, 2.0, 2.0, 1.0]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_prefixes_spend_what_they_can(seed):
+    """Rising gains are one block, which the water level alone takes whole or not at all."""
+    random = torch.Generator().manual_seed(seed)
+    gain = torch.arange(1, 21, dtype=torch.float64).expand(3, -1) * torch.rand(3, 1, generator=random).double()
+    share = torch.rand(3, generator=random, dtype=torch.float64) + 0.1
+    share /= share.sum()
+    last = torch.zeros(3)
+    for budget in torch.linspace(2, 22, 30).tolist():
+        ranks = prefixes(gain, 1.0, share, budget, r_min=2)
+        spent = float((ranks * share).sum())
+        assert spent <= budget
+        assert spent > budget - float(share.max()) or (ranks == 20).all()
+        assert (ranks >= last).all()
+        last = ranks
+    assert (last == 20).all()
+    with pytest.raises(ValueError, match="budget = 1 is below 2, the cost of r_min = 2"):
+        prefixes(gain, 1.0, share, 1.0, r_min=2)

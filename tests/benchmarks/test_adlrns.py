@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.adlrns import adapter, layers, methods, patches, plan, plots, report, runs, steps
+from benchmarks.adlrns import adapter, equal_bytes, layers, methods, patches, plan, plots, report, runs, steps
 from benchmarks.adlrns.execution import execute
 from benchmarks.adlrns.pairs import Cut, Pair
 from benchmarks.adlrns.runs import Run
@@ -521,3 +521,18 @@ def test_not_worse_is_a_bound_on_what_is_lost_not_a_test_that_few_seeds_pass():
     assert shown(lora, row("adlrns", 0.197, 0.301), data="all")[0] == ("< 1", "0.9960 ± 0.0080", "yes")
     assert shown(row("lora", 0.2), row("adlrns", 0.1)) == []  # one seed says nothing of the spread
     assert shown(lora, row("adlrns", 0.1, 0.1), none=None) == []
+
+
+# Equal bytes
+
+
+def test_arms_have_files_of_equal_bytes_and_the_page_compares_them_by_seed():
+    found = [equal_bytes.result(equal_bytes.run_of(arm, 2, 1e-3, 0, 6)) for arm in equal_bytes.ARMS]
+    lora, shipped, bins = found
+    assert 0.97 * lora["values"] < shipped["values"] <= lora["values"] == bins["values"]
+    assert 2 * shipped["values"] < shipped["bytes"]
+    assert all(0.2 < each["loss"] < 0.5 for each in found)
+    again = [{**each, "seed": 1, "loss": each["loss"] - 0.01 * (each["arm"] == "ADLRNS")} for each in found]
+    page = equal_bytes.markdown([*found, *again], 6, {"date": "today", "commit": "c"})
+    more = shipped["loss"] - lora["loss"] - 0.005
+    assert f"| 2 | ADLRNS | {shipped['loss'] - 0.005:.5f} | {more:+.5f} ± 0.00500 |" in page

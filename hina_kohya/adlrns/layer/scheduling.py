@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hina_kohya.adlrns.water_level import allocate, nested
+from hina_kohya.adlrns.water_level import prefixes
 
 KINDS = ("energy_aware", "linear", "adaptive")
 
@@ -11,7 +11,7 @@ KINDS = ("energy_aware", "linear", "adaptive")
 class RankScheduler:
     """Ranks of the cells of one layer.
 
-    energy_aware : one water level on the gains, the most gain the budget buys
+    energy_aware : one water level on the gains, the most gain the budget buys, and what is left over spent
     linear       : from r_min at the simplest cell in equal steps up to r_max, or to what the budget allows; no gains
     adaptive     : energy_aware on gains that follow the training, see `blend`
     momentum     : of `blend`, what is kept of the old gains
@@ -41,8 +41,7 @@ class RankScheduler:
         gain = gain[:, : self.r_max]
         if self.kind == "linear":
             return self._linear(cost, share.double(), budget)
-        price = torch.tensor([cost], dtype=torch.float64)
-        return allocate(nested(gain.cpu())[:, None], price, share.cpu(), budget, self.r_min).ranks[:, 0]
+        return prefixes(gain.cpu(), cost, share.cpu(), budget, self.r_min)
 
     def _linear(self, cost: float, share: Tensor, budget: float) -> Tensor:
         share = (share / share.sum()).cpu()
