@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from hina_kohya.files import atomic
 from hina_kohya.trainers import averages
-from hina_kohya.trainers.network_args import best_options
+from hina_kohya.trainers.network_args import best_options, take
 
 from .errors import TrainingError, UserError
 from .model import DigitModel
@@ -77,6 +77,11 @@ def create(settings: Settings, model: DigitModel) -> Any:
             f"{settings.network_module} refused dim {settings.network_dim}, alpha {settings.network_alpha}, "
             f"network_args {settings.network_args}: {type(exc).__name__} {exc}{hint}"
         ) from exc
+    if take(kwargs)[0].ema is not None and not averages.waits(network):
+        raise UserError(
+            f"network_args: ema={kwargs['ema']} is not for {settings.network_module} by itself; write network_module "
+            f"hina_kohya.lycoris, or hina_kohya.network and inner={settings.network_module}"
+        )
     if hasattr(network, "prepare_network"):
         network.prepare_network(settings)
     network.apply_to(

@@ -48,6 +48,11 @@ def keep(network: Any, ema: float) -> None:
     network.save_weights = save_weights
 
 
+def waits(network: nn.Module) -> bool:
+    """Whether `keep` was called for a network, and no optimizer of its was seen yet."""
+    return network in _waiting
+
+
 def follow(optimizer: Optimizer) -> None:
     """The networks that this optimizer trains are averaged after each of its steps. Raises UserError where it cannot
     be."""

@@ -196,6 +196,10 @@ def test_other_algorithms_and_hina_adamw(tmp_path, given):
             ["--network_args", "algo=lokr", "stop_after=3"],
             "stop_after=3 needs images that are held out, and hina-kohya train",
         ),
+        (
+            [*LOKR[4:], "ema=0.1"],
+            "ema=0.1 is not for lycoris.kohya by itself; write network_module hina_kohya.lycoris",
+        ),
         (["--optimizer_type", "HinaAdam"], "did you mean HinaAdamW?"),
         (["--optimizer_args", "eps=tiny"], "eps='tiny'"),
         (["--pretrained_model_name_or_path", "tests"], "is no base model"),
