@@ -234,6 +234,15 @@ class Real:
         report = json.loads(run.stdout)
         return Report(report["rc"], single_spaces(Path(report["log"]).read_text(errors="replace")), out)
 
+    def hina_kohya(self, words):
+        """A command of ours in the trainer's environment, which has to succeed; its output."""
+        paths = os.pathsep.join(map(str, (ROOT, self.installed, HARNESS / "stubs")))
+        environment = {**os.environ, **HARMLESS, "PYTHONPATH": paths, "HARNESS_UNET": "tiny", "HF_HUB_OFFLINE": "1"}
+        command = [str(self.kind.venv / "bin" / "python"), "-m", "hina_kohya.cli", *map(str, words)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+        return single_spaces(run.stdout)
+
     def _hina_kohya(self):
         """In the place of the harness's Python: starts scripts by `hina-kohya launch`; leaves `-c` to Python."""
         script, python = self.installed.parent / "hina-kohya-launch", self.kind.venv / "bin" / "python"

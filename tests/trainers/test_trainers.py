@@ -388,3 +388,23 @@ def test_presets(subject):
         )
     ]
     assert layers[0] == layers[1]
+
+
+@pytest.mark.only("sd", "sdxl", "flux", "sd3")
+def test_calibrated_resize(subject):
+    """`hina-kohya resize --calibrate` with the command line of the run, as a script has it."""
+    report = subject.train(network=subject.network, steps=2, lr="1e-2")
+    script, small = report.out / "run.sh", report.out / "small.safetensors"
+    script.write_text((report.out / "log.txt").read_text(errors="replace").partition("\n")[0])
+    before = report.weights.read_bytes()
+    words = ["resize", report.weights, "--size", "50%", "-o", small, "--calibrate", script, "--calibrate-steps", "3"]
+    log = subject.real.hina_kohya([*words, "--sd-scripts", subject.checkout.home])
+    assert f"3 steps of {subject.real.kind.script}" in log
+    assert "by 3 samples of data" in log
+    assert report.weights.read_bytes() == before
+    assert small.stat().st_size <= len(before) / 2
+    metric = load_file(report.weights.with_name("lora.metric.safetensors"))
+    acting = {name.partition(".")[0] for name, tensor in report.tensors.items() if "lora_up" in name and tensor.any()}
+    assert acting == {
+        name.rpartition(".")[0] for name, tensor in metric.items() if name.endswith(".up") and tensor.any()
+    }

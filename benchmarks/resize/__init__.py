@@ -1,0 +1,1 @@
+"""Smaller files of a finished LoRA, by every resizer there is, and LoRAs trained at those sizes: loss over bytes."""

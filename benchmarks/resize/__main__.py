@@ -1,0 +1,42 @@
+"""Smaller files of a finished LoRA, by every resizer there is, and LoRAs trained at those sizes: loss over bytes."""
+
+import os
+import sys
+
+os.environ["OMP_NUM_THREADS"] = "1"  # the workers are the parallelism
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from benchmarks.campaign.runner import Campaign
+
+from . import report
+from .plan import plan_of
+from .runs import Store, execute
+from .summary import summarise
+
+EXAMPLE = """examples:
+  python -m benchmarks.resize --quick
+  python -m benchmarks.resize --full --plan      how many runs, how long
+  python -m benchmarks.resize --full             go on with it; Ctrl-C keeps what is finished
+  python -m benchmarks.resize --full --report    write the tables from what is there
+
+With SD_SCRIPTS_HOME, and HARNESS_DIR for its environment, the modes of sd-scripts are its own program's."""
+
+CAMPAIGN = Campaign(
+    name="resize",
+    about=__doc__,
+    example=EXAMPLE,
+    full="about 15 minutes of one core",
+    runs="runs/resize-benchmark",
+    arguments=lambda parser: None,
+    plan=plan_of,
+    store=Store,
+    execute=execute,
+    summarise=summarise,
+    restored=lambda found: found,
+    markdown=report.markdown,
+    figures=report.figures,
+)
+main = CAMPAIGN.main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
