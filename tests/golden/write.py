@@ -7,6 +7,7 @@ with that commit's package first on PYTHONPATH.
 import gzip
 import io
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -86,7 +87,15 @@ def read(path):
 
 
 def machine():
-    return f"{torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    """What decides in which order products are summed: MKL and oneDNN choose their kernels by the maker, too."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{torch.__version__}, {platform.machine()}, {capability}, {_maker()}"
+
+
+def _maker():
+    about = Path("/proc/cpuinfo")
+    found = re.search(r"^vendor_id\s*: *(\S+)", about.read_text(), re.MULTILINE) if about.is_file() else None
+    return found.group(1) if found else platform.processor()
 
 
 if __name__ == "__main__":
