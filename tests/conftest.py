@@ -1,9 +1,10 @@
-"""`--quick`, one thread for every test, and values in the assertions of tests/support."""
+"""`--quick`, one thread for every test, hooks off before each, and values in the assertions of tests/support."""
 
 import pytest
 import torch
 
 import hina_kohya.techniques  # noqa: F401 (importing it registers them)
+from hina_kohya.trainers import hooks
 
 pytest.register_assert_rewrite("tests.support")  # whose assertions then show their values
 
@@ -25,6 +26,20 @@ def pytest_collection_modifyitems(config, items):
             names.add(name)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
+
+
+def pytest_collection_finish():
+    if hooks.active():
+        raise pytest.UsageError("a test module turns our hooks on when it is imported; import what does in the test")
+
+
+@pytest.fixture(autouse=True)
+def _hooks_as_they_were():
+    """They are of the whole process: who turns them on must not decide what the next test sees."""
+    was_active = hooks.active()
+    yield
+    if not was_active:
+        hooks.uninstall()
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from hina_kohya.cli import main
 from hina_kohya.loras.summary import blocks_of_names
-from hina_kohya.lycoris import create_network_from_weights
 from tests.support.small_networks import TextEncoder, UNet, batch, create, frozen, randomise
 
 
@@ -27,6 +26,8 @@ def saved(tmp_path):
 
 def plain(file):
     """The U-Net with the file applied by LyCORIS, as LoCon."""
+    from hina_kohya.lycoris import create_network_from_weights
+
     unet, text = frozen(UNet()), frozen(TextEncoder())
     network, _ = create_network_from_weights(1.0, str(file), None, text, unet)
     assert {type(lora).__name__ for lora in network.unet_loras} == {"LoConModule"}

@@ -22,17 +22,6 @@ from benchmarks.campaign.driver import Bar, do, workers
 from benchmarks.convergence.plan import TRIAL_SEED
 from hina_kohya.adlrns.layer.patches import Patches
 from hina_kohya.adlrns.layer.patches import network as patch_network
-from hina_kohya.trainers import hooks
-
-
-@pytest.fixture(autouse=True)
-def hooks_as_they_were():
-    """An arm of ADLRNS trains in this process, with hooks on LyCORIS."""
-    was_active = hooks.active()
-    yield
-    if not was_active:
-        hooks.uninstall()
-
 
 ENV = {"machine": "m", "device": "cpu", "threads": 1, "torch": "2", "commit": "c", "date": "d", "load_average": 0.0}
 FULL_RANK = 8

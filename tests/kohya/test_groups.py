@@ -6,17 +6,11 @@ from lycoris.kohya import create_network
 from torch import nn
 
 from hina_kohya import HinaAdamW
-from hina_kohya.trainers import hooks, tags
+from hina_kohya.trainers import tags
 from hina_kohya.trainers.errors import PluginError, UserError
 from hina_kohya.trainers.groups import regroup
 from hina_kohya.trainers.network_args import NetworkOptions, take
 from hina_kohya.trainers.networks import adopt
-
-
-@pytest.fixture(autouse=True)
-def without_hooks():
-    """Networks are adopted by hand here."""
-    hooks.uninstall()
 
 
 class Transformer2DModel(nn.Module):
