@@ -108,6 +108,10 @@ class Average:
         if not self._is_due:
             return
         self._is_due = False
+        if any(value.shape != self._named[name].shape for name, value in self.values.items()):
+            # Its ranks were chosen (ADLRNS): what is left has other directions than what was averaged.
+            logger.info("hina-kohya: the network has other ranks from here on, and its average (ema) begins anew")
+            self.steps, self.values = 0, {}
         self.steps += 1
         if not self.values:
             self.values = {name: _wide(param).clone() for name, param in self._named.items()}

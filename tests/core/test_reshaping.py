@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+import hina_kohya
 from hina_kohya import AutomagicCameAMP, HinaAdamW
+from hina_kohya.core.registry import techniques
 from hina_kohya.core.reshaping import Change, Kind, reshape
+from tests.support.checkpoints import copy_of, through_file
+from tests.support.classes import CLASSES
+from tests.support.stepping import make_params, train
+from tests.support.table import maker
 
 KEEP = torch.tensor([3, 0])
 SHAPES = {0: (4, 6), 1: (5, 4)}
@@ -188,3 +194,30 @@ def test_whoever_holds_a_gradient_accumulator_does_not_stop_it():
     (param @ torch.randn(6, 3)).sum().backward()
     assert param.grad.shape == (2, 6)
     assert held is not None
+
+
+MAKERS = {
+    **{name: maker(name, state="8bit") for name in techniques()},
+    **{cls: lambda params, cls=cls: getattr(hina_kohya, cls)(params.items()) for cls in CLASSES},
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_technique_and_class_goes_on_and_is_resumed(name):
+    """A pair of factors that loses half its rank, beside one that keeps it."""
+    names = {f"lora_unet_a.lora_{side}.weight": dim for dim, side in enumerate(("down", "up"))}
+    shapes = dict(zip(names, ((4, 80), (96, 4)), strict=True))
+    shapes |= {key.replace("unet_a", "unet_b"): shape for key, shape in shapes.items()}
+    params = make_params(shapes=shapes)
+    optimizer = MAKERS[name](params)
+    train(optimizer, params, 3)
+    reshape([optimizer], {params[key]: Change.keep(dim, KEEP, 4) for key, dim in names.items()})
+    train(optimizer, params, 1)
+    assert [tuple(param.shape) for param in params.values()] == [(2, 80), (96, 2), (4, 80), (96, 4)]
+    assert all(param.isfinite().all() for param in params.values())
+    again = copy_of(params)
+    resumed = MAKERS[name](again)
+    resumed.load_state_dict(through_file(optimizer.state_dict()))
+    train(optimizer, params, 2, start=4)
+    train(resumed, again, 2, start=4)
+    assert all(torch.equal(params[key], again[key]) for key in params)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hina_kohya import HinaAdamW
+from hina_kohya.core.reshaping import Change, reshape
 from hina_kohya.files import atomic
 from hina_kohya.loras import power_profile
 from hina_kohya.trainers import averages
@@ -297,3 +298,24 @@ def test_a_value_that_is_none_is_refused(trainer):
     args = ("inner=networks.lora", "ema=2")
     report = trainer.train(network="hina_kohya.network", network_args=args, steps=1, rc=1)
     assert "ema='2' must be above 0 and at most 0.2887" in report.log
+
+
+def test_ranks_that_are_chosen_begin_it_anew(tmp_path, caplog):
+    """As ADLRNS does: fewer rows and columns of the same parameters, right after a step."""
+    network, optimizer, average = begun(ema=0.2)
+    train(network, optimizer, 4)
+    keep = torch.tensor([2, 0])
+    changes = {param: Change.keep(int("up" in name), keep, 3) for name, param in network.named_parameters()}
+    reshape([optimizer], changes)
+    chosen = {name: param.detach().clone() for name, param in network.named_parameters()}
+    with caplog.at_level("INFO", "hina_kohya"):
+        network.save_weights(str(tmp_path / "lora.safetensors"), None, None)
+    assert "the network has other ranks from here on, and its average (ema) begins anew" in caplog.text
+    written = load_file(tmp_path / "lora-ema.safetensors")
+    assert written.keys() == chosen.keys()
+    assert all(torch.equal(written[name], chosen[name]) for name in chosen), "of one step it is that step"
+    for param in network.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    average.take()
+    assert average.steps == 2
