@@ -51,13 +51,13 @@ class Watch:
 def layers_of(network: Any) -> dict[str, nn.Module]:
     """Name -> layer, of a network that is not yet on its models: sd-scripts', musubi-tuner's, LyCORIS'."""
     lists = [value for value in vars(network).values() if isinstance(value, (list, tuple, nn.ModuleList))]
-    found = {}
+    layers = {}
     for module in (each for some in lists for each in some):
         layer = getattr(module, "org_module", None)
         layer = layer[0] if isinstance(layer, (list, tuple)) else layer
         if isinstance(layer, nn.Module) and hasattr(module, "lora_name"):
-            found[module.lora_name] = layer
-    return found
+            layers[module.lora_name] = layer
+    return layers
 
 
 def main(argv: list[str]) -> None:

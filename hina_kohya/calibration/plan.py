@@ -18,6 +18,7 @@ from hina_kohya.check.schema import Schema
 from hina_kohya.check.trainer import script_of, trainer_of
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.errors import UserError
+from hina_kohya.trainers.network_args import EMA, HELD_OUT, HELD_OUT_EVERY, KEEP_BEST, STOP_AFTER
 
 # Options whose effect would be learnt, kept, shown or skipped, or would drop parts of the adapter.
 _LEFT_OUT = {
@@ -32,7 +33,8 @@ _LEFT_OUT = {
     "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps", "judge",
 }  # fmt: skip
 _BEGINNINGS = ("save_", "sample_", "huggingface_")
-_DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
+# Of `network_args`: what drops parts of the adapter, and what needs a validation or keeps something.
+_ARGUMENTS = ("dropout", "rank_dropout", "module_dropout", KEEP_BEST, STOP_AFTER, HELD_OUT, HELD_OUT_EVERY, EMA)
 # Any of them names what is trained on; the embedded trainer has its model and images with it.
 _OUTSIDE = ("pretrained_model_name_or_path", "dit", "dataset_config", "train_data_dir", "in_json")
 
@@ -63,14 +65,14 @@ def plan_of(config: Path, checkout: str | None = None, script: str | None = None
     if not any(source.values.get(key) for key in _OUTSIDE) and source.script == "":
         return Plan(EMBEDDED, "it names no model and no images", _kept(source.values))
     source = source.parsed(options_of_all())
-    given = checkouts.at(checkout, "--sd-scripts") if checkout else None
+    home = checkouts.at(checkout, "--sd-scripts") if checkout else None
     arguments = source.values.get("network_args")
     inner = inner_of(str(source.values.get("network_module") or ""), arguments if isinstance(arguments, list) else [])
-    trainer = given.trainer if given else trainer_of(source.values, inner, source.mentions, script)
+    trainer = home.trainer if home else trainer_of(source.values, inner, source.mentions, script)
     choice = script_of(
         source, inner, Schema(trainer), script, None
     )  # of all options that are known, not the checkout's
-    home = given or checkouts.find(trainer)
+    home = home or checkouts.find(trainer)
     if home is None:
         raise UserError(
             f"{config} is for {trainer.name}, which is not found; add --sd-scripts PATH or set {trainer.home}"
@@ -82,9 +84,9 @@ def plan_of(config: Path, checkout: str | None = None, script: str | None = None
 
 
 def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in values.items()
+    options = {key: value for key, value in values.items()
             if value is not None and key not in _LEFT_OUT and not key.startswith(_BEGINNINGS)}  # fmt: skip
-    arguments = kept.get("network_args")
+    arguments = options.get("network_args")
     if isinstance(arguments, list):
-        kept["network_args"] = [word for word in arguments if str(word).partition("=")[0] not in _DROPOUTS]
-    return kept
+        options["network_args"] = [word for word in arguments if str(word).partition("=")[0] not in _ARGUMENTS]
+    return options

@@ -64,19 +64,19 @@ def _paths(words: Sequence[str]) -> tuple[list[Path], list[float] | None]:
 
     paths, weights = [], []
     for word in words:
-        found = sorted(glob.glob(word)) if glob.has_magic(word) and not Path(word).exists() else []
-        if found:
-            paths += map(Path, found)
-            weights += [None] * len(found)
+        matches = sorted(glob.glob(word)) if glob.has_magic(word) and not Path(word).exists() else []
+        if matches:
+            paths += map(Path, matches)
+            weights += [None] * len(matches)
             continue
-        given = source(word)
-        is_weighted = given.path != Path(word)
-        if is_weighted and given.weight <= 0:
+        entry = source(word)
+        is_weighted = entry.path != Path(word)
+        if is_weighted and entry.weight <= 0:
             raise AdapterError(
-                f"the weight of {word} is {given.weight:g} and must be above 0: it is a share of an average"
+                f"the weight of {word} is {entry.weight:g} and must be above 0: it is a share of an average"
             )
-        paths.append(given.path)
-        weights.append(given.weight if is_weighted else None)
+        paths.append(entry.path)
+        weights.append(entry.weight if is_weighted else None)
     if all(weight is None for weight in weights):
         return paths, None
     if missing := [path for path, weight in zip(paths, weights, strict=True) if weight is None]:

@@ -30,11 +30,11 @@ def run(
     chain: Chain,
     s: Signal,
     states: Mapping[str, State],
-    seen: Mapping[str, Tensor] = _NONE,
+    others: Mapping[str, Tensor] = _NONE,
 ) -> tuple[Tensor, dict[str, State]]:
     """One step of N matrices: the new parameters [N, m, n] and the new state by technique and slot.
 
-    ``seen`` holds, by technique, what becomes its `Signal.seen`. Nothing that is passed in is written to.
+    ``others`` holds, by technique, what becomes its `Signal.others`. Nothing that is passed in is written to.
     """
     states = {technique.name: dict(states.get(technique.name, {})) for technique in chain}
     subtracted = False
@@ -46,24 +46,24 @@ def run(
             continue
         if technique.stage is Stage.PARAMETER and not subtracted:
             s, subtracted = s.but(param=_subtracted(s)), True
-        s = technique.apply(s.but(seen=seen.get(technique.name)), state)
+        s = technique.apply(s.but(others=others.get(technique.name)), state)
         if technique.stage is Stage.MOMENT:
             s = s.but(direction=s.update)
         if technique is last:
             s = _held(s, chain)
     for technique in chain:
         if technique.follows:
-            technique.follow(s.but(seen=seen.get(technique.name)), states[technique.name])
+            technique.follow(s.but(others=others.get(technique.name)), states[technique.name])
     return (s.param if subtracted else _subtracted(s)), states
 
 
-def rates(chain: Chain, s: Signal, states: Mapping[str, State], seen: Mapping[str, Tensor] = _NONE) -> Tensor:
+def rates(chain: Chain, s: Signal, states: Mapping[str, State], others: Mapping[str, Tensor] = _NONE) -> Tensor:
     """[N, m, n] the learning rate that each entry has in the end: what RATE, MOMENT and STEP_SIZE multiply it by."""
     for technique in chain:
         if technique.stage is Stage.MOMENT:
             s = s.but(update=s.scalar(s.lr * technique.rate_factor(s)).expand_as(s.before))
         elif technique.stage in (Stage.RATE, Stage.STEP_SIZE):
-            s = technique.apply(s.but(seen=seen.get(technique.name)), dict(states.get(technique.name, {})))
+            s = technique.apply(s.but(others=others.get(technique.name)), dict(states.get(technique.name, {})))
     return s.update
 
 

@@ -73,7 +73,7 @@ class Coupling:
                 parts[published.shape[1:]].append(published.to(self.device))
         self.tables = {shape: torch.cat([*part, torch.ones_like(part[0][:1])]) for shape, part in parts.items()}
 
-    def seen(self, bucket: Bucket, rows: Rows) -> Tensor:
+    def others(self, bucket: Bucket, rows: Rows) -> Tensor:
         """[k, K, ...] what the partners of these rows published."""
         shape, index = self.indices[id(bucket)]
         return self.tables[shape][index[rows]]

@@ -24,8 +24,8 @@ class Exchange(Protocol):
         """Reads parameters and state as they are before the step."""
         ...
 
-    def seen(self, bucket: Bucket, rows: Rows) -> Tensor:
-        """[k, ...] what becomes `Signal.seen` of these rows."""
+    def others(self, bucket: Bucket, rows: Rows) -> Tensor:
+        """[k, ...] what becomes `Signal.others` of these rows."""
         ...
 
     def forget(self) -> None: ...

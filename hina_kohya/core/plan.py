@@ -116,9 +116,9 @@ class Plan:
         for each in self.exchanges:
             each.publish()
 
-    def seen(self, bucket: Bucket, rows: Rows) -> dict[str, Tensor]:
+    def others(self, bucket: Bucket, rows: Rows) -> dict[str, Tensor]:
         """By technique, what it sees of other matrices for these rows."""
-        return {each.technique.name: each.seen(bucket, rows) for each in self.exchanges if each.serves(bucket)}
+        return {each.technique.name: each.others(bucket, rows) for each in self.exchanges if each.serves(bucket)}
 
     def forget(self) -> None:
         for each in self.exchanges:

@@ -64,7 +64,7 @@ class Pooling:
         """Reads the state as it is before the step."""
         self._answers = self.technique.pool(self.table()).flatten()
 
-    def seen(self, bucket: Bucket, rows: Rows) -> Tensor:
+    def others(self, bucket: Bucket, rows: Rows) -> Tensor:
         """float64 [k, 1, 1] for these rows."""
         assert self._answers is not None
         places = self._places[id(bucket)][rows if isinstance(rows, slice) else rows.to(self.device)]

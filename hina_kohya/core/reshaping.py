@@ -62,8 +62,8 @@ class Change:
     @classmethod
     def keep(cls, dim: int, index: Tensor, size: int) -> "Change":
         """Of ``size`` rows or columns these, in this order."""
-        chosen = torch.eye(size, dtype=torch.float64)[index.cpu()]
-        return cls(dim, chosen, chosen)
+        rows = torch.eye(size, dtype=torch.float64)[index.cpu()]
+        return cls(dim, rows, rows)
 
     def of(self, tensor: Tensor, kind: Kind, dim: int | None = None) -> Tensor:
         """The changed tensor, contiguous, in the dtype and on the device it was."""
@@ -115,9 +115,9 @@ def _reshape_ours(optimizer: HinaOptimizer, changes: Changes) -> None:
         for param in bucket.params:
             if (change := changes.get(param)) is None:
                 continue
-            known, old = optimizer.state[param], matrix_shape(param.shape)
+            state, old = optimizer.state[param], matrix_shape(param.shape)
             new = (len(change.values), old[1]) if change.dim == 0 else (old[0], len(change.values))
-            entry: dict[str, Any] = {"step": known["step"].clone()}
+            entry: dict[str, Any] = {"step": state["step"].clone()}
             lost = {name for name, technique in techniques.items() if technique.partner_shaped}
             for (name, slot), slab in bucket.slabs.items():
                 if name in lost:
@@ -125,19 +125,19 @@ def _reshape_ours(optimizer: HinaOptimizer, changes: Changes) -> None:
                 before, after = (techniques[name].slot_shape(slot, *shape, None) for shape in (old, new))
                 kind = _SLOTS.get(slab.slot)
                 if before == old and kind is not None:
-                    entry[slab.key] = change.of(_values(known, slab, old, param.device), kind)
+                    entry[slab.key] = change.of(_values(state, slab, old, param.device), kind)
                 elif before == after:
-                    entry |= {key: known[key].clone() for key in (slab.key, f"{slab.key}.scale") if key in known}
+                    entry |= {key: state[key].clone() for key in (slab.key, f"{slab.key}.scale") if key in state}
                 else:
                     lost.add(name)
-            known.clear()
-            known.update({key: value for key, value in entry.items() if key.partition(".")[0] not in lost})
+            state.clear()
+            state.update({key: value for key, value in entry.items() if key.partition(".")[0] not in lost})
             restarted |= lost & {name for name, _ in bucket.slabs}
     _say(optimizer, restarted)
 
 
-def _values(known: Mapping[str, Any], slab: Slab, shape: tuple[int, int], device: torch.device) -> Tensor:
-    return decoded(saved_parts(known, slab.key), *shape, slab.slot, device).float()
+def _values(state: Mapping[str, Any], slab: Slab, shape: tuple[int, int], device: torch.device) -> Tensor:
+    return decoded(saved_parts(state, slab.key), *shape, slab.slot, device).float()
 
 
 def _reshape_state(optimizer: torch.optim.Optimizer, changes: Changes) -> None:

@@ -36,7 +36,7 @@ class Signal:
     step: Tensor  # 1 at a parameter's first step
     update: Tensor = None  # type: ignore[assignment]  # what will be subtracted, learning rate included; from MOMENT on
     direction: Tensor = None  # type: ignore[assignment]  # the update before masks, for techniques that ask for its sign
-    seen: Tensor = None  # type: ignore[assignment]  # [N, ...] of other matrices, where the technique `couples` or `pools`
+    others: Tensor = None  # type: ignore[assignment]  # [N, ...] of other matrices, where the technique `couples` or `pools`
     peak: Tensor = None  # type: ignore[assignment]  # what the scheduler multiplies; read with `product`
     product: tuple[Tensor, ...] = ()  # of the product the matrix is part of; read by the properties below
     enter: Enter = _unchanged  # (momentum, incoming) -> what is averaged into the momentum; set by stage TORQUE

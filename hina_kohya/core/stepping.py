@@ -31,8 +31,8 @@ def effective_rates(plan: Plan, bucket: Bucket, rates: RowRates) -> Tensor:
     for picked, where in bucket.chunks(range(len(bucket))):
         param = bucket.gather([bucket.params[row] for row in picked])
         s = bucket.signal(param, torch.zeros_like(param), rates.of(where), bucket.steps[where], where)
-        found = chain.rates(bucket.chain, s, _read(bucket, where), plan.seen(bucket, where))
-        means.append(found.mean(dim=(-2, -1), keepdim=True).double())
+        effective = chain.rates(bucket.chain, s, _read(bucket, where), plan.others(bucket, where))
+        means.append(effective.mean(dim=(-2, -1), keepdim=True).double())
     return torch.cat(means)
 
 
@@ -49,7 +49,7 @@ def _step_chunk(plan: Plan, bucket: Bucket, picked: Sequence[int], where: Rows, 
     grad = bucket.gather([bucket.params[row].grad for row in picked])  # type: ignore[misc]
     step, valid = bucket.steps[where] + 1, _squares_are_finite(grad)
     s, states = bucket.signal(param, grad, rates, step, where), _read(bucket, where)
-    new, changed = run(bucket.chain, s, states, plan.seen(bucket, where))
+    new, changed = run(bucket.chain, s, states, plan.others(bucket, where))
     rounded = bucket.key.dtype == torch.bfloat16 or any(slab.rounds for slab in bucket.slabs.values())
     seed = bucket.seeds(where, step) if rounded else None
     for (technique, name), slab in bucket.slabs.items():

@@ -53,7 +53,7 @@ class Technique:
     stage: ClassVar[Stage]
     slots: ClassVar[Mapping[str, Slot]] = {}
     min_numel: ClassVar[int] = 1  # smaller tensors are left alone
-    couples: ClassVar[Literal["", "partner", "cofactors"]] = ""  # whose `publish` becomes `Signal.seen` [N, K, ...]
+    couples: ClassVar[Literal["", "partner", "cofactors"]] = ""  # whose `publish` becomes `Signal.others` [N, K, ...]
     pools: ClassVar[str] = ""  # its EXACT slot of K numbers a matrix that `pool` sees of all matrices together
     follows: ClassVar[bool] = False  # wants to see the step that was made, by `follow`
     reads_start: ClassVar[bool] = False  # wants `Member.starts_at_zero`, which is read from the parameters once
@@ -105,7 +105,7 @@ class Technique:
         return self
 
     def pool(self, pool: Pool) -> Tensor:
-        """What each matrix gets, [G, M], from the numbers of all before the step; becomes `Signal.seen`, [N, 1, 1]."""
+        """What each matrix gets, [G, M], of the numbers of all before the step; `Signal.others` holds it as [N, 1, 1]."""
         raise TypeError(f"{self.name} pools nothing")
 
     def reach(self, step: Tensor) -> Tensor | float | None:

@@ -64,16 +64,19 @@ class Soup:
         writing.write(output, layout, self._metadata(files), average, lambda: tick("writing", len(layout)))
 
     def _metadata(self, files: Sequence[AdapterFile]) -> dict[str, str]:
-        kept = {key: value for key, value in metadata.carried(files).items() if not key.startswith("sshs_")}
+        content = {key: value for key, value in metadata.carried(files).items() if not key.startswith("sshs_")}
         line = f"hina-kohya: {self.line}"
         weights = {share.file.path.name: round(share.weight, 6) for share in self.shares}
-        kept |= {"format": "pt", metadata.AVERAGE: json.dumps({"done": line, "weights": weights}, ensure_ascii=False)}
-        if any(key.startswith("ss_") for key in kept):
-            comment = kept.get("ss_training_comment", "")
-            kept["ss_training_comment"] = f"{line}; {comment}" if comment else line
+        content |= {
+            "format": "pt",
+            metadata.AVERAGE: json.dumps({"done": line, "weights": weights}, ensure_ascii=False),
+        }
+        if any(key.startswith("ss_") for key in content):
+            comment = content.get("ss_training_comment", "")
+            content["ss_training_comment"] = f"{line}; {comment}" if comment else line
         if names.styles_of([*files[0].modules]) == "kohya":
-            kept |= {writing.MODEL_HASH: "0" * 64, writing.LEGACY_HASH: "0" * 8}  # computed while writing
-        return kept
+            content |= {writing.MODEL_HASH: "0" * 64, writing.LEGACY_HASH: "0" * 8}  # computed while writing
+        return content
 
 
 def soup(
@@ -92,8 +95,8 @@ def soup(
     if weights is None:
         files, notes = _snapshots(files)
     if len(files) < 2:
-        found = f"{files[0].path} is one file" if files else "no file is left"
-        raise AdapterError(f"{found}, and an average needs two or more" + "".join(f"; {note}" for note in notes))
+        problem = f"{files[0].path} is one file" if files else "no file is left"
+        raise AdapterError(f"{problem}, and an average needs two or more" + "".join(f"; {note}" for note in notes))
     for file in files[1:]:
         _check_alike(files[0], file)
     _check_one_run(files, tick)
@@ -110,16 +113,21 @@ def _snapshots(files: Sequence[AdapterFile]) -> tuple[list[AdapterFile], list[st
     """(the files in the order of their steps without averages and repeats, what is left out and why)."""
     averages = [file for file in files if metadata.AVERAGE in file.metadata]
     notes = [f"{file.path.name} is left out: it is an average already; with a weight it is taken" for file in averages]
-    found = [file for file in files if file not in averages]
-    if all(_steps(file) is not None for file in found):
-        found.sort(key=lambda file: (_steps(file) or 0, len(file.path.name)))
-    kept: list[AdapterFile] = []
-    for file in found:
-        if kept and _steps(kept[-1]) is not None and _steps(kept[-1]) == _steps(file) and _equal(kept[-1], file):
-            notes.append(f"{file.path.name} is left out: it is {kept[-1].path.name} again")
+    snapshots = [file for file in files if file not in averages]
+    if all(_steps(file) is not None for file in snapshots):
+        snapshots.sort(key=lambda file: (_steps(file) or 0, len(file.path.name)))
+    distinct: list[AdapterFile] = []
+    for file in snapshots:
+        if (
+            distinct
+            and _steps(distinct[-1]) is not None
+            and _steps(distinct[-1]) == _steps(file)
+            and _equal(distinct[-1], file)
+        ):
+            notes.append(f"{file.path.name} is left out: it is {distinct[-1].path.name} again")
         else:
-            kept.append(file)
-    return kept, notes
+            distinct.append(file)
+    return distinct, notes
 
 
 def _equal(one: AdapterFile, other: AdapterFile) -> bool:
@@ -139,13 +147,13 @@ def _profile(files: Sequence[AdapterFile], ema: float) -> list[float]:
         raise AdapterError(f"--ema {ema:g} {error}") from None
     steps = []
     for file in files:
-        found = _steps(file)
-        if not found:
+        count = _steps(file)
+        if not count:
             raise AdapterError(
                 f"{file.path} does not say after how many steps it was saved ({_STEPS}), which --ema goes by; "
                 "give weights by hand, as in a.safetensors:0.3"
             )
-        steps.append(found)
+        steps.append(count)
     return power_profile.shares(steps, gamma)
 
 
@@ -194,8 +202,8 @@ def _check_one_run(files: Sequence[AdapterFile], tick: Tick) -> None:
 
 def _dtype(key: str, files: Sequence[AdapterFile]) -> torch.dtype:
     """The widest of a tensor's; fp8 is widened to bf16."""
-    found = [DTYPES.get(file.dtypes[key], torch.bfloat16) for file in files]
-    result = found[0]
-    for dtype in found[1:]:
+    dtypes = [DTYPES.get(file.dtypes[key], torch.bfloat16) for file in files]
+    result = dtypes[0]
+    for dtype in dtypes[1:]:
         result = torch.promote_types(result, dtype)
     return result

@@ -86,9 +86,9 @@ class Gathering:
                 )
             return layers[module.name]
 
-        made = cls.__new__(cls)
-        made._prepare(adapter, find)
-        return made
+        gathering = cls.__new__(cls)
+        gathering._prepare(adapter, find)
+        return gathering
 
     def _prepare(self, adapter: Path | str, find: Find) -> None:
         self.path, self.loss_scale = Path(adapter), torch.tensor(1.0)
@@ -154,14 +154,14 @@ class Gathering:
         # Where positions are laid one after the other, or equal captions read once, a batch is not what it seems.
         batches = {name: sums.rows / sums.calls for name, sums in self._sums.items() if sums.calls}
         usual = statistics.median(batches.values()) if batches else 1.0
-        found = {}
+        tensors = {}
         for name, sums in self._sums.items():
             excess = batches.get(name, usual) / usual
             up = sums.up.double() / (excess**2 * max(float(sums.samples) / excess, 1.0))
             size = float(sums.down.double().trace()) or 1.0
-            found[f"{name}.{DOWN}"] = (sums.down.double() / size).float().cpu()
-            found[f"{name}.{UP}"] = up.float().cpu()
-        return found
+            tensors[f"{name}.{DOWN}"] = (sums.down.double() / size).float().cpu()
+            tensors[f"{name}.{UP}"] = up.float().cpu()
+        return tensors
 
     @property
     def samples(self) -> int:
@@ -185,7 +185,7 @@ def check(adapter: Path) -> None:
 def _products(adapter: Path) -> tuple[list[tuple[Module, Product]], names.Model]:
     """The modules with directions, in fp32, and what their names depend on."""
     modules, naming, _, _ = gather([Source(adapter)])
-    found = []
+    products = []
     for module in modules:
         form = module.form()
         if form is None:
@@ -202,8 +202,8 @@ def _products(adapter: Path) -> tuple[list[tuple[Module, Product]], names.Model]
                 f"{adapter}: {module.name} is a product of {rank} columns and a metric has {MOST} at most; make a LoRA "
                 "of it first: hina-kohya resize --keep 0.999"
             )
-        found.append((module, dc.replace(product, up=product.up.float(), down=product.down.float())))
-    return found, naming
+        products.append((module, dc.replace(product, up=product.up.float(), down=product.down.float())))
+    return products, naming
 
 
 def _acts(product: Product) -> bool:
@@ -212,11 +212,11 @@ def _acts(product: Product) -> bool:
 
 def _layer(layers: dict[str, nn.Module], module: Module, naming: names.Model) -> nn.Module:
     """By its path in diffusers' names, the original's, or whatever stands after kohya's prefix."""
-    wanted = [module.name]
+    aliases = [module.name]
     if module.place is not None:
-        wanted = [module.place.path, names.native(module.place, naming)]
-    wanted += [module.name.removeprefix(prefix) for prefix in ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")]
-    for name in wanted:
+        aliases = [module.place.path, names.native(module.place, naming)]
+    aliases += [module.name.removeprefix(prefix) for prefix in ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")]
+    for name in aliases:
         layer = layers.get(name.replace(".", "_"))
         if layer is not None:
             return layer

@@ -48,14 +48,14 @@ class Metric:
             return None
         product = form.product()
         rank = product.up.shape[1]
-        found = []
+        sums = []
         for side in (DOWN, UP):
             key = f"{module.name}.{side}"
             if self._file.shapes.get(key) != (rank, rank):
                 shape = self._file.shapes.get(key, "nothing")
                 raise AdapterError(f"{self._file.path}: {key} is {shape} and must be {rank} x {rank}; gather it anew")
-            found.append(self._file.tensor(key).double())
-        return blended(product, *found)
+            sums.append(self._file.tensor(key).double())
+        return blended(product, *sums)
 
 
 def check_sources(sources: tuple[Source, ...]) -> None:

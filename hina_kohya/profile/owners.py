@@ -103,7 +103,7 @@ def charged(optimizer: HinaOptimizer, meter: Meter) -> Iterator[None]:
                 mark(type(technique), method, lambda self: Owner(self.name))
         for method in ("read", "write"):
             mark(Slab, method, lambda slab: Owner(slab.key.partition(".")[0], codec=True))
-        for cls, method in ((Coupling, "publish"), (Coupling, "seen"), (Pooling, "publish"), (Pooling, "seen")):
+        for cls, method in ((Coupling, "publish"), (Coupling, "others"), (Pooling, "publish"), (Pooling, "others")):
             mark(cls, method, lambda exchange: Owner(exchange.technique.name))
         for method in ("gather", "scatter"):  # what is gathered to be published is the technique's
             mark(Bucket, method, lambda _: GATHER, only_alone=True)

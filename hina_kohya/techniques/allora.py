@@ -34,6 +34,6 @@ class AlloraRows(Technique):
         return param @ param.mT  # A A^T [N, r, r]
 
     def apply(self, s: Signal, state: State) -> Signal:
-        b, gram = s.before, s.seen[:, 0]
+        b, gram = s.before, s.others[:, 0]
         row_norm = (b @ gram).mul_(b).sum(dim=-1, keepdim=True).clamp_(min=0).sqrt_()  # [N, m, 1]
         return s.but(update=s.update * row_norm.add_(self.eta**-2).rsqrt_())

@@ -61,17 +61,17 @@ class AutoRate(Technique):
         return torch.fmax(d.amax().clamp(min=self.d0), bound).expand(pool.there.shape)
 
     def apply(self, s: Signal, state: State) -> Signal:
-        return s.but(lr=s.lr * s.seen, peak=None if s.peak is None else s.peak * s.seen)
+        return s.but(lr=s.lr * s.others, peak=None if s.peak is None else s.peak * s.others)
 
     def follow(self, s: Signal, state: State) -> None:
         d, q, size, eta = state["numbers"].unbind(-1)
-        d, moves = s.scalar(s.seen).squeeze(-1), (s.lr > 0).squeeze(-1)
+        d, moves = s.scalar(s.others).squeeze(-1), (s.lr > 0).squeeze(-1)
         if self.adds:
-            weight, rate = s.scalar(s.lr * s.seen / self.d0), (1 - self.beta) * s.scalar(s.lr > 0)
+            weight, rate = s.scalar(s.lr * s.others / self.d0), (1 - self.beta) * s.scalar(s.lr > 0)
             displacement = -s.before if self.from_zero else state["start"].to(s.before.dtype) - s.before
             state["sum"] = state["sum"].lerp(weight * s.raw, rate)
             q = q.lerp((weight * mat_dot(s.raw, displacement)).squeeze(-1), rate.squeeze(-1))
             slope = mat_dot(state["sum"], s.update).abs() / s.scalar(s.lr)
             size = torch.where(moves, slope.squeeze(-1), size)
-            eta = torch.where(moves, s.scalar(s.lr / s.seen).squeeze(-1), eta)
+            eta = torch.where(moves, s.scalar(s.lr / s.others).squeeze(-1), eta)
         state["numbers"] = torch.stack([d, q, size, eta], dim=-1)

@@ -57,7 +57,7 @@ class Importance(Technique):
         sensitivity, average = mat_sum((s.before * s.raw).abs_()) / mat_count(s.raw), state["average"]
         rate = s.scalar((1 - self.beta) / (1 - self.beta**s.step))  # keeps the average bias-corrected
         state["average"] = average + (sensitivity - average) * rate
-        return s.but(update=s.update * s.scalar(s.seen))
+        return s.but(update=s.update * s.scalar(s.others))
 
 
 def _centred(x: Tensor, known: Tensor) -> Tensor:

@@ -35,5 +35,5 @@ class KroneckerRms(Technique):
         return mat_rms(param)
 
     def apply(self, s: Signal, state: State) -> Signal:
-        size = s.seen.prod(dim=1) * s.scalar(s.cofactor_rank.sqrt())  # [N, 1, 1]
+        size = s.others.prod(dim=1) * s.scalar(s.cofactor_rank.sqrt())  # [N, 1, 1]
         return s.but(update=s.update * size.clamp_(min=self.floor).reciprocal_())

@@ -72,7 +72,7 @@ class LoraMuon(Technique):
         w = s.leave(g.lerp(m, self.beta), g, 1 - self.beta ** (s.step + 1))
         unit = self.rms * s.longest.sqrt() * self.rate_factor(s)
         own = s.before @ s.before.mT if down else s.before.mT @ s.before
-        root = partners_root(own, s.seen[:, 0], s.scalar(self.kappa * unit * s.peak), self.grows)
+        root = partners_root(own, s.others[:, 0], s.scalar(self.kappa * unit * s.peak), self.grows)
         o, size = orthogonalise(root @ w if down else w @ root.mT), s.scalar(s.lr * unit / 2)
         o, state["neurons"] = even_out_factor(o, s.grad, size, state["neurons"], self.beta2, self.eps, wide=down)
         return s.but(update=root.mT @ o if down else o @ root)

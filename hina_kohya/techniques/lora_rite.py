@@ -57,7 +57,7 @@ class LoraRite(Technique):
 
     def apply(self, s: Signal, state: State) -> Signal:
         beta1, beta2 = (s.scalar(b * (1 - b ** (s.step - 1)) / (1 - b**s.step)) for b in (self.beta1, self.beta2))
-        q, t = torch.linalg.qr(s.seen[:, 0])  # [N, other, k], [N, k, r]
+        q, t = torch.linalg.qr(s.others[:, 0])  # [N, other, k], [N, k, r]
         inverse = pseudo_inverse(finite_or(t, 0.0))  # [N, r, k]
         g = s.enter(state["exp_avg"], (s.grad.mT if self.side == "A" else s.grad) @ inverse)  # [N, rows, k]
         p = q.mT @ state["basis"]  # [N, k, k]

@@ -47,7 +47,7 @@ class RankPenalty(Technique):
 
     def apply(self, s: Signal, state: State) -> Signal:
         tiny, eps = torch.finfo(torch.float64).tiny, torch.finfo(torch.float64).eps
-        w, e = torch.linalg.eigh(finite_or(s.seen[:, 0].double(), 0.0))  # ascending [N, r], [N, r, r]
+        w, e = torch.linalg.eigh(finite_or(s.others[:, 0].double(), 0.0))  # ascending [N, r], [N, r, r]
         w = w.where(w > w[..., -1:] * (eps * w.shape[-1]), 0.0)
         root = w.sqrt().unsqueeze(-2)  # L = E diag(root)
         inverse = root.reciprocal().where(root > 0, 0.0)

@@ -122,12 +122,12 @@ class Average:
 
     def _alike(self) -> Sequence[tuple[list[Tensor], list[Tensor]]]:
         """Averages and parameters, those of one device and dtype together."""
-        found: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+        lists: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
         for name, param in self._named.items():
-            values, params = found.setdefault((param.device, param.dtype), ([], []))
+            values, params = lists.setdefault((param.device, param.dtype), ([], []))
             values.append(self.values[name])
             params.append(param.detach())
-        return list(found.values())
+        return list(lists.values())
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -106,23 +106,23 @@ class HeldOut:
 
     def _resume(self, folder: Path) -> None:
         """The state may be older than the best file: then the file counts."""
-        found = best.of_state(folder)
-        if found is None:
+        record = best.of_state(folder)
+        if record is None:
             logger.info("hina-kohya: %s holds no best validation; the next one is the first", folder)
             return
-        if found.seed != self.best.seed:
+        if record.seed != self.best.seed:
             raise UserError(
-                f"--resume {folder}: its held-out loss is that of seed {found.seed}, not {self.best.seed}, and other "
-                f"images may be held out; give --{self._seed_option} {found.seed}"
+                f"--resume {folder}: its held-out loss is that of seed {record.seed}, not {self.best.seed}, and other "
+                f"images may be held out; give --{self._seed_option} {record.seed}"
             )
         file = best.of_file(self._file)
-        file = file if file is not None and file.run == found.run else None
-        if file is not None and file.loss < found.loss:
-            found = dc.replace(found, loss=file.loss, step=file.step)
-        if self.options.keep_best and file is None and found.loss < math.inf:
+        file = file if file is not None and file.run == record.run else None
+        if file is not None and file.loss < record.loss:
+            record = dc.replace(record, loss=file.loss, step=file.step)
+        if self.options.keep_best and file is None and record.loss < math.inf:
             text = "hina-kohya: %s is not the file of this run's best step %d; one is written below a loss of %.5g"
-            logger.warning(text, self._file, found.step, found.loss)
-        self.best = found
+            logger.warning(text, self._file, record.step, record.loss)
+        self.best = record
 
     def validated(self) -> None:
         """Judges the validation that ended, if one did."""

@@ -23,10 +23,10 @@ class _Run:
 
 def read(*names: str) -> dict[str, Any]:
     """Those local variables of the loop that called us which it has. Raises UserError where none did."""
-    found = _loop().f_locals
-    values = {name: found[name] for name in names if name in found}
-    if isinstance(found, dict):
-        found.clear()  # before Python 3.13 a copy that the frame keeps: models that it deletes would stay in memory
+    variables = _loop().f_locals
+    values = {name: variables[name] for name in names if name in variables}
+    if isinstance(variables, dict):
+        variables.clear()  # before Python 3.13 a copy that the frame keeps: models that it deletes would stay in memory
     return values
 
 

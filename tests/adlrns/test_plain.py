@@ -19,6 +19,7 @@ from hina_kohya import HinaAdamW
 from hina_kohya.adlrns.adapter import choice, steps
 from hina_kohya.adlrns.adapter.plain_module import PlainModule
 from hina_kohya.adlrns.adapter.plain_network import MEMORY, PlainNetwork
+from tests.support.ranks import outputs
 from tests.support.small_networks import TextEncoder, UNet, batch, create, frozen, train
 
 OPTIMIZERS = {
@@ -408,12 +409,6 @@ os._exit(0)  # see tests/core/test_ranks.py
 
 @pytest.mark.slow
 def test_two_processes_choose_alike(tmp_path):
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    command = [sys.executable, str(script)]
-    environment = {"PYTHONHASHSEED": "0", "PYTHONPATH": ".", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    running = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")], env=environment) for rank in (0, 1)]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
-    first, second = ((tmp_path / f"store.{rank}").read_text() for rank in (0, 1))
+    first, second = outputs(RANKS, tmp_path)
     assert first == second
     assert first.startswith("True ([")

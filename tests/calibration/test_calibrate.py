@@ -22,7 +22,8 @@ from tests.support.inside import DOUBLE, HARMLESS
 RUN = {
     "model": {"pretrained_model_name_or_path": "model.safetensors", "train_data_dir": "images"},
     "network": {"network_module": "lycoris.kohya", "network_dim": 4, "network_alpha": 1,
-                "network_args": ["algo=lora", "preset=attn-mlp", "rank_dropout=0.5"], "network_dropout": 0.1},
+                "network_args": ["algo=lora", "preset=attn-mlp", "rank_dropout=0.5", "keep_best=true", "stop_after=5",
+                                 "ema=0.1"], "network_dropout": 0.1},
     "training": {"optimizer_type": "Prodigy", "optimizer_args": ["d_coef=2"], "lr_scheduler": "cosine",
                  "lr_warmup_steps": 100, "max_train_steps": 500, "save_every_n_epochs": 1, "sample_prompts": "p.txt",
                  "learning_rate": 1.0, "save_state": True, "resume": "state", "unet_lr": 1e-3},

@@ -198,7 +198,7 @@ def test_lora_rite_does_not_see_the_basis():
 
 
 def test_allora_factor_is_eta_where_b_is_zero():
-    s = signal(before=torch.zeros(4, 6, 5, dtype=torch.float64), seen=torch.eye(5).expand(4, 1, 5, 5).double())
+    s = signal(before=torch.zeros(4, 6, 5, dtype=torch.float64), others=torch.eye(5).expand(4, 1, 5, 5).double())
     torch.testing.assert_close(apply("allora_rows", s, eta=2.0).update, 2 * s.update)
 
 
@@ -218,7 +218,7 @@ def test_inputs_are_never_written_to(name):
         dtype=torch.float32,
         peak=torch.ones(4, 1, 1, dtype=torch.float64),
         product=(torch.ones(4, 1, 1, dtype=torch.float64),) * 4,
-        seen=torch.randn(4, *partners[name], generator=generator)
+        others=torch.randn(4, *partners[name], generator=generator)
         if technique.couples
         else torch.ones(4, 1, 1, dtype=torch.float64),
     )

@@ -74,7 +74,7 @@ def penalised(b, a, lr=0.1, **options):
     """B' of B [N, m, r] and A [N, r, n]."""
     technique = build("rank_penalty", **options)
     rates = torch.full((len(b), 1, 1), lr, dtype=torch.float64)
-    s = signal(n=len(b), before=b, param=b, lr=rates, seen=technique.publish(a).unsqueeze(1))
+    s = signal(n=len(b), before=b, param=b, lr=rates, others=technique.publish(a).unsqueeze(1))
     out = technique.apply(s, {})
     assert out.param.dtype == b.dtype
     return out.param

@@ -88,26 +88,26 @@ NAMES = tuple(field.name for field in dc.fields(Settings))
 
 def take(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(ours as values, the rest); network_args come as strings."""
-    given = {name: _value(value) for name, value in kwargs.items() if name in NAMES and value is not None}
-    return given, {name: value for name, value in kwargs.items() if name not in NAMES}
+    options = {name: _value(value) for name, value in kwargs.items() if name in NAMES and value is not None}
+    return options, {name: value for name, value in kwargs.items() if name not in NAMES}
 
 
 def rank(network_dim: Any, conv_dim: Any) -> int:
     """The largest of the network. Raises ValueError."""
-    found = []
+    dims = []
     for name, value, default in (("network_dim", network_dim, 4), ("conv_dim", conv_dim, 0)):  # LyCORIS's defaults
         try:
-            found.append(int(value or default))
+            dims.append(int(value or default))
         except ValueError:
             raise ValueError(f"{name} = {value!r} must be a whole number; write {name}=8") from None
-        if found[-1] < (default > 0):
+        if dims[-1] < (default > 0):
             raise ValueError(f"{name} = {value!r} must be at least 1; write {name}=8")
-    return max(found)
+    return max(dims)
 
 
-def settle(given: Mapping[str, Any], rank: int) -> Settings:
+def settle(options: Mapping[str, Any], rank: int) -> Settings:
     """Settings with what depends on `network_dim` filled in. Raises ValueError with the value, its bound and a fix."""
-    settings = Settings(**given)
+    settings = Settings(**options)
     most = rank if settings.r_max is None else settings.r_max
     if most > rank:
         raise ValueError(f"r_max = {most} is above network_dim = {rank}; write r_max={rank} or raise network_dim")

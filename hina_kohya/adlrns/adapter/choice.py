@@ -36,12 +36,12 @@ class Candidates:
     spectrum: level.Spectrum
 
 
-def candidates(name: str, up: Tensor, down: Tensor, seen: Sums, least: int, most: int) -> Candidates:
+def candidates(name: str, up: Tensor, down: Tensor, sums: Sums, least: int, most: int) -> Candidates:
     """up: [out, R, 1..], down: [R, in, k..]. Directions of which nothing is known stay as they are, worth nothing."""
     rank = len(down)
     basis, values = torch.eye(rank, dtype=torch.float64).expand(2, -1, -1), torch.zeros(rank, dtype=torch.float64)
-    if (found := balanced(seen.grams, down.flatten(1))) is not None:
-        basis, values = found, strengths(found, seen.grams) / seen.positions**0.5
+    if (change := balanced(sums.grams, down.flatten(1))) is not None:
+        basis, values = change, strengths(change, sums.grams) / sums.positions**0.5
     return Candidates(basis, spectrum(name, up, down, values, least, most))
 
 
@@ -83,5 +83,5 @@ def of_rank(spectra: Sequence[level.Spectrum], rank: float) -> float:
     return sum(each.entry + min(rank, len(each.values)) * each.cost for each in spectra)
 
 
-def of_ranks(spectra: Sequence[level.Spectrum], chosen: Sequence[int]) -> int:
-    return sum(each.bytes(rank) for each, rank in zip(spectra, chosen, strict=True))
+def of_ranks(spectra: Sequence[level.Spectrum], ranks: Sequence[int]) -> int:
+    return sum(each.bytes(rank) for each, rank in zip(spectra, ranks, strict=True))

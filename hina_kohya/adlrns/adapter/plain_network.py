@@ -99,44 +99,44 @@ class PlainNetwork(LycorisNetworkKohya):
     def choose(self) -> None:
         """Drops what the budget does not pay for. All ranks must come here."""
         modules = self.adlrns_modules()
-        found = self._candidates(self._over_ranks(modules))
-        spectra = [each.spectrum for each in found]
+        candidates = self._candidates(self._over_ranks(modules))
+        spectra = [each.spectrum for each in candidates]
         budget = self.budget()
         ranks = choice.ranks(spectra, budget)
         changes: dict[Tensor, Change] = {}
-        for lora, each, rank in zip(modules, found, ranks, strict=True):
+        for lora, each, rank in zip(modules, candidates, ranks, strict=True):
             if rank < lora.lora_dim:
                 changes |= lora.changes(each.basis, rank)
         reshape(self._optimizers, changes)
         for lora in modules:
             lora.follow()
         self.chosen = True
-        spent, kept = choice.of_ranks(spectra, ranks), level.energy(spectra, ranks)
+        spent, energy = choice.of_ranks(spectra, ranks), level.energy(spectra, ranks)
         logger.info(
             "adlrns step %d: %.4g MB of %.4g MB, ranks %d to %d, mean %.3g, %.1f %% of what all directions do",
-            self.adlrns_step, spent / 1e6, budget / 1e6, min(ranks), max(ranks), sum(ranks) / len(ranks), 100 * kept,
+            self.adlrns_step, spent / 1e6, budget / 1e6, min(ranks), max(ranks), sum(ranks) / len(ranks), 100 * energy,
         )  # fmt: skip
 
     def _candidates(self, sums: Sequence[Sums]) -> list[Candidates]:
         least, most = self.settings.r_min, self.settings.r_max
         assert most is not None
         return [
-            choice.candidates(lora.lora_name, lora.lora_up.weight.cpu(), lora.lora_down.weight.cpu(), seen, least, most)
-            for lora, seen in zip(self.adlrns_modules(), sums, strict=True)
+            choice.candidates(lora.lora_name, lora.lora_up.weight.cpu(), lora.lora_down.weight.cpu(), own, least, most)
+            for lora, own in zip(self.adlrns_modules(), sums, strict=True)
         ]
 
     def budget(self) -> float:
         """Bytes for the modules' factors and names. Raises ValueError where `r_min` costs more."""
-        spectra, asked = self._unknown(), self.settings.budget
+        spectra, budget = self._unknown(), self.settings.budget
         least = choice.of_rank(spectra, self.settings.r_min)
         if (size := self.settings.budget_bytes) is None:
-            assert isinstance(asked, (int, float))
-            return max(choice.of_rank(spectra, asked), least)
+            assert isinstance(budget, (int, float))
+            return max(choice.of_rank(spectra, budget), least)
         overhead = choice.FRAME + choice.other_bytes(self._others())
         if size - overhead < least:
             enough = math.ceil((least + overhead) / 10**4) / 100
             raise ValueError(
-                f"budget = {asked} is less than a file of {len(spectra)} modules at r_min = {self.settings.r_min}; "
+                f"budget = {budget} is less than a file of {len(spectra)} modules at r_min = {self.settings.r_min}; "
                 f"write budget={enough:.2f}MB or more, or choose fewer modules by the preset"
             )
         return size - overhead
@@ -161,16 +161,16 @@ class PlainNetwork(LycorisNetworkKohya):
         return [lora for lora in self._loras() if not isinstance(lora, PlainModule)]
 
     def _over_ranks(self, modules: Sequence[PlainModule]) -> list[Sums]:
-        seen = [lora.seen() for lora in modules]
-        device = seen[0].grams.device
-        positions = torch.tensor([each.positions for each in seen], dtype=torch.float64, device=device)
-        flat = torch.cat([*(each.grams.double().flatten().to(device) for each in seen), positions])
+        sums = [lora.seen() for lora in modules]
+        device = sums[0].grams.device
+        positions = torch.tensor([each.positions for each in sums], dtype=torch.float64, device=device)
+        flat = torch.cat([*(each.grams.double().flatten().to(device) for each in sums), positions])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(flat)
-        *grams, positions = flat.cpu().split([*(each.grams.numel() for each in seen), len(seen)])
+        *grams, positions = flat.cpu().split([*(each.grams.numel() for each in sums), len(sums)])
         return [
             Sums(part.view_as(each.grams), count)
-            for part, each, count in zip(grams, seen, positions.tolist(), strict=True)
+            for part, each, count in zip(grams, sums, positions.tolist(), strict=True)
         ]
 
     def save_weights(self, file: Any, dtype: Any, metadata: dict[str, str] | None) -> None:
@@ -199,10 +199,10 @@ def _remember(network: PlainNetwork, state: dict[str, Any], prefix: str, _: Any)
     """What a resumed training knows besides its weights; the sums are those of the process that saves."""
     modules = network.adlrns_modules()
     if not network.saving and not modules[0].lora_up.weight.is_meta:
-        seen = [lora.seen() for lora in modules] if not network.chosen else []
-        numbers = [float(network.adlrns_step), float(network.chosen), *(each.positions for each in seen)]
-        sums = [each.grams.detach().double().cpu().flatten() for each in seen]
-        state[prefix + MEMORY] = torch.cat([torch.tensor(numbers, dtype=torch.float64), *sums])
+        sums = [lora.seen() for lora in modules] if not network.chosen else []
+        numbers = [float(network.adlrns_step), float(network.chosen), *(each.positions for each in sums)]
+        grams = [each.grams.detach().double().cpu().flatten() for each in sums]
+        state[prefix + MEMORY] = torch.cat([torch.tensor(numbers, dtype=torch.float64), *grams])
 
 
 def _recall(network: PlainNetwork, state: dict[str, Any], prefix: str, *_: Any) -> None:
