@@ -105,7 +105,7 @@ class Technique:
         return self
 
     def pool(self, pool: Pool) -> Tensor:
-        """What each matrix gets, [G, M], of the numbers of all before the step; `Signal.others` holds it as [N, 1, 1]."""
+        """What each matrix gets, [G, M], of the numbers of all before the step; in `Signal.others` as [N, 1, 1]."""
         raise TypeError(f"{self.name} pools nothing")
 
     def reach(self, step: Tensor) -> Tensor | float | None:
