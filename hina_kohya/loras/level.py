@@ -23,15 +23,21 @@ class Spectrum:
     cost   : bytes of a direction
     entry  : bytes of having any
     least  : directions that are kept in any case; 1 for a DoRA, whose magnitudes act without a direction, too
+    steps  : rising ranks above `least` that may be chosen; none: any rank
     """
 
     values: Tensor
     cost: int
     entry: int = 0
     least: int = 0
+    steps: tuple[int, ...] = ()
 
     def bytes(self, rank: int) -> int:
         return self.entry + rank * self.cost if rank else 0
+
+    def floor(self, rank: int) -> int:
+        """The largest rank up to this one that may be chosen."""
+        return max((step for step in (self.least, *self.steps) if step <= rank), default=0) if self.steps else rank
 
 
 def allocate(spectra: Sequence[Spectrum], budget: float) -> list[int]:
@@ -41,10 +47,10 @@ def allocate(spectra: Sequence[Spectrum], budget: float) -> list[int]:
     for _, module, count in _blocks(spectra):
         spectrum = spectra[module]
         room = budget - spent - (0 if ranks[module] else spectrum.entry)
-        count = min(count, int(room // spectrum.cost))  # noqa: PLW2901 (of a block, what fits)
-        if count > 0:
-            spent += spectrum.bytes(ranks[module] + count) - spectrum.bytes(ranks[module])
-            ranks[module] += count
+        rank = spectrum.floor(ranks[module] + min(count, int(room // spectrum.cost)))  # of a block, what fits
+        if rank > ranks[module]:
+            spent += spectrum.bytes(rank) - spectrum.bytes(ranks[module])
+            ranks[module] = rank
     return ranks
 
 
@@ -96,14 +102,17 @@ def _blocks(spectra: Sequence[Spectrum]) -> list[tuple[float, int, int]]:
 
 
 def _hull(spectrum: Spectrum) -> list[tuple[float, float, int]]:
-    """(energy, energy per byte, directions): first the prefix of the best mean, then one direction each."""
+    """(energy, energy per byte, directions): first the prefix of the best mean, then from one rank to the next."""
     energies = spectrum.values[spectrum.least :].double().square()
-    entry = 0 if spectrum.least else spectrum.entry
-    cost = spectrum.cost * torch.arange(1, len(energies) + 1, dtype=torch.float64) + entry
-    ratio = energies.cumsum(0) / cost
-    first = int(ratio.argmax()) + 1
-    rest = energies[first:].tolist()
+    ends = torch.tensor([step - spectrum.least for step in spectrum.steps] or range(1, len(energies) + 1))
+    ends = ends[ends <= len(energies)]
+    counts = ends.diff(prepend=ends.new_zeros(1))
+    block = torch.repeat_interleave(torch.arange(len(ends)), counts)  # of each direction
+    gains = energies.new_zeros(len(ends)).index_add_(0, block, energies[: len(block)])
+    ratio = gains.cumsum(0) / (spectrum.cost * ends + (0 if spectrum.least else spectrum.entry))
+    first = int(ratio.argmax())
+    rest = zip(gains[first + 1 :].tolist(), counts[first + 1 :].tolist(), strict=True)
     return [
-        (float(energies[:first].sum()), float(ratio[first - 1]), first),
-        *((gain, gain / spectrum.cost, 1) for gain in rest),
+        (float(gains[: first + 1].sum()), float(ratio[first]), int(ends[first])),
+        *((gain, gain / (spectrum.cost * count), count) for gain, count in rest),
     ]

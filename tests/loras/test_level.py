@@ -1,5 +1,6 @@
 """The water level against every possible choice of ranks, on cases small enough to try them all."""
 
+import dataclasses as dc
 import itertools
 
 import pytest
@@ -11,13 +12,15 @@ from hina_kohya.loras.errors import AdapterError
 from hina_kohya.loras.level import Spectrum, allocate, energy, keeping
 
 
-def spectrum(values, cost, entry, least):
-    return Spectrum(torch.tensor(sorted(values, reverse=True), dtype=torch.float64), cost, entry, least)
+def spectrum(values, cost, entry, least, steps):
+    steps = tuple(sorted({*(rank for rank in steps if least < rank < len(values)), len(values)} - {least}))
+    return Spectrum(torch.tensor(sorted(values, reverse=True), dtype=torch.float64), cost, entry, least, steps)
 
 
 VALUES = st.lists(st.floats(0.01, 10), min_size=1, max_size=4)
+STEPS = st.one_of(st.just({1, 2, 3}), st.sets(st.integers(1, 3)))
 SPECTRA = st.lists(
-    st.builds(spectrum, VALUES, st.integers(1, 9), st.integers(0, 9), st.integers(0, 1)), min_size=1, max_size=4
+    st.builds(spectrum, VALUES, st.integers(1, 9), st.integers(0, 9), st.integers(0, 1), STEPS), min_size=1, max_size=4
 )
 
 
@@ -26,7 +29,8 @@ def cost(spectra, ranks):
 
 
 def choices(spectra):
-    return itertools.product(*(range(spectrum.least, len(spectrum.values) + 1) for spectrum in spectra))
+    """Ranks that may be chosen."""
+    return itertools.product(*((spectrum.least, *spectrum.steps) for spectrum in spectra))
 
 
 @pytest.mark.slow
@@ -53,7 +57,8 @@ def test_a_budget_is_kept_and_lost_by_at_most_one_block(spectra, budget):
     assert energy(spectra, ranks) >= best - dearest / total - 1e-9
     for module, spectrum in enumerate(spectra):  # and what is left over buys nothing more
         if ranks[module] < len(spectrum.values):
-            more = spectrum.bytes(ranks[module] + 1) - spectrum.bytes(ranks[module])
+            following = min(step for step in spectrum.steps if step > ranks[module])
+            more = spectrum.bytes(following) - spectrum.bytes(ranks[module])
             assert cost(spectra, ranks) + more > budget
 
 
@@ -65,6 +70,14 @@ def test_keep_takes_the_fewest_bytes_to_within_one_block(spectra, share):
     assert energy(spectra, ranks) >= share - 1e-9
     fewest = min(cost(spectra, each) for each in choices(spectra) if energy(spectra, each) >= share - 1e-9)
     assert cost(spectra, ranks) <= fewest + max(spectrum.bytes(len(spectrum.values)) for spectrum in spectra)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SPECTRA, st.integers(0, 200))
+def test_any_rank_is_all_ranks_as_steps(spectra, budget):
+    free = [dc.replace(spectrum, steps=()) for spectrum in spectra]
+    every = [dc.replace(each, steps=tuple(range(each.least + 1, len(each.values) + 1))) for each in spectra]
+    assert allocate(free, budget) == allocate(every, budget)
 
 
 def test_energy_per_byte_decides_and_not_the_singular_value():

@@ -236,8 +236,12 @@ class Real:
 
     def hina_kohya(self, words):
         """A command of ours in the trainer's environment, which has to succeed; its output."""
-        paths = os.pathsep.join(map(str, (ROOT, self.installed, HARNESS / "stubs")))
-        environment = {**os.environ, **HARMLESS, "PYTHONPATH": paths, "HARNESS_UNET": "tiny", "HF_HUB_OFFLINE": "1"}
+        stubs = [HARNESS / "stubs"] if self.kind.tool == TINY else [HARNESS / "stubs_dit", HARNESS / "stubs"]
+        paths = os.pathsep.join(map(str, (ROOT, self.installed, *stubs, self.home / "src")))
+        environment = {**os.environ, **HARMLESS, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "HARNESS_UNET": "tiny"}
+        if self.kind.tool != TINY:
+            hub = HARNESS_DIR / "assets" / "dit" / "hub"
+            environment |= {"HARNESS_DIT": self.kind.words[0], "HF_HUB_CACHE": str(hub), "ACCELERATE_USE_CPU": "true"}
         command = [str(self.kind.venv / "bin" / "python"), "-m", "hina_kohya.cli", *map(str, words)]
         run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]

@@ -390,7 +390,6 @@ def test_presets(subject):
     assert layers[0] == layers[1]
 
 
-@pytest.mark.only("sd", "sdxl", "flux", "sd3")
 def test_calibrated_resize(subject):
     """`hina-kohya resize --calibrate` with the command line of the run, as a script has it."""
     report = subject.train(network=subject.network, steps=2, lr="1e-2")

@@ -17,6 +17,8 @@ from hina_kohya.loras.writing import entry_bytes
 
 VALUE = torch.float16  # or bfloat16: what files are saved in
 FRAME = 64  # bytes of a file besides its tensors and their names, without the trainer's metadata
+# Layers of one rank are stepped together: few different ranks are few launches, and lost nothing where it was tried.
+STEPS = tuple(1 << n for n in range(16))
 _LARGEST = 10**10  # a file whose offsets have as many digits
 
 
@@ -46,9 +48,11 @@ def candidates(name: str, up: Tensor, down: Tensor, sums: Sums, least: int, most
 
 
 def spectrum(name: str, up: Tensor, down: Tensor, values: Tensor, least: int, most: int) -> level.Spectrum:
-    """values: [R]; of them the first `most` can be kept, and the first `least` are."""
+    """values: [R]; of them the first `most` can be kept, and the first `least` are; between, a power of two."""
     most = min(most, len(down))
-    return level.Spectrum(values[:most], direction_bytes(up, down), module_bytes(name, up, down), min(least, most))
+    least = min(least, most)
+    steps = (*(rank for rank in STEPS if least < rank < most), *([most] if least < most else []))
+    return level.Spectrum(values[:most], direction_bytes(up, down), module_bytes(name, up, down), least, steps)
 
 
 def ranks(spectra: Sequence[level.Spectrum], budget: float) -> list[int]:
