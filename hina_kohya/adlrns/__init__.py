@@ -19,6 +19,7 @@ _MODULES: dict[str, str] = {
     "LightweightScorer": "hina_kohya.adlrns.layer.complexity",
     "PerfEstimator": "hina_kohya.adlrns.layer.perf",
     "RankScheduler": "hina_kohya.adlrns.layer.scheduling",
+    "adlrns_resnet": "hina_kohya.adlrns.layer.resnet",
     "compress": "hina_kohya.adlrns.layer.compression",
 }
 

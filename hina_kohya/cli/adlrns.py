@@ -10,7 +10,8 @@ from hina_kohya.cli.parser import Parser
 EXAMPLES = """examples:
   hina-kohya adlrns export lora.safetensors --mean-field -o plain.safetensors
   hina-kohya adlrns show lora.safetensors -o tables.png
-  hina-kohya adlrns run --config configs/adlrns/patches.toml"""
+  hina-kohya adlrns run --config configs/adlrns/patches.toml
+  hina-kohya adlrns run --data_dir images --save_dir runs/images"""
 EXAMPLE = """examples:
   hina-kohya adlrns export lora.safetensors --mean-field -o plain.safetensors   nearest to the dynamic adapter
   hina-kohya adlrns export lora.safetensors --rank 4 -o small.safetensors       the 4 directions of the most gain
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     show.add_argument("file", type=Path, help="a .safetensors file of an ADLRNS network")
     show.add_argument("-o", "--output", type=Path, metavar="PNG", help="a picture of the tables")
     show.set_defaults(run=_show)
-    commands.add_parser("run", help="compress a denoiser, and see what each part is worth", add_help=False)
+    commands.add_parser("run", help="compress a denoiser and compare, or train a ResNet on your images", add_help=False)
     if argv[:1] == ["run"]:
         return running.main(argv[1:], Parser)
     args = parser.parse_args(argv)

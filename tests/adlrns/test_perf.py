@@ -62,11 +62,34 @@ def test_bytes_are_counted_one_by_one():
 def test_without_a_counter_there_is_no_energy_but_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(perf_module, "POWERCAP", tmp_path)
     layer, x = made()
-    estimate = PerfEstimator({"energy_per_flop": 1e-12}).estimate(layer, x, repeats=1)
+    estimate = PerfEstimator({"energy_per_flop": "1e-9"}).estimate(layer, x, repeats=1)
     assert estimate.energy_mJ is None
     assert "has no intel-rapl zone" in estimate.energy_reason
     assert estimate.modelled_mJ == pytest.approx(estimate.flops * 1e-9)
     assert PerfEstimator().estimate(layer, x, repeats=1).modelled_mJ is None
+
+
+def test_a_modelled_time_is_the_longer_of_multiply_adds_and_bytes():
+    layer, x = made()
+    slow = {"gpu_cores": 2, "base_frequency": 100.0, "memory_bandwidth": 1e12}
+    estimate = PerfEstimator(slow).estimate(layer, x, repeats=1)
+    assert estimate.modelled_ms == pytest.approx(1e3 * estimate.flops / 2 / 200)
+    estimate = PerfEstimator({"memory_bandwidth": "1e3"}).estimate(layer, x, repeats=1)
+    assert estimate.modelled_ms == pytest.approx(estimate.bytes)
+    assert PerfEstimator().estimate(layer, x, repeats=1).modelled_ms is None
+
+
+@pytest.mark.parametrize("key", ["gpu_cores", "base_frequency"])
+def test_a_key_from_which_nothing_follows_is_said(key):
+    with pytest.warns(UserWarning, match=f"nothing follows from {key} = 512 without"):
+        PerfEstimator({key: 512})
+
+
+def test_all_bad_keys_are_named_at_once():
+    with pytest.raises(ValueError, match="3 mistakes") as raised:
+        PerfEstimator({"cores": 3, "gpu_cores": "many", "memory_bandwidth": 0})
+    for part in ("unknown key hardware.cores", "hardware.gpu_cores = 'many'", "hardware.memory_bandwidth = 0"):
+        assert part in str(raised.value)
 
 
 def zone(folder, number, energy, top):
@@ -132,9 +155,9 @@ def test_estimating_changes_nothing():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: PerfEstimator({"gpu": "A100"}), "hardware key 'gpu' is unknown"),
-        (lambda: PerfEstimator({"flops_per_mac": 3}), "flops_per_mac = 3 must be 1 or 2"),
-        (lambda: PerfEstimator({"energy_per_flop": 0.0}), "energy_per_flop = 0.0 must be above 0"),
+        (lambda: PerfEstimator({"gpu": "A100"}), "unknown key hardware.gpu; did you mean gpu_type or gpu_cores"),
+        (lambda: PerfEstimator({"flops_per_mac": 3}), r"hardware.flops_per_mac = 3 is outside \[1, 2\]"),
+        (lambda: PerfEstimator({"energy_per_flop": 0.0}), r"hardware.energy_per_flop = 0.0 is outside \(0, inf\)"),
         (lambda: PerfEstimator({"gpu_type": "A100"}).estimate(*made()), "gpu_type = 'A100' but the input is on 'cpu'"),
     ],
 )

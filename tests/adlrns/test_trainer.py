@@ -134,11 +134,11 @@ def test_an_energy_budget_needs_a_counter_and_then_holds_by_it(tmp_path, monkeyp
             self.total += 64 * 3.0 / 2  # read twice a batch: 3 mJ a sample between batches, 1.5 in one
             return self.total
 
-    monkeypatch.setattr("hina_kohya.adlrns.layer.trainer.energy_counter", lambda device: (Wasteful(), ""))
+    monkeypatch.setattr("hina_kohya.adlrns.layer.limits.energy_counter", lambda device: (Wasteful(), ""))
     trainer = ADLRNSTrainer(done, wanted)
     before = done.planned
     trainer.validate(data())
-    assert trainer.manager.mean == pytest.approx(1.5)
+    assert trainer.limits.manager.mean == pytest.approx(1.5)
     assert done.planned < before
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .complexity import LightweightScorer
 from .grouped import CellContext, group
 from .module import DynamicLowRankLayer
+from .sharing import Costs
 
 
 @dc.dataclass(frozen=True)
@@ -43,51 +44,33 @@ class CompressedModel(nn.Module):
         return {place.name: place.dense for place in self.places if place.dense}
 
     @property
-    def _fixed(self) -> float:
-        return sum(place.macs for place in self.places if place.dense)
+    def costs(self) -> Costs:
+        layers = self.layers
+        shared = [(layers[place.name], place.macs) for place in self.places if not place.dense]
+        return Costs(shared, sum(place.macs for place in self.places if place.dense), apart=0.0)
 
     @property
     def least_budget(self) -> float:
-        layers = self.layers
-        least = sum(place.macs * layers[place.name].least_budget for place in self.places if not place.dense)
-        return (100 * self._fixed + least) / self.dense_macs
+        costs = self.costs
+        return costs.percent(costs.least)
 
     @property
     def planned(self) -> float:
         """Mean MACs of a sample over the calibration data, at the present ranks."""
-        layers = self.layers
-        return self._fixed + sum(
-            place.macs * layers[place.name].planned / 100 for place in self.places if not place.dense
-        )
+        return self.costs.planned
 
     @property
     def spent(self) -> float:
-        return self.context.macs + self._samples * self._fixed
+        return self.context.macs + self._samples * self.costs.fixed
 
     def set_budget(self, budget: float) -> None:
         """``budget``: percent of dense_macs, a mean over samples. Layers left dense take theirs; of the rest all others
-        get the same mean rank, from r_min up to full. (The same percentage of its own MACs was up to 0.6 dB worse.)"""
+        get the same mean rank, from r_min up to full."""
+        costs = self.costs
         if not budget >= self.least_budget * (1 - 1e-12):
             least = f"{self.least_budget:.4g} %, the least"
             raise ValueError(f"budget = {budget:g} % is below {least}; raise it or lower r_min")
-        layers = self.layers
-        price = {
-            p.name: p.macs * layers[p.name].direction_macs / layers[p.name].dense_macs
-            for p in self.places
-            if not p.dense
-        }
-        rest = budget / 100 * self.dense_macs - self._fixed
-
-        def ranks(common: float) -> dict[str, float]:
-            return {name: min(max(common, layers[name].r_min), layers[name].full_rank) for name in price}
-
-        low, high = 0.0, float(max(layer.full_rank for layer in layers.values()))
-        while high - low > 1e-9:
-            middle = (low + high) / 2
-            fits = sum(rank * price[name] for name, rank in ranks(middle).items()) <= rest
-            low, high = (middle, high) if fits else (low, middle)
-        for name, rank in ranks(low).items():
-            layers[name].set_budget(rank * layers[name].direction_macs * 100 / layers[name].dense_macs * (1 + 1e-9))
+        costs.spend(costs.of_percent(budget))
 
     def forward(self, x: Tensor) -> Tensor:
         groups = group(self.scorer(x), self.scorer.edges)

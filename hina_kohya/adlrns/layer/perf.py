@@ -3,6 +3,7 @@
 import dataclasses as dc
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,10 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hina_kohya.adlrns.settings import HardwareSettings, Settings
+
 from .module import DynamicLowRankLayer
 
 POWERCAP = Path("/sys/class/powercap")
-_KEYS = ("gpu_type", "flops_per_mac", "energy_per_flop")
 
 
 @dc.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Estimate:
     energy_mJ: float | None
     energy_reason: str
     modelled_mJ: float | None  # flops times the caller's energy_per_flop; no measurement
+    modelled_ms: float | None  # the least that the caller's cores and memory need; no measurement
 
 
 class Counter(Protocol):
@@ -85,6 +88,10 @@ def energy_counter(device: torch.device) -> tuple[Counter | None, str]:
         return None, f"no energy counter for {device.type}: {type(exc).__name__}: {exc}"
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def layer_cost(layer: DynamicLowRankLayer, sizes: list[int], positions: int, inputs: int = 0) -> tuple[int, int]:
     """(MACs, bytes) of a forward with ``sizes[k]`` samples in cell k.
 
@@ -125,22 +132,30 @@ def measure(call: Callable[[], Any], device: torch.device, repeats: int = 20, wa
 class PerfEstimator:
     """``PerfEstimator({...}).estimate(layer, x)``.
 
-    The profile may hold gpu_type (must be part of the CUDA device's name; anything else is an error), flops_per_mac
-    (default 2, as torch counts), energy_per_flop (J; gives ``modelled_mJ``, never ``energy_mJ``).
+    The profile has keys of the section `hardware`, all optional; numbers may be strings:
+    gpu_type        : must be part of the CUDA device's name; anything else is an error of `estimate`
+    flops_per_mac   : default 2, as torch counts
+    energy_per_flop : mJ; gives ``modelled_mJ``, never ``energy_mJ``
+    gpu_cores and base_frequency (Hz), memory_bandwidth (bytes per second) : give ``modelled_ms``, the longer of the
+        time of the multiply-adds, one per core and cycle, and the time of the bytes. ``ms`` is always measured
+
+    Raises one ValueError with all unknown keys and bad values. Warns of a key from which nothing follows.
     """
 
-    def __init__(self, profile: dict[str, Any] | None = None):
-        profile = dict(profile or {})
-        unknown = [key for key in profile if key not in _KEYS]
-        if unknown:
-            raise ValueError(f"hardware key {unknown[0]!r} is unknown; known: {', '.join(_KEYS)}")
-        self.gpu_type: str = profile.get("gpu_type") or ""
-        self.flops_per_mac: int = profile.get("flops_per_mac", 2)
-        self.energy_per_flop: float | None = profile.get("energy_per_flop")
-        if self.flops_per_mac not in (1, 2):
-            raise ValueError(f"flops_per_mac = {self.flops_per_mac} must be 1 or 2 (a multiplication and an addition)")
-        if self.energy_per_flop is not None and not self.energy_per_flop > 0:
-            raise ValueError(f"energy_per_flop = {self.energy_per_flop} must be above 0, in joules")
+    def __init__(self, profile: "dict[str, Any] | HardwareSettings | None" = None):
+        hardware = profile
+        if not isinstance(hardware, HardwareSettings):
+            hardware = Settings.of({"hardware": profile}).hardware
+        self.hardware = hardware
+        pair = {"gpu_cores": hardware.gpu_cores, "base_frequency": hardware.base_frequency}
+        alone = [key for key, value in pair.items() if value is not None]
+        if len(alone) == 1:
+            missing = next(key for key in pair if key not in alone)
+            warnings.warn(
+                f"PerfEstimator: nothing follows from {alone[0]} = {pair[alone[0]]:g} without {missing}; times are "
+                f"measured in any case. For a modelled time of the multiply-adds give {missing}, too",
+                stacklevel=2,
+            )
 
     @torch.no_grad()
     def estimate(self, layer: DynamicLowRankLayer, x: Tensor, repeats: int = 20) -> Estimate:
@@ -154,19 +169,29 @@ class PerfEstimator:
         positions = y[0].numel() // layer.out_features
         sizes = torch.bincount(layer._cell(x), minlength=layer.cells + 1).tolist()
         macs, moved = layer_cost(layer, sizes, positions, x[0].numel())
-        flops = macs * self.flops_per_mac
+        flops = macs * self.hardware.flops_per_mac
         counter, reason = energy_counter(x.device)
         before = counter.mJ() if counter else 0.0
         ms = measure(lambda: layer(x), x.device, repeats, warmup=0 if counter else 3)
         energy = (counter.mJ() - before) / repeats if counter else None
         layer.train(training)
-        modelled = None if self.energy_per_flop is None else 1e3 * flops * self.energy_per_flop
-        return Estimate(flops, moved, ms, energy, reason, modelled)
+        factor = self.hardware.energy_per_flop
+        modelled = None if factor is None else flops * factor
+        return Estimate(flops, moved, ms, energy, reason, modelled, self._modelled_ms(macs, moved))
+
+    def _modelled_ms(self, macs: int, moved: int) -> float | None:
+        hardware, times = self.hardware, []
+        if hardware.gpu_cores and hardware.base_frequency:
+            times.append(macs / (hardware.gpu_cores * hardware.base_frequency))
+        if hardware.memory_bandwidth:
+            times.append(moved / hardware.memory_bandwidth)
+        return 1e3 * max(times) if times else None
 
     def _check_device(self, device: torch.device) -> None:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        if self.gpu_type.lower() not in name.lower():
-            raise ValueError(f"gpu_type = {self.gpu_type!r} but the input is on {name!r}; correct it or move the input")
+        name = device_name(device)
+        wanted = self.hardware.gpu_type
+        if wanted.lower() not in name.lower():
+            raise ValueError(f"gpu_type = {wanted!r} but the input is on {name!r}; correct it or move the input")
 
 
 def parameters(model: nn.Module) -> int:

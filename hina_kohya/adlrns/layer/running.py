@@ -15,17 +15,23 @@ from typing import Any
 
 from hina_kohya.adlrns.settings import Settings
 
+from . import training
+
 SIZE = 64  # of a patch
 EXAMPLE = """examples:
   hina-kohya adlrns run --config configs/adlrns/patches.toml -o runs/adlrns
-  hina-kohya adlrns run --config configs/adlrns/patches.toml --methods static dynamic --budgets 10 --ranks 8"""
+  hina-kohya adlrns run --config configs/adlrns/patches.toml --methods static dynamic --budgets 10 --ranks 8
+  hina-kohya adlrns run --data_dir images --save_dir runs/images --gpu 0"""
 
 
 def main(argv: list[str], make_parser: Callable[..., argparse.ArgumentParser]) -> int:
     about = (
         "Patch denoising on scikit-learn's sample images: PSNR against multiply-adds, of ADLRNS and of static ranks. "
-        "DyLoRA, RaNA and ADLRNS with parts of it off: python -m benchmarks.adlrns.comparison, in a source checkout."
+        "DyLoRA, RaNA and ADLRNS with parts of it off: python -m benchmarks.adlrns.comparison, in a source checkout. "
+        "With --data_dir FOLDER it trains on your images instead: hina-kohya adlrns run --data_dir FOLDER --help."
     )
+    if any(word.partition("=")[0] in ("--data_dir", "--data-dir") for word in argv):
+        return training.main(argv, make_parser)
     return compare(argv, make_parser, Comparison, "hina-kohya adlrns run", about, EXAMPLE)
 
 
@@ -48,7 +54,13 @@ def compare(
         "--config", type=Path, required=True, metavar="TOML", help="such as configs/adlrns/patches.toml"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("runs/adlrns"), metavar="DIR", help="default: %(default)s"
+        "-o",
+        "--output",
+        "--save_dir",
+        type=Path,
+        default=Path("runs/adlrns"),
+        metavar="DIR",
+        help="default: %(default)s",
     )
     parser.add_argument(
         "--budgets", type=float, nargs="+", default=[10.0, 13.0, 18.0], metavar="B", help="percent of MACs"

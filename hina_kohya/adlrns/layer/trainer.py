@@ -1,6 +1,8 @@
 """Train dynamic layers, alone in a model or compressed: loss + weight * E, replanning each epoch, whole checkpoints."""
 
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,10 @@ from torch.nn import functional as F
 
 from hina_kohya.adlrns.settings import Settings
 
-from .budget import BudgetManager
 from .capture import inputs
-from .compressed import CompressedModel
+from .limits import Limits
 from .module import DynamicLowRankLayer
-from .perf import energy_counter
+from .perf import device_name
 
 
 def default_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -32,9 +33,13 @@ class ADLRNSTrainer:
     Loaders give (x, target). Layers that score their own input are calibrated on the first batch of the first epoch.
 
     E = alpha * FLOPs(r) / FLOPs_full + beta * Mem(r) / Mem_full with Mem the weights read, a mean over the layers with
-    gates; it has a gradient to gates and scorers. `scheduler.budget` is set before the first and after each epoch, so
-    that type adaptive replans from the gains it has seen. `energy_budget_mJ_per_sample` lowers the budget of a
-    `CompressedModel` by measured energy and is a ValueError where no counter exists.
+    gates; it has a gradient to gates and scorers. The budget is set before the first and after each epoch, so that type
+    adaptive replans from the gains it has seen. `scheduler.budget` is percent of the dense multiply-adds of the layers
+    (of all Linear and convolution layers in a `CompressedModel`), with the same mean rank for each layer.
+    `energy_budget_mJ_per_sample` lowers that: by measured energy where a counter exists; else to the multiply-adds that
+    `hardware.energy_per_flop` allows, with those of the dense layers counted; without either it is a ValueError.
+
+    What the configuration asks for, and this model or device cannot do, is one warning that lists all of it.
 
     save_dir gets last.pt after each epoch and best.pt at the lowest held-out loss; both appear whole or not at all.
     """
@@ -56,38 +61,41 @@ class ADLRNSTrainer:
         self.gated = [layer for layer in self.layers if layer.gate is not None]
         if not self.layers:
             raise ValueError("the model has no DynamicLowRankLayer; build it with some, or compress() a trained one")
-        if self.config.train.energy_penalty_weight and not self.gated:
-            raise ValueError("energy_penalty_weight has nothing to teach: no layer has gates; set num_gate_blocks")
         for layer in self.layers:
             layer.scheduler.kind = self.config.scheduler.type
         self.epoch, self.best = 0, float("inf")
         self.history: list[dict[str, float]] = []
-        self.manager, self._counter = self._energy_budget()
+        self.limits = Limits(self.model, self.config, self.device)
+        remarks = [*filter(None, [self.limits.remark]), *self._remarks()]
+        if remarks:
+            warnings.warn("of the configuration:\n- " + "\n- ".join(remarks), stacklevel=2)
 
-    def _energy_budget(self) -> tuple[BudgetManager | None, Any]:
-        wanted = self.config.scheduler.energy_budget_mJ_per_sample
-        if wanted is None:
-            return None, None
-        counter, reason = energy_counter(self.device)
-        if counter is None:
-            raise ValueError(
-                f"energy_budget_mJ_per_sample = {wanted} cannot be measured here ({reason}); use scheduler.budget"
+    def _remarks(self) -> Iterator[str]:
+        """What the configuration asks for and nothing here does."""
+        weight, hardware, name = self.config.train.energy_penalty_weight, self.config.hardware, device_name(self.device)
+        if weight and not self.gated:
+            yield (
+                f"train.energy_penalty_weight = {weight:g} is not used, as no layer has gates to learn from it; "
+                f"give layers num_gate_blocks={self.config.model.num_gate_blocks}, or limit cost by scheduler.budget"
             )
-        if not isinstance(self.model, CompressedModel) or self.config.scheduler.budget is None:
-            raise ValueError(f"energy_budget_mJ_per_sample = {wanted} needs a CompressedModel and scheduler.budget")
-        return BudgetManager(wanted, "mJ", least=self.model.least_budget / self.config.scheduler.budget), counter
+        if hardware.gpu_type.lower() not in name.lower():
+            yield f"hardware.gpu_type = {hardware.gpu_type!r} is not used; this trains on {name}"
+        for key in ("gpu_cores", "base_frequency", "memory_bandwidth"):
+            if getattr(hardware, key) is not None:
+                yield f"hardware.{key} is not used; PerfEstimator takes it"
 
     def train(
         self, train_loader: Iterable[Any], val_loader: Iterable[Any], num_epochs: int | None = None
     ) -> list[dict[str, float]]:
-        """One dictionary an epoch: loss, energy (E), val_loss, val_rank (mean over layers with cells of their own)."""
+        """One dictionary an epoch: loss, energy (E), val_loss, val_accuracy (of integer targets, with the default
+        loss), val_rank (mean over layers with cells of their own)."""
         until = self.epoch + (self.config.train.epochs if num_epochs is None else num_epochs)
         self._calibrate(train_loader, refit=True)
-        self._replan()
+        self.limits.replan()
         while self.epoch < until:
             row = self.train_epoch(train_loader)
             self._calibrate(train_loader, refit=False)
-            self._replan()
+            self.limits.replan()
             row |= self.validate(val_loader)
             self.epoch += 1
             self.history.append(row)
@@ -129,20 +137,22 @@ class ADLRNSTrainer:
             for layer in self.layers
             if layer.context is None
         ]
-        total, samples = 0.0, 0
+        total, correct, samples = 0.0, 0.0, 0
         for x, target in self._moved(loader):
-            before = self._counter.mJ() if self._counter else 0.0
+            self.limits.begin()
             output = self._output(x)
-            if self.manager is not None:
-                self.manager.observe(self._counter.mJ() - before, len(x))
-                self._replan()
+            self.limits.end(x)
             total += float(self.loss(output, target)) * len(x)
+            known = not target.is_floating_point() and self.loss is default_loss
+            correct += float((output.argmax(1) == target).double().mean()) * len(x) if known else math.nan
             samples += len(x)
         for handle in handles:
             handle.remove()
         if not samples:
             raise ValueError("the validation loader gave no sample")
         row = {"val_loss": total / samples}
+        if not math.isnan(correct):
+            row["val_accuracy"] = correct / samples
         if ranks:
             row["val_rank"] = sum(rank * n for rank, n in ranks) / sum(n for _, n in ranks)
         return row
@@ -174,32 +184,25 @@ class ADLRNSTrainer:
         y = self.model(x)
         return y[0] if isinstance(y, tuple) else y
 
-    def _replan(self) -> None:
-        budget = self.config.scheduler.budget
-        if budget is None:
-            return
-        if isinstance(self.model, CompressedModel):
-            self.model.set_budget(budget * (self.manager.factor if self.manager else 1.0))
-            return
-        for layer in self.layers:
-            layer.set_budget(budget)
-
     @torch.no_grad()
     def _calibrate(self, loader: Iterable[Any], refit: bool) -> None:
-        """Layers with cells of their own: their inputs on the first batch."""
+        """On the first batch: what layers cost, and for those with cells of their own their inputs."""
         own = [layer for layer in self.layers if layer.context is None]
         refit = refit and self.epoch == 0
-        adaptive = self.config.scheduler.type == "adaptive"
-        if not own or (adaptive and not refit):
+        if self.config.scheduler.type == "adaptive" and not refit:
+            own = []
+        if not own and not self.limits.counts:
             return
+        x = next((inputs(batch).to(self.device) for batch in loader), None)
+        if x is None:
+            raise ValueError("the training loader gave no sample")
 
         def hook(layer: DynamicLowRankLayer) -> Callable[..., None]:
             return lambda _module, args: layer.calibrate(args[0], refit)
 
         hooks = [layer.register_forward_pre_hook(hook(layer)) for layer in own]
         self.model.eval()
-        for batch in loader:
-            self._output(inputs(batch).to(self.device))
-            break
+        self._output(x)
         for handle in hooks:
             handle.remove()
+        self.limits.count(x)
