@@ -1,7 +1,7 @@
 """What a model's layers see and pass back on calibration data, and the sums that compression needs of it."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .complexity import LightweightScorer
+from .samples import over_samples, over_tensors, tensors
 
+Side = Callable[[Any], Mapping[str, Any]]
 Rows = tuple[Tensor, Tensor, Tensor]  # x [P, inner], g [P, out], cell [P]: one row for each position of each sample
 
 
@@ -21,45 +23,82 @@ def inputs(batch: Any) -> Tensor:
     return x
 
 
+def side_inputs(batch: Any, side: Side | None, device: torch.device) -> dict[str, Any]:
+    """The model's other inputs in a batch, by their names in its forward; without ``side``, the third part of a batch
+    that has a dictionary there."""
+    if side is not None:
+        named = side(batch)
+    elif isinstance(batch, (tuple, list)) and len(batch) > 2 and isinstance(batch[2], Mapping):
+        named = batch[2]
+    else:
+        return {}
+    return {name: over_tensors(value, lambda t, _name: t.to(device), name) for name, value in named.items()}
+
+
 def passes(
     model: nn.Module,
     modules: dict[str, nn.Module],
     loader: Iterable[Any],
-    loss: Callable[[Tensor, Any], Tensor] | None,
+    loss: Callable[[Any, Any], Tensor] | None,
     scorer: LightweightScorer,
+    side: Side | None = None,
+    shared: Collection[str] = (),
 ) -> Iterator[tuple[str, Rows]]:
     """(name, rows) for each call of each module whose output has an effect. The same at every reading of the loader.
 
-    g is the gradient of ``loss`` times the batch size; without a loss, of the outputs' product with a random normal
+    g is the gradient of ``loss`` times the batch size; without a loss, of all outputs' product with a random normal
     vector, so that E[g g^T] is J^T J: squared errors of all outputs count the same.
     """
     device = next(model.parameters()).device
-    for number, batch in enumerate(loader):
-        start = inputs(batch).detach().to(device).clone().requires_grad_()
-        cell = scorer.cell(start)
-        with torch.enable_grad(), _recording(modules) as seen:
-            y = model(start.clone())
-            if not isinstance(y, Tensor) or not y.requires_grad:
-                raise ValueError("the model must return one tensor that has a gradient by its input")
-            if loss is None:
-                random = torch.Generator().manual_seed(number)
-                value = (y * torch.randn(y.shape, generator=random).to(y)).sum()
-            else:
-                value = loss(y, batch[1]) * len(start)
-            torch.autograd.grad(value, start)
-        for name, x, g in seen:
-            yield name, _rows(name, modules[name], x, g, cell, scorer.cells)
+    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in frozen:  # so that only what depends on the inputs has a gradient
+        parameter.requires_grad_(False)
+    try:
+        for number, batch in enumerate(loader):
+            start, leaves = inputs(batch).detach().to(device), []
+
+            def begin(tensor: Tensor, leaves: list[Tensor] = leaves) -> Tensor:
+                if not tensor.is_floating_point():
+                    return tensor
+                leaves.append(tensor.detach().clone().requires_grad_())
+                return leaves[-1].clone()  # a model may write into its inputs
+
+            cell = scorer.cell(start)
+            with torch.enable_grad(), _recording(modules, len(start), leaves) as seen:
+                given = over_samples(side_inputs(batch, side, device), len(start), begin, shared)
+                y = model(begin(start), **given)
+                outputs = [t for t in tensors(y) if t.requires_grad]
+                if not outputs:
+                    raise ValueError("the model must return a tensor that has a gradient by its input")
+                if loss is None:
+                    random = torch.Generator().manual_seed(number)
+                    parts = [(t * torch.randn(t.shape, generator=random).to(t)).sum() for t in outputs]
+                    value = torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+                else:
+                    value = loss(y, batch[1]) * len(start)
+                torch.autograd.grad(value, leaves, allow_unused=True)
+            for name, x, g in seen:
+                yield name, _rows(name, modules[name], x, g, cell, scorer.cells)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_()
 
 
 @contextlib.contextmanager
-def _recording(modules: dict[str, nn.Module]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+def _recording(
+    modules: dict[str, nn.Module], samples: int, leaves: list[Tensor]
+) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
     seen: list[tuple[str, Tensor, Tensor]] = []
 
-    def hook(name: str) -> Callable[..., None]:
-        def record(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    def hook(name: str) -> Callable[..., Any]:
+        def record(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             x = args[0].detach()
+            if not out.requires_grad and len(x) == samples:  # of whole numbers, such as tokens or timesteps
+                leaves.append(out.detach().requires_grad_())
+                out = leaves[-1].clone()
             if out.requires_grad:
                 out.register_hook(lambda g: seen.append((name, x, g)))
+            return out
 
         return record
 

@@ -48,10 +48,15 @@ class LightweightScorer(KeepsBuffers):
             nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [N, ...], floating -> scores [N], float32; infinite for a sample with a value that is not finite."""
+        """x: [N, ...], floating -> scores [N], float32; infinite for a sample with a value that is not finite.
+
+        With one cell there is nothing to tell apart, and x may be whole numbers, such as tokens."""
+        if self.cells == 1 and not x.is_floating_point() and not x.is_complex():
+            return torch.zeros(len(x), device=x.device)
         if not x.is_floating_point() or x.dim() < 2:
             raise ValueError(
-                f"the input is {x.dtype} of shape {tuple(x.shape)}; a score needs floats, [N, features...]"
+                f"the input is {x.dtype} of shape {tuple(x.shape)}; a score needs floats, [N, features...]; whole "
+                "numbers can be the input with cells=1 only"
             )
         # Not Tensor.var, which takes as long as a whole layer on a CPU; and one dimension after another, as float32
         # would lose a thousandth in a single sum of an image's squares.

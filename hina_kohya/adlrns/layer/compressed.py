@@ -1,12 +1,15 @@
 """A model whose dynamic layers share the complexity cells of its input and one budget."""
 
 import dataclasses as dc
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
 from .complexity import LightweightScorer
 from .grouped import CellContext, group
 from .module import DynamicLowRankLayer
+from .samples import names_of, output_samples, over_samples
 from .sharing import Costs
 
 
@@ -20,17 +23,27 @@ class Place:
 
 
 class CompressedModel(nn.Module):
-    """``model(x) -> y``; x is scored and sorted by cell once, y brought back to the order of x.
+    """``model(x, ...) -> y``; x is scored and sorted by cell once, y brought back to the order of x.
 
-    x and y are tensors with samples along dimension 0, and so is whatever passes between the layers.
+    x and y are tensors with samples along dimension 0, and so is whatever passes between the layers; y may also be a
+    tuple, dictionary or dataclass of such. All other inputs are sorted with x, in tuples, lists and dictionaries, too,
+    except those named in ``shared``, numbers and tensors of no dimension. Raises ValueError for one that is neither.
     dense_macs : of one sample, all Linear and convolution layers, before compression
     spent      : MACs of those layers in the last forward, all samples
     """
 
-    def __init__(self, model: nn.Module, scorer: LightweightScorer, context: CellContext, places: list[Place]):
+    def __init__(
+        self,
+        model: nn.Module,
+        scorer: LightweightScorer,
+        context: CellContext,
+        places: list[Place],
+        shared: Iterable[str] = (),
+    ):
         super().__init__()
         self.model, self.scorer, self.context, self.places = model, scorer, context, places
         self.dense_macs = sum(place.macs for place in places)
+        self.shared = frozenset(shared)
         self._samples = 0
 
     @property
@@ -72,11 +85,10 @@ class CompressedModel(nn.Module):
             raise ValueError(f"budget = {budget:g} % is below {least}; raise it or lower r_min")
         costs.spend(costs.of_percent(budget))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         groups = group(self.scorer(x), self.scorer.edges)
+        named = over_samples(dict(zip(names_of(self.model, args), args, strict=True)), len(x), groups.sort, self.shared)
+        options = over_samples(kwargs, len(x), groups.sort, self.shared)
         # Kept until the next forward: gradient checkpointing runs the layers again in the backward.
         self.context.groups, self.context.macs, self._samples = groups.sorted(), 0, len(x)
-        y = self.model(groups.sort(x))
-        if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
-            raise ValueError(f"the model must return one tensor of {len(x)} samples; it returned {type(y).__name__}")
-        return groups.unsort(y)
+        return output_samples(self.model(groups.sort(x), *named.values(), **options), len(x), groups.unsort)

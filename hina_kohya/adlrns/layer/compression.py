@@ -9,17 +9,18 @@ worse, as gains do not add up along a chain.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .capture import Statistics, inputs, passes
+from .capture import Side, Statistics, inputs, passes, side_inputs
 from .complexity import LightweightScorer
 from .compressed import CompressedModel, Place
 from .grouped import CellContext
 from .module import DynamicLowRankLayer
+from .samples import check_apart
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -28,11 +29,13 @@ def compress(
     model: nn.Module,
     calibration_loader: Iterable[Any],
     budget: float,
-    loss: Callable[[Tensor, Any], Tensor] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
     cells: int = 6,
     r_min: int = 1,
     exclude: Iterable[str] = (),
     ridge: float = 1e-6,
+    side: Side | None = None,
+    shared: Sequence[str] = (),
 ) -> CompressedModel:
     """A dynamic copy of ``model`` at ``budget`` percent of the MACs of all its Linear and convolution layers.
 
@@ -44,8 +47,12 @@ def compress(
     exclude : names of layers to leave as they are. They and what cannot be converted (`CompressedModel.dense` says
               why) cost their part of the budget
     ridge   : added to the metrics' diagonals, relative to their means
+    side    : the model's other inputs in a batch, by their names in its forward: ``lambda batch: {"mask": batch[3]}``
+        by default the third part of a batch that has a dictionary there
+    shared  : names of those that are the same for all samples. All others have a row per sample, and are sorted with x
 
-    Raises ValueError for a budget below that of r_min, with the least there is.
+    x may be whole numbers, such as tokens, with ``cells=1``. Raises ValueError for a budget below that of r_min, with
+    the least there is; and for a model that does not keep the samples of a batch apart.
     """
     loader: Any = calibration_loader
     if iter(loader) is loader:
@@ -57,14 +64,22 @@ def compress(
         raise ValueError(f"exclude = {sorted(excluded)}; the model's Linear and convolution layers are {sorted(found)}")
     dense = {name: "excluded" if name in excluded else _unsuitable(m) for name, m in found.items()}
 
+    _call_layers(model)
     device = next(model.parameters()).device
     scorer = LightweightScorer(cells=cells).to(device)
-    scores = torch.cat([scorer(inputs(batch).detach().to(device)) for batch in loader])
+    parts, checked = [], {name: m for name, m in found.items() if not dense[name]}
+    for batch in loader:
+        x = inputs(batch).detach().to(device)
+        parts.append(scorer(x))
+        if checked and len(x) > 1 and parts[-1].isfinite().all():
+            check_apart(model, checked, x, side_inputs(batch, side, device), shared)
+            checked = {}  # once is enough
+    scores = torch.cat(parts)
     scorer.fit_scores(scores)
     samples = int(scores.isfinite().sum())
 
     stats = {name: Statistics(cells) for name in found}
-    for name, rows in passes(model, found, loader, loss, scorer):
+    for name, rows in passes(model, found, loader, loss, scorer, side, shared):
         (stats[name].count if dense[name] else stats[name].add)(rows)
     for name in found:
         if not stats[name].rows.any():
@@ -75,7 +90,8 @@ def compress(
         name: _factored(m, stats[name], cells, r_min, ridge, context) for name, m in found.items() if not dense[name]
     }
     wide = {name: [p.detach().double() for p in (m.down, m.up, _of(m.shift))] for name, m in layers.items()}
-    for name, rows in passes(model, {name: found[name] for name in layers}, loader, loss, scorer):
+    factored = {name: found[name] for name in layers}
+    for name, rows in passes(model, factored, loader, loss, scorer, side, shared):
         stats[name].add_gains(rows, *wide[name])
     places = []
     for name, module in found.items():
@@ -86,11 +102,20 @@ def compress(
             layers[name].set_gains(stats[name].gains.cpu() / rows.clamp_min(1)[:, None], rows)
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, layers[name])
-    done = CompressedModel(model, scorer, context, places).eval()
+    done = CompressedModel(model, scorer, context, places, shared).eval()
     done.set_budget(budget)
     for layer in layers.values():
         layer.trim(max(layer.plan()[:-1]))
     return done
+
+
+def _call_layers(model: nn.Module) -> None:
+    """Keep torch's transformer layers from their fast path, which reads the weights of layers and never calls them."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def _unsuitable(module: Any) -> str:

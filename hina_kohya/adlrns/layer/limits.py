@@ -1,6 +1,7 @@
 """Hold a model at `scheduler.budget`, and at an energy where the configuration has one."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +57,10 @@ class Limits:
         """Whether `count` has something to do."""
         return self.costs is None and not (self.budget is None and self.energy is None)
 
-    def count(self, x: Tensor) -> None:
+    def count(self, x: Tensor, **side: Any) -> None:
         """What each layer costs, in a forward of a batch x; nothing if that is known or limits nothing."""
         if self.counts:
-            self.costs = costs(self.model, x)
+            self.costs = costs(self.model, x, **side)
             self._full = self.costs.most
 
     def replan(self) -> None:
@@ -89,11 +90,11 @@ class Limits:
         if self._counter is not None:
             self._before = self._counter.mJ()
 
-    def end(self, x: Tensor) -> None:
+    def end(self, x: Tensor, **side: Any) -> None:
         """After a forward of the batch x."""
         if self._counter is not None:
             spent = self._counter.mJ() - self._before
-            self.count(x)
+            self.count(x, **side)
             if self.manager is None:
                 self.replan()
             assert self.manager is not None

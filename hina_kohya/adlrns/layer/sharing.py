@@ -1,6 +1,7 @@
 """What a model with dynamic layers costs, and one budget shared out among them."""
 
 import dataclasses as dc
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +70,8 @@ class Costs:
 
 
 @torch.no_grad()
-def costs(model: nn.Module, x: Tensor) -> Costs:
-    """Counted in a forward of the batch x, in eval mode; a budget in percent is of the dynamic layers'."""
+def costs(model: nn.Module, x: Tensor, **side: Any) -> Costs:
+    """Counted in a forward of a batch, in eval mode; a budget in percent is of the dynamic layers'."""
     modules = [m for m in model.modules() if isinstance(m, (DynamicLowRankLayer, *PLAIN))]
     total: dict[nn.Module, float] = dict.fromkeys(modules, 0.0)
 
@@ -87,7 +88,7 @@ def costs(model: nn.Module, x: Tensor) -> Costs:
     handles = [module.register_forward_hook(hook) for module in modules]
     training = model.training
     try:
-        model.eval()(x)
+        model.eval()(x, **side)
     finally:
         model.train(training)
         for handle in handles:

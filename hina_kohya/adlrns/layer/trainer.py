@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hina_kohya.adlrns.settings import Settings
 
-from .capture import inputs
+from .capture import inputs, side_inputs
 from .limits import Limits
 from .module import DynamicLowRankLayer
 from .perf import device_name
@@ -30,7 +30,8 @@ class ADLRNSTrainer:
     model  : any module; outputs that are (output, rank) of a `DynamicLowRankLayer` count as the output
     config : `Settings`, or nested dictionaries of the same names
     loss   : of (output, target); see `default_loss`
-    Loaders give (x, target). Layers that score their own input are calibrated on the first batch of the first epoch.
+    Loaders give (x, target), or (x, target, {name: another input of the model's forward}). Layers that score their own
+    input are calibrated on the first batch of the first epoch.
 
     E = alpha * FLOPs(r) / FLOPs_full + beta * Mem(r) / Mem_full with Mem the weights read, a mean over the layers with
     gates; it has a gradient to gates and scorers. The budget is set before the first and after each epoch, so that type
@@ -109,9 +110,9 @@ class ADLRNSTrainer:
     def train_epoch(self, loader: Iterable[Any]) -> dict[str, float]:
         self.model.train()
         losses, energies, samples = 0.0, 0.0, 0
-        for x, target in self._moved(loader):
+        for x, target, side in self._moved(loader):
             self.optimizer.zero_grad()
-            loss, energy = self.loss(self._output(x), target), self.energy()
+            loss, energy = self.loss(self._output(x, side), target), self.energy()
             (loss + self.config.train.energy_penalty_weight * energy).backward()
             self.optimizer.step()
             losses, energies = losses + float(loss.detach()) * len(x), energies + float(energy.detach()) * len(x)
@@ -138,10 +139,10 @@ class ADLRNSTrainer:
             if layer.context is None
         ]
         total, correct, samples = 0.0, 0.0, 0
-        for x, target in self._moved(loader):
+        for x, target, side in self._moved(loader):
             self.limits.begin()
-            output = self._output(x)
-            self.limits.end(x)
+            output = self._output(x, side)
+            self.limits.end(x, **side)
             total += float(self.loss(output, target)) * len(x)
             known = not target.is_floating_point() and self.loss is default_loss
             correct += float((output.argmax(1) == target).double().mean()) * len(x) if known else math.nan
@@ -177,11 +178,13 @@ class ADLRNSTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
 
-    def _moved(self, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((x.to(self.device), target.to(self.device)) for x, target in loader)
+    def _moved(self, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Any, dict[str, Any]]]:
+        for batch in loader:
+            x, target = inputs(batch).to(self.device), batch[1].to(self.device)
+            yield x, target, side_inputs(batch, None, self.device)
 
-    def _output(self, x: Tensor) -> Tensor:
-        y = self.model(x)
+    def _output(self, x: Tensor, side: dict[str, Any]) -> Any:
+        y = self.model(x, **side)
         return y[0] if isinstance(y, tuple) else y
 
     @torch.no_grad()
@@ -193,16 +196,17 @@ class ADLRNSTrainer:
             own = []
         if not own and not self.limits.counts:
             return
-        x = next((inputs(batch).to(self.device) for batch in loader), None)
-        if x is None:
+        batch = next(iter(loader), None)
+        if batch is None:
             raise ValueError("the training loader gave no sample")
+        x, side = inputs(batch).to(self.device), side_inputs(batch, None, self.device)
 
         def hook(layer: DynamicLowRankLayer) -> Callable[..., None]:
             return lambda _module, args: layer.calibrate(args[0], refit)
 
         hooks = [layer.register_forward_pre_hook(hook(layer)) for layer in own]
         self.model.eval()
-        self._output(x)
+        self._output(x, side)
         for handle in hooks:
             handle.remove()
-        self.limits.count(x)
+        self.limits.count(x, **side)
