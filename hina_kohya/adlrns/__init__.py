@@ -21,6 +21,7 @@ _MODULES: dict[str, str] = {
     "RankScheduler": "hina_kohya.adlrns.layer.scheduling",
     "adlrns_resnet": "hina_kohya.adlrns.layer.resnet",
     "compress": "hina_kohya.adlrns.layer.compression",
+    "one_cell": "hina_kohya.adlrns.layer.one_cell",
 }
 
 
