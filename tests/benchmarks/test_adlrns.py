@@ -536,3 +536,15 @@ def test_arms_have_files_of_equal_bytes_and_the_page_compares_them_by_seed():
     page = equal_bytes.markdown([*found, *again], 6, {"date": "today", "commit": "c"})
     more = shipped["loss"] - lora["loss"] - 0.005
     assert f"| 2 | ADLRNS | {shipped['loss'] - 0.005:.5f} | {more:+.5f} ± 0.00500 |" in page
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_images_has_a_dense_arm_and_one_of_its_cost(tmp_path):
+    from benchmarks.adlrns import images
+
+    assert images.main(["--epochs", "1", "--seeds", "1", "--results", str(tmp_path)]) == 0
+    rows = {row["arm"]: row for row in json.loads((tmp_path / "adlrns_images.json").read_text())["runs"]}
+    assert list(rows) == list(images.ARMS)
+    assert 0.97 * rows["ADLRNS"]["macs"] < rows["dense, narrower"]["macs"] <= rows["ADLRNS"]["macs"] * 1.001
+    assert rows["ADLRNS"]["macs"] < 0.43 * rows["dense"]["macs"]
+    assert "| dense, narrower |" in (tmp_path / "adlrns_images.md").read_text()
