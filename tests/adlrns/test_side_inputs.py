@@ -2,6 +2,7 @@
 
 import dataclasses as dc
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -174,6 +175,27 @@ class Mixing(nn.Module):
         return self.second(self.first(x) - x.mean(0)) if inside else self.second(self.first(x)) - x.mean(0)
 
 
+class Told(nn.Module):
+    """Is given what is not a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, words, cache=None):
+        return {"y": self.layer(x), "cache": cache} if words == "back" else self.layer(x)
+
+
+def told(words, shared=(), **more):
+    done = compress(Told(), [batch(48)[0]], 150.0, side=lambda _: {"words": words, **more}, shared=shared)
+    return done(batch(3)[0], words)
+
+
+def test_what_is_the_same_for_all_samples_may_be_anything():
+    assert told(["a", "b", "c"], shared=["words"]).shape == (3, 5, 8)
+    assert told(3).shape == told("one").shape == told(None).shape == told((1, "two")).shape == (3, 5, 8)
+
+
 def with_other(shape, **more):
     return compress(Two(), [batch(48)[0]], 150.0, side=lambda _: {"other": torch.randn(shape)}, **more)
 
@@ -190,6 +212,10 @@ def with_other(shape, **more):
             lambda: compress(Mixing(), [batch(48)[0]], 150.0, side=lambda _: {"inside": True}),
             r"what second is given for a sample depends on the batch .* exclude it: exclude=\['second'\]",
         ),
+        (lambda: told(["a", "b", "c"]), r"words is a list of numbers or texts, in which samples cannot be told apart"),
+        (lambda: told({"sizes": [3, 4]}), r"words.sizes is a list of numbers .* shared=\['words'\]"),
+        (lambda: told(np.zeros(48)), "words is a ndarray, in which samples cannot be told apart; use tensors"),
+        (lambda: told("back", shared=["cache"], cache=object()), "output.cache is a object, in which samples"),
         (lambda: MASKED[0](batch(6)[0], batch(7)[1]), r"key_padding_mask has shape \(7, 5\) for a batch of 6 samples"),
         (
             lambda: CROSSED[0](batch(6)[0], torch.tensor(3), {"text": batch(1)[3]}),
@@ -274,3 +300,29 @@ def test_a_unet_with_the_states_of_a_text_encoder():
     torch.testing.assert_close(y, alone, rtol=1e-3, atol=1e-4)
     assert error < 0.7
     assert 100 * done.planned / done.dense_macs <= 70
+
+
+@pytest.mark.slow
+def test_a_text_encoder_of_tokens():
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=9, projection_dim=16, eos_token_id=59,
+    )  # fmt: skip
+    model = CLIPTextModel(config).eval()
+    tokens = torch.randint(58, (40, 9))
+    mask = torch.rand(40, 9) < 0.8
+    mask[:, 0] = True
+    done = compress(model, [(tokens, None, {"attention_mask": mask})], 90.0, cells=1)
+    assert len(done.layers) == 2 * 6
+    assert 100 * done.planned / done.dense_macs <= 90
+    output = done(tokens[:5], attention_mask=mask[:5])
+    expected = model(tokens[:5], attention_mask=mask[:5])
+    assert type(output) is type(expected)
+    assert (output.last_hidden_state - expected.last_hidden_state).norm() < 0.5 * expected.last_hidden_state.norm()
+    full = compress(model, [(tokens, None, {"attention_mask": mask})], 200.0, cells=1)
+    torch.testing.assert_close(
+        full(tokens, mask).pooler_output, model(tokens, mask).pooler_output, rtol=1e-2, atol=1e-2
+    )

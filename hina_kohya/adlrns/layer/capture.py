@@ -27,12 +27,14 @@ def side_inputs(batch: Any, side: Side | None, device: torch.device) -> dict[str
     """The model's other inputs in a batch, by their names in its forward; without ``side``, the third part of a batch
     that has a dictionary there."""
     if side is not None:
-        named = side(batch)
+        others = side(batch)
     elif isinstance(batch, (tuple, list)) and len(batch) > 2 and isinstance(batch[2], Mapping):
-        named = batch[2]
+        others = batch[2]
     else:
         return {}
-    return {name: over_tensors(value, lambda t, _name: t.to(device), name) for name, value in named.items()}
+    return {
+        name: over_tensors(each, lambda t, _name: t.to(device), name, strict=False) for name, each in others.items()
+    }
 
 
 def passes(
@@ -50,8 +52,8 @@ def passes(
     vector, so that E[g g^T] is J^T J: squared errors of all outputs count the same.
     """
     device = next(model.parameters()).device
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in frozen:  # so that only what depends on the inputs has a gradient
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:  # so that only what depends on the inputs has a gradient
         parameter.requires_grad_(False)
     try:
         for number, batch in enumerate(loader):
@@ -65,8 +67,8 @@ def passes(
 
             cell = scorer.cell(start)
             with torch.enable_grad(), _recording(modules, len(start), leaves) as seen:
-                given = over_samples(side_inputs(batch, side, device), len(start), begin, shared)
-                y = model(begin(start), **given)
+                others = over_samples(side_inputs(batch, side, device), len(start), begin, shared)
+                y = model(begin(start), **others)
                 outputs = [t for t in tensors(y) if t.requires_grad]
                 if not outputs:
                     raise ValueError("the model must return a tensor that has a gradient by its input")
@@ -80,7 +82,7 @@ def passes(
             for name, x, g in seen:
                 yield name, _rows(name, modules[name], x, g, cell, scorer.cells)
     finally:
-        for parameter in frozen:
+        for parameter in trainable:
             parameter.requires_grad_()
 
 

@@ -87,8 +87,9 @@ class CompressedModel(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         groups = group(self.scorer(x), self.scorer.edges)
-        named = over_samples(dict(zip(names_of(self.model, args), args, strict=True)), len(x), groups.sort, self.shared)
+        names = names_of(self.model, args)
+        positional = over_samples(dict(zip(names, args, strict=True)), len(x), groups.sort, self.shared)
         options = over_samples(kwargs, len(x), groups.sort, self.shared)
         # Kept until the next forward: gradient checkpointing runs the layers again in the backward.
         self.context.groups, self.context.macs, self._samples = groups.sorted(), 0, len(x)
-        return output_samples(self.model(groups.sort(x), *named.values(), **options), len(x), groups.unsort)
+        return output_samples(self.model(groups.sort(x), *positional.values(), **options), len(x), groups.unsort)

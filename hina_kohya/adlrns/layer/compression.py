@@ -67,13 +67,13 @@ def compress(
     _call_layers(model)
     device = next(model.parameters()).device
     scorer = LightweightScorer(cells=cells).to(device)
-    parts, checked = [], {name: m for name, m in found.items() if not dense[name]}
+    parts, unchecked = [], {name: m for name, m in found.items() if not dense[name]}
     for batch in loader:
         x = inputs(batch).detach().to(device)
         parts.append(scorer(x))
-        if checked and len(x) > 1 and parts[-1].isfinite().all():
-            check_apart(model, checked, x, side_inputs(batch, side, device), shared)
-            checked = {}  # once is enough
+        if unchecked and len(x) > 1 and parts[-1].isfinite().all():
+            check_apart(model, unchecked, x, side_inputs(batch, side, device), shared)
+            unchecked = {}  # once is enough
     scores = torch.cat(parts)
     scorer.fit_scores(scores)
     samples = int(scores.isfinite().sum())
@@ -90,8 +90,8 @@ def compress(
         name: _factored(m, stats[name], cells, r_min, ridge, context) for name, m in found.items() if not dense[name]
     }
     wide = {name: [p.detach().double() for p in (m.down, m.up, _of(m.shift))] for name, m in layers.items()}
-    factored = {name: found[name] for name in layers}
-    for name, rows in passes(model, factored, loader, loss, scorer, side, shared):
+    dynamic = {name: found[name] for name in layers}
+    for name, rows in passes(model, dynamic, loader, loss, scorer, side, shared):
         stats[name].add_gains(rows, *wide[name])
     places = []
     for name, module in found.items():

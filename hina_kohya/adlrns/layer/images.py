@@ -56,11 +56,11 @@ def load(path: Path, size: int) -> tuple[ImageFolder, ImageFolder, list[str]]:
     missing = [part for part in PARTS if not (path / part).is_dir()]
     if missing:
         raise ValueError(f"--data_dir {path} has no folder {' and no folder '.join(missing)}; {layout}")
-    found = {part: _classes(path / part) for part in PARTS}
-    classes = sorted(found["train"])
-    mistakes = [f"{part} has no image in a folder of its class" for part in PARTS if not any(found[part].values())]
-    empty = [name for name in classes if not found["train"][name]]
-    unknown = sorted(name for name in found["val"] if name not in classes)
+    files = {part: _classes(path / part) for part in PARTS}
+    classes = sorted(files["train"])
+    mistakes = [f"{part} has no image in a folder of its class" for part in PARTS if not any(files[part].values())]
+    empty = [name for name in classes if not files["train"][name]]
+    unknown = sorted(name for name in files["val"] if name not in classes)
     if empty and not mistakes:
         mistakes.append(f"train has no image of {', '.join(empty[:5])}")
     if unknown and not mistakes:
@@ -71,7 +71,7 @@ def load(path: Path, size: int) -> tuple[ImageFolder, ImageFolder, list[str]]:
         raise ValueError(f"--data_dir {path}: {'; '.join(mistakes)}; {layout}")
     number = {name: index for index, name in enumerate(classes)}
     folders = [
-        ImageFolder([(file, number[name]) for name in sorted(found[part]) for file in found[part][name]], size)
+        ImageFolder([(file, number[name]) for name in sorted(files[part]) for file in files[part][name]], size)
         for part in PARTS
     ]
     folders[0].standardise()

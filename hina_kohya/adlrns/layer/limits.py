@@ -31,7 +31,7 @@ class Limits:
         self.manager: BudgetManager | None = None
         self.remark, self._before = "", 0.0
         self._counter: Counter | None = None
-        self._allowed = math.inf  # multiply-adds of a sample
+        self._ceiling = math.inf  # multiply-adds of a sample
         if self.energy is not None:
             self._counter, reason = energy_counter(device)
             if self._counter is None:
@@ -46,10 +46,10 @@ class Limits:
                 f"energy_budget_mJ_per_sample = {energy} cannot be measured here ({reason}); use scheduler.budget, or "
                 "give hardware.energy_per_flop, mJ of an operation, to hold it by counted operations"
             )
-        self._allowed = energy / (factor * self.config.hardware.flops_per_mac)
+        self._ceiling = energy / (factor * self.config.hardware.flops_per_mac)
         self.remark = (
             f"scheduler.energy_budget_mJ_per_sample = {energy:g} is not measured ({reason}); it is held as "
-            f"{self._allowed:.4g} multiply-adds of a sample, by hardware.energy_per_flop = {factor:g} mJ"
+            f"{self._ceiling:.4g} multiply-adds of a sample, by hardware.energy_per_flop = {factor:g} mJ"
         )
 
     @property
@@ -79,12 +79,12 @@ class Limits:
             if self.manager is None:
                 self.manager = BudgetManager(self.energy, "mJ", least=min(1.0, least / base))
             base *= self.manager.factor
-        elif self.energy is not None and self._allowed < least * (1 - 1e-12):
+        elif self.energy is not None and self._ceiling < least * (1 - 1e-12):
             raise ValueError(
-                f"energy_budget_mJ_per_sample = {self.energy:g} is {self._allowed:.4g} multiply-adds of a sample and "
-                f"below {least:.4g}, the least; raise it to {self.energy * least / self._allowed:.4g}, or lower r_min"
+                f"energy_budget_mJ_per_sample = {self.energy:g} is {self._ceiling:.4g} multiply-adds of a sample and "
+                f"below {least:.4g}, the least; raise it to {self.energy * least / self._ceiling:.4g}, or lower r_min"
             )
-        self.costs.spend(max(min(base, self._allowed), least))
+        self.costs.spend(max(min(base, self._ceiling), least))
 
     def begin(self) -> None:
         if self._counter is not None:

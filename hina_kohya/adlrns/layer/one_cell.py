@@ -77,12 +77,12 @@ def _layer(like: DynamicLowRankLayer, weight: Tensor, bias: Tensor | None, first
     """A Linear or convolution of a weight [out, in * k]; only the ``first`` has the geometry."""
     where: dict[str, Any] = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
     if not like.dims:
-        made: Any = nn.Linear(weight.shape[1], len(weight), **where)
+        module: Any = nn.Linear(weight.shape[1], len(weight), **where)
     elif first:
-        made = _CONVOLUTIONS[like.dims - 1](like.in_features, len(weight), like.kernel_size, **like.how, **where)
+        module = _CONVOLUTIONS[like.dims - 1](like.in_features, len(weight), like.kernel_size, **like.how, **where)
     else:
-        made = _CONVOLUTIONS[like.dims - 1](weight.shape[1], len(weight), 1, **where)
-    made.weight.copy_(weight.reshape(made.weight.shape))
+        module = _CONVOLUTIONS[like.dims - 1](weight.shape[1], len(weight), 1, **where)
+    module.weight.copy_(weight.reshape(module.weight.shape))
     if bias is not None:
-        made.bias.copy_(bias)
-    return made
+        module.bias.copy_(bias)
+    return module

@@ -1,6 +1,7 @@
 """Which of a model's inputs and outputs have a sample per row, and whether its layers keep the samples apart."""
 
 import dataclasses as dc
+import enum
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -9,39 +10,56 @@ import torch
 from torch import Tensor, nn
 
 
-def over_tensors(value: Any, one: Callable[[Tensor, str], Any], name: str) -> Any:
+def over_tensors(value: Any, one: Callable[[Tensor, str], Any], name: str, strict: bool = True) -> Any:
     """``value`` with ``one(tensor, its name)`` for each tensor in it, through tuples, lists, dictionaries and
-    dataclasses; all else as it is."""
+    dataclasses; numbers and texts as they are.
+
+    Raises ValueError if ``strict`` for what may hold samples and is not known: lists of numbers or texts, and other
+    objects. Else those stay as they are.
+    """
+
+    def inside(each: Any, key: Any) -> Any:
+        return over_tensors(each, one, f"{name}.{key}", strict)
+
     if isinstance(value, Tensor):
         return one(value, name)
+    if value is None or isinstance(value, _OPTIONS):
+        return value
     if dc.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dc.fields(value) if field.init}
-        return type(value)(**{key: over_tensors(each, one, f"{name}.{key}") for key, each in fields.items()})
+        names = [field.name for field in dc.fields(value) if field.init]
+        return type(value)(**{key: inside(getattr(value, key), key) for key in names})
     if isinstance(value, Mapping):
-        parts = {key: over_tensors(each, one, f"{name}.{key}") for key, each in value.items()}
-        return type(value)(parts)  # type: ignore[call-arg]
-    if isinstance(value, (tuple, list)):
-        items = [over_tensors(each, one, f"{name}.{number}") for number, each in enumerate(value)]
-        return (
-            type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-        )  # a named tuple takes them singly
-    return value
+        return type(value)({key: inside(each, key) for key, each in value.items()})  # type: ignore[call-arg]
+    listed = isinstance(value, list) and any(isinstance(each, _OPTIONS) for each in value)
+    if isinstance(value, (tuple, list)) and not listed:
+        items = [inside(each, number) for number, each in enumerate(value)]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # "_fields": a named tuple
+    if not strict:
+        return value
+    kind = "list of numbers or texts" if listed else type(value).__name__
+    raise ValueError(
+        f"{name} is a {kind}, in which samples cannot be told apart; use tensors with a row per sample, or name it in "
+        f"compress(..., shared=[{name.partition('.')[0]!r}]) if it is an input that is the same for all of them"
+    )
+
+
+_OPTIONS = (bool, int, float, complex, str, torch.dtype, torch.device, enum.Enum)
 
 
 def tensors(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    over_tensors(value, lambda tensor, _name: found.append(tensor), "")
-    return found
+    results: list[Tensor] = []
+    over_tensors(value, lambda tensor, _name: results.append(tensor), "output")
+    return results
 
 
 def over_samples(
     side: Mapping[str, Any], samples: int, one: Callable[[Tensor], Tensor], shared: Collection[str]
 ) -> dict[str, Any]:
     """Side inputs with ``one(tensor)`` for those that have a sample per row. Those named in ``shared`` are the same for
-    all samples, as are numbers and tensors of no dimension: they stay. Raises ValueError for any other shape."""
+    all samples, as are numbers, texts and tensors of no dimension: they stay. Raises ValueError for all else."""
 
     def each(tensor: Tensor, name: str) -> Tensor:
-        if tensor.dim() == 0 or name.partition(".")[0] in shared:
+        if tensor.dim() == 0:
             return tensor
         if len(tensor) != samples:
             top = name.partition(".")[0]
@@ -51,7 +69,7 @@ def over_samples(
             )
         return one(tensor)
 
-    return {name: over_tensors(value, each, name) for name, value in side.items()}
+    return {name: value if name in shared else over_tensors(value, each, name) for name, value in side.items()}
 
 
 def output_samples(output: Any, samples: int, one: Callable[[Tensor], Tensor]) -> Any:
@@ -91,14 +109,14 @@ def check_apart(
     rows = few.flip(0)[: len(few) // 2]
     whole, output = _run(model, modules, x, side, shared, few)
     part, again = _run(model, modules, x, side, shared, rows)
-    for name, given in whole.items():
-        for tensor in (*given, *part[name]):
+    for name, arguments in whole.items():
+        for tensor in (*arguments, *part[name]):
             if len(tensor) not in (len(few), len(rows)):
                 raise ValueError(
                     f"{name} is given {tuple(tensor.shape)} for a batch of {len(few)} samples; samples must stay along "
                     f"dimension 0, so exclude it: exclude=[{name!r}]"
                 )
-        if len(given) != len(part[name]) or not all(map(_same, (t[rows] for t in given), part[name])):
+        if len(arguments) != len(part[name]) or not all(map(_same, (t[rows] for t in arguments), part[name])):
             raise ValueError(
                 f"what {name} is given for a sample depends on the batch that the sample is in, or on chance; exclude "
                 f"it: exclude=[{name!r}]"
@@ -120,14 +138,14 @@ def _run(
     rows: Tensor,
 ) -> tuple[dict[str, list[Tensor]], Any]:
     """(inputs of each module's calls, output) for some rows of a batch."""
-    given: dict[str, list[Tensor]] = {name: [] for name in modules}
+    arguments: dict[str, list[Tensor]] = {name: [] for name in modules}
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda _module, args: given[name].append(args[0].clone())
+        return lambda _module, args: arguments[name].append(args[0].clone())
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
     try:
-        return given, model(x[rows], **over_samples(side, len(x), lambda tensor: tensor[rows], shared))
+        return arguments, model(x[rows], **over_samples(side, len(x), lambda tensor: tensor[rows], shared))
     finally:
         for handle in handles:
             handle.remove()

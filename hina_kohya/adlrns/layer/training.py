@@ -112,14 +112,14 @@ def train(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
         print(f"epoch {epoch + 1} of {epochs}: " + _line(trainer.history[-1]), flush=True)
     last = trainer.history[-1] if trainer.history else trainer.validate(val_loader)
     x = next(iter(val_loader))[0].to(device)
-    counted = trainer.limits.costs or costs(model, x)
-    total = counted.fixed + sum(macs for _, macs in counted.layers)
+    cost = trainer.limits.costs or costs(model, x)
+    total = cost.fixed + sum(macs for _, macs in cost.layers)
     rows = [
         {
             "name": "ADLRNS",
             "accuracy": last["val_accuracy"],
             "loss": last["val_loss"],
-            "percent": 100 * counted.planned / total,
+            "percent": 100 * cost.planned / total,
             "stored": parameters(model),
         }
     ]
