@@ -46,7 +46,6 @@ print(f"当前秩: {current_rank}")
 TRAINING = """
 from hina_kohya.adlrns.trainers import ADLRNSTrainer
 import yaml
-from PIL import Image
 
 with open('experiments/exp_config.yaml', 'r') as f:
     config = yaml.safe_load(f)

@@ -87,7 +87,7 @@ class CompressedModel(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         groups = group(self.scorer(x), self.scorer.edges)
-        names = names_of(self.model, args)
+        names = names_of(self.model, args) if args else ()  # to read a signature takes as long as a small product
         positional = over_samples(dict(zip(names, args, strict=True)), len(x), groups.sort, self.shared)
         options = over_samples(kwargs, len(x), groups.sort, self.shared)
         # Kept until the next forward: gradient checkpointing runs the layers again in the backward.
