@@ -15,7 +15,8 @@ EXAMPLES = """examples:
 EXAMPLE = """examples:
   hina-kohya adlrns export lora.safetensors --mean-field -o plain.safetensors   nearest to the dynamic adapter
   hina-kohya adlrns export lora.safetensors --rank 4 -o small.safetensors       the 4 directions of the most gain
-  hina-kohya adlrns export lora.safetensors --budget 4 -o small.safetensors     mean rank 4, more where it gains more"""
+  hina-kohya adlrns export lora.safetensors --budget 4 -o small.safetensors     mean rank 4, more where it gains more
+  hina-kohya adlrns export lora.safetensors --per-bin -o part.safetensors       a file for each part of the sampling"""
 
 
 def main(argv: list[str]) -> int:
@@ -38,6 +39,10 @@ def main(argv: list[str]) -> int:
     how.add_argument("--rank", type=int, metavar="N", help="the N directions of the most gain of every module")
     how.add_argument("--budget", type=float, metavar="B", help="a mean rank of B, more where it gains more")
     how.add_argument("--mean-field", action="store_true", help="all directions, each by its share of energy")
+    how.add_argument(
+        "--per-bin", action="store_true", help="a file for each bin, OUT-1of6 and so on, with its percents"
+    )
+    export.add_argument("--shift", type=float, help="of --per-bin: that of the model's schedule; 1 by default")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
     export.set_defaults(run=_export)
     show = commands.add_parser(
@@ -89,8 +94,18 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from hina_kohya.adlrns.adapter.files import export_file  # noqa: PLC0415 (torch: not for --help)
+    from hina_kohya.adlrns.adapter.files import export_bins, export_file  # noqa: PLC0415 (torch: not for --help)
 
-    ranks = export_file(args.file, args.output, args.rank, args.budget).values()
-    print(f"{args.output}: {len(ranks)} modules, rank {min(ranks)} to {max(ranks)}, mean {sum(ranks) / len(ranks):.3g}")
+    if args.shift is not None and not args.per_bin:
+        raise ValueError("--shift says which part of the sampling a bin is; it needs --per-bin")
+    if args.per_bin:
+        for each in export_bins(args.file, args.output, 1.0 if args.shift is None else args.shift):
+            print(f"start_percent {each.start:.3f}, end_percent {each.end:.3f}: {_line(each.path, each.ranks)}")
+    else:
+        print(_line(args.output, export_file(args.file, args.output, args.rank, args.budget)))
     return 0
+
+
+def _line(path: Path, ranks: dict[str, int]) -> str:
+    least, most, mean = min(ranks.values()), max(ranks.values()), sum(ranks.values()) / len(ranks)
+    return f"{path}: {len(ranks)} modules, rank {least} to {most}, mean {mean:.3g}"

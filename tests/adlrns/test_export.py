@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from hina_kohya.adlrns.adapter.files import export_bins
 from hina_kohya.cli import main
 from hina_kohya.loras.summary import blocks_of_names
 from tests.support.small_networks import TextEncoder, UNet, batch, create, frozen, randomise
@@ -85,6 +86,26 @@ def test_budget(saved, tmp_path, capsys):
     assert 0 < sum(downs) <= 2 * len(network.adlrns_modules())
 
 
+def test_a_file_for_each_bin(saved, tmp_path, capsys):
+    unet, _, file = saved
+    assert main(["adlrns", "export", str(file), "--per-bin", "-o", str(tmp_path / "part.safetensors")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    x, _ = batch()
+    for number, (start, end, noise) in enumerate(((0, 1 / 3, 0.8), (1 / 3, 2 / 3, 0.5), (2 / 3, 1, 0.2))):
+        path = tmp_path / f"part-{number + 1}of3.safetensors"
+        assert lines[number].startswith(f"start_percent {start:.3f}, end_percent {end:.3f}: {path}: 4 modules, rank ")
+        timesteps = torch.full((len(x),), 1000 * noise)
+        torch.testing.assert_close(plain(path)(x, timesteps), unet(x, timesteps), rtol=1e-5, atol=1e-5)
+
+
+def test_percents_of_a_shifted_schedule(saved, tmp_path):
+    _, _, file = saved
+    bins = export_bins(file, tmp_path / "part.safetensors", shift=3.0)
+    for number, each in enumerate(bins):
+        for part, noise in ((each.start, 1 - number / 3), (each.end, 1 - (number + 1) / 3)):
+            assert 3 * (1 - part) / (1 + 2 * (1 - part)) == pytest.approx(noise)
+
+
 def test_what_it_refuses(saved, tmp_path, capsys):
     _, _, file = saved
     out = str(tmp_path / "plain.safetensors")
@@ -97,6 +118,8 @@ def test_what_it_refuses(saved, tmp_path, capsys):
         (half, ["--mean-field"], "not a whole .safetensors file"),
         (file, ["--rank", "0"], "rank = 0 is outside [1, "),
         (file, ["--rank", "99"], "rank = 99 is outside [1, "),
+        (file, ["--rank", "2", "--shift", "3"], "it needs --per-bin"),
+        (file, ["--per-bin", "--shift", "0"], "shift = 0 must be above 0"),
     ):
         capsys.readouterr()
         assert main(["adlrns", "export", str(source), *how, "-o", str(tmp_path / "no.safetensors")]) == 2

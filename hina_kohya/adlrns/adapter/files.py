@@ -5,7 +5,6 @@ survive bf16. A program that does not know them loads a LoRA of all directions.
 """
 
 import dataclasses as dc
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hina_kohya.adlrns.water_level import allocate, nested
+from hina_kohya.files import atomic
 
 METADATA = "hina_adlrns"
 VERSION = 1
@@ -113,6 +113,11 @@ def share_of_energy(kept: Tensor, energy: Tensor) -> Tensor:
     return (kept * energy).sum(0) / energy.sum(0)
 
 
+def of_state(pair: Pair, state: int) -> dict[str, Tensor]:
+    """The directions that act in one state; what has one state, as a text encoder, has it always."""
+    return pair.plain(pair.kept[min(state, len(pair.kept) - 1)].nonzero().flatten())
+
+
 def of_budget(modules: Mapping[str, Pair], budget: float) -> dict[str, int]:
     """The rank of each module by one water level on gains that are means over states; `budget` is the mean rank."""
     if not budget > 0:
@@ -127,11 +132,11 @@ def of_budget(modules: Mapping[str, Pair], budget: float) -> dict[str, int]:
 
 
 def export(
-    tensors: Mapping[str, Tensor], rank: int | None = None, budget: float | None = None
+    tensors: Mapping[str, Tensor], rank: int | None = None, budget: float | None = None, state: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """A plain LoRA: of one rank, of ranks within a budget, or, by default, the mean field; and the rank of each module.
+    """A plain LoRA: of one rank, of ranks within a budget, of a state, or, by default, the mean field; and its ranks.
 
-    Modules that a budget leaves nothing are left out; tensors of other kinds of modules stay. Raises ValueError.
+    Modules that are left nothing are left out; tensors of other kinds of modules stay. Raises ValueError.
     """
     modules = modules_of(tensors)
     most = max(pair.rank for pair in modules.values())
@@ -142,6 +147,8 @@ def export(
         plain = {name: of_rank(pair, ranks[name]) for name, pair in modules.items()}
     elif rank is not None:
         plain = {name: of_rank(pair, rank) for name, pair in modules.items()}
+    elif state is not None:
+        plain = {name: of_state(pair, state) for name, pair in modules.items()}
     else:
         plain = {name: mean_field(pair) for name, pair in modules.items()}
     ranks = {name: each["lora_down.weight"].shape[0] for name, each in plain.items()}
@@ -173,11 +180,45 @@ def export_file(source: Path, target: Path, rank: int | None = None, budget: flo
     tensors, metadata = read(source)
     refuse_same(source, target)
     made, ranks = export(tensors, rank, budget)
+    _write(target, made, ranks, metadata)
+    return ranks
+
+
+@dc.dataclass(frozen=True)
+class Bin:
+    """The file of one bin of timesteps, and the part of the sampling that it is for, from 0 to 1."""
+
+    path: Path
+    start: float
+    end: float
+    ranks: dict[str, int]
+
+
+def export_bins(source: Path, target: Path, shift: float = 1.0) -> list[Bin]:
+    """A plain LoRA of each bin, in the order of sampling, as `<target>-1of6.safetensors`. Raises ValueError, OSError.
+
+    shift: of the model's schedule, by which noise = shift t / (1 + (shift - 1) t) at a part 1 - t of the sampling.
+    """
+    if not shift > 0:
+        raise ValueError(f"shift = {shift:g} must be above 0; 1 is none, as SD and SDXL have it")
+    tensors, metadata = read(source)
+    states = max(len(pair.kept) for pair in modules_of(tensors).values())
+    paths = [target.with_name(f"{target.stem}-{n + 1}of{states}{target.suffix}") for n in range(states)]
+    for path in paths:
+        refuse_same(source, path)
+    parts = [1 - noise / (shift - (shift - 1) * noise) for noise in (n / states for n in range(states + 1))]
+    bins = []
+    for state, path in zip(reversed(range(states)), paths, strict=True):  # the last bin is the noisiest
+        made, ranks = export(tensors, state=state)
+        bins.append(Bin(path, parts[state + 1], parts[state], ranks))
+        _write(path, made, ranks, metadata)
+    return bins
+
+
+def _write(target: Path, made: dict[str, Tensor], ranks: Mapping[str, int], metadata: Mapping[str, str]) -> None:
     # Hashes of the old contents, and a network module whose file this no longer is.
     metadata = {key: value for key, value in metadata.items() if key != METADATA and not key.startswith("sshs_")}
     metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks.values()))}
     metadata.pop("ss_network_args", None)
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    save_file(made, unfinished, metadata)
-    os.replace(unfinished, target)
-    return ranks
+    with atomic(target) as unfinished:
+        save_file(made, unfinished, metadata)
