@@ -50,7 +50,10 @@ def test_near_commands_are_named(typed, meant, capsys):
         (["adlrns", "run", "--confg=x.toml"], "there is no option --confg; did you mean --config?"),
         (["check", "--frmat=json"], "there is no option --frmat; did you mean --format"),
         (["--verson"], "there is no option --verson; did you mean --version?"),
-        (["adlrns", "export", "x.safetensors", "-o", "y"], "one of the arguments --rank --budget --mean-field --per-bin is"),
+        (
+            ["adlrns", "export", "x.safetensors", "-o", "y"],
+            "one of the arguments --rank --budget --mean-field --per-bin is",
+        ),
         (["check", "--form=json"], "the following arguments are required: CONFIG.toml"),
     ],
 )
