@@ -23,15 +23,19 @@ NAME = "best_checkpoint"
 
 
 def groups(records: list[dict], seeds: tuple[int, ...]) -> list[Group]:
-    """Seeds whose trainings are all done, by number of images and schedule."""
+    """By number of images: seeds with the records of the parts that all of them have."""
     done = {plan.Run.of(record): record for record in records}
-    found: dict[tuple[int, str], Group] = {}
-    for seed in seeds:
-        for key in dict.fromkeys((run.images, run.schedule) for run in plan.runs((seed,))):
-            own = [run for run in plan.runs((seed,)) if (run.images, run.schedule) == key]
-            if all(run in done for run in own):
-                found.setdefault(key, {})[seed] = {run.part: done[run] for run in own}
-    return list(found.values())
+    found = []
+    for images, steps in plan.STEPS.items():
+        parts: dict[int, set[str]] = {
+            seed: {run.part for run in done if (run.images, run.seed, run.steps) == (images, seed, steps)}
+            for seed in seeds
+        }
+        whole = [seed for seed in seeds if {"all", "tenth"} <= parts[seed]]
+        if whole:
+            common = sorted(set.intersection(*(parts[seed] for seed in whole)))
+            found.append({seed: {part: done[plan.Run(images, part, seed, steps)] for part in common} for seed in whole})
+    return found
 
 
 def write(records: list[dict], seeds: tuple[int, ...], drawing: Drawing, folder: Path) -> None:

@@ -26,7 +26,7 @@ class Drawing:
     @cached_property
     def _trainer(self):
         with tempfile.TemporaryDirectory() as folder:
-            trainer = trainer_of(Run(12, "all", 0, "constant", 1), Path(folder))
+            trainer = trainer_of(Run(12, "all", 0, 20), Path(folder))
         trainer.network.eval()
         return trainer
 

@@ -86,6 +86,6 @@ def markdown(groups: Iterable[Group], drawn: Drawn, env: dict[str, Any]) -> str:
     ]
     for seeds in groups:
         first = next(iter(seeds.values()))["all"]
-        title = f"{first['images']} images, {first['steps']} steps, {first['schedule']} rate, {len(seeds)} seeds"
+        title = f"{first['images']} images, {first['steps']} steps, {len(seeds)} seeds"
         parts.append(f"## {title}\n\n{measure.table(rows(seeds, drawn), COLUMNS)}")
     return "\n\n".join(parts)

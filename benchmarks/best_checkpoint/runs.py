@@ -16,8 +16,7 @@ from hina_kohya.demo.settings import read_settings
 from .plan import EVERY, FOLDS, Run
 
 CONFIG = "configs/training/digits_lokr.toml"
-BATCH = 8
-SCHEDULES = {"constant": "--lr_scheduler constant_with_warmup", "cosine": "--lr_scheduler cosine"}
+WORDS = "--train_batch_size 8 --lr_scheduler constant_with_warmup --judge 0"
 CHOOSE_AT = (200, 400, 600, 800)  # where sd-scripts validates
 JUDGE_AT = ((125, 625), (375, 875))  # middles of quarters: of one test image, and of the next
 MOST_OF_ALL = 28  # images that stand for all training images, as many as a tenth of the largest set
@@ -59,11 +58,9 @@ def judges(digits: list[int]) -> Batch:
 
 
 def trainer_of(run: Run, folder: Path) -> Trainer:
-    words = f"--config_file {CONFIG} --train_batch_size {BATCH} --max_train_steps {run.steps} --judge 0"
+    words = f"--config_file {CONFIG} {WORDS} --max_train_steps {run.steps}"
     few = [] if run.of_each is None else ["--num_images", str(run.of_each)]
-    settings = read_settings(
-        [*words.split(), *SCHEDULES[run.schedule].split(), *few, "--seed", str(run.seed), "--output_dir", str(folder)]
-    )
+    settings = read_settings([*words.split(), *few, "--seed", str(run.seed), "--output_dir", str(folder)])
     return Trainer(dc.replace(settings, logging_dir=None), DigitModel.load())
 
 

@@ -1,11 +1,14 @@
 """scikit-learn's handwritten digits as captioned training images, in an order that depends on (seed, step) only."""
 
 import dataclasses as dc
+import math
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+
+from .errors import UserError
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = (
@@ -61,6 +64,24 @@ class DigitImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def hold_out(self, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(pixels [n, 1, 8, 8], labels [n]) of a share of the images, which are not trained on any more.
+
+        Raises UserError where one side would have none.
+        """
+        total = len(self)
+        count = round(share * total)
+        if not 0 < count < total:
+            raise UserError(
+                f"validation_split is {share:g}: {count} of {total} images would be held out; give at least "
+                f"{math.ceil(1e4 / total) / 1e4:g} and less than 1"
+            )
+        rows = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        out, kept = rows[:count], rows[count:].sort().values
+        pixels, labels = self.pixels[out], self.labels[out]
+        self.pixels, self.labels = self.pixels[kept], self.labels[kept]
+        return pixels, labels
 
     def _generator(self, stream: int, index: int) -> torch.Generator:
         # SeedSequence mixes its words: neighbouring steps and streams are independent.

@@ -84,6 +84,10 @@ def run(settings: Settings, start: float) -> int:
         "versions": report.versions(),
     }
     folder = weights.parent
+    if trainer.validation is not None and trainer.validation.best.step:
+        best, file = trainer.validation.best, trainer.validation.best_file
+        summary["held_out"] = {"images": len(trainer.validation), "lowest_loss": best.loss, "step": best.step}
+        summary["held_out"]["file"] = None if file is None else str(file)
     if trainer.losses:
         report.save_loss(folder / "loss.png", {settings.optimizer_type: trainer.losses}, settings.output_name)
     if finished and settings.judge:
@@ -98,8 +102,9 @@ def run(settings: Settings, start: float) -> int:
 def describe(trainer: Trainer) -> None:
     s, network = trainer.settings, trainer.network
     parameters = [p for group in trainer.raw_optimizer.param_groups for p in group["params"]]
+    held_out = f", {len(trainer.validation)} more held out" if trainer.validation is not None else ""
     print(
-        f"{len(trainer.data)} images of {', '.join(map(str, s.digits))}; "
+        f"{len(trainer.data)} images of {', '.join(map(str, s.digits))}{held_out}; "
         f"{s.network_module} {' '.join(s.network_args)}: "
         f"{len(getattr(network, 'loras', []))} modules, {sum(p.numel() for p in parameters):,} parameters in "
         f"{len(parameters)} tensors; {trainer.optimizer_name}; on {trainer.accelerator.device}",
@@ -156,6 +161,10 @@ def conclude(summary: dict[str, Any], weights: Path, settings: Settings) -> None
                 f"{word:13s} {digits}: {report.percent(before)} right before the adapter, {report.percent(after)} after"
             )
     print(f"adapter       {weights}")
+    if held_out := summary.get("held_out"):
+        print(f"held-out loss {held_out['lowest_loss']:.4f} at step {held_out['step']} is the lowest")
+        if held_out["file"]:
+            print(f"its adapter   {held_out['file']}")
     print(f"look at       {weights.parent / ('samples.png' if settings.judge else 'loss.png')}")
     print(f"also          {weights.parent / 'loss.png'}, {weights.parent / 'summary.json'}")
     if settings.logging_dir:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,10 +28,19 @@ from .files import atomic_folder
 from .model import DigitModel
 from .progress import Bar
 from .settings import Settings
+from .validation import Validation, options_of
 
 SMOOTHING = 0.98  # of the loss that the bar and loss/average show
 # A resumed run that changes one of these is another run: exact continuation is off, and it says so.
-CONTINUED = ("seed", "digits", "num_images", "train_batch_size", "gradient_accumulation_steps", "max_train_steps")
+CONTINUED = (
+    "seed",
+    "digits",
+    "num_images",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "max_train_steps",
+    "validation_split",
+)
 
 
 def smooth(losses: list[float]) -> float:
@@ -65,9 +75,11 @@ class Trainer:
     def __init__(self, settings: Settings, model: DigitModel):
         self.settings, self.model = settings, model
         self.data = DigitImages(settings.digits, settings.seed, settings.num_images)
+        options_of(settings)
         self.losses: list[float] = []
         self.started_at = time.time()
         self.accelerator = self._accelerator()
+        self.validation = Validation(settings, self.data, self.accelerator) if settings.validation_split else None
         set_seed(settings.seed)  # the adapter's first weights; data and noise have generators of their own
 
         network = adapter.create(settings, model)
@@ -84,12 +96,25 @@ class Trainer:
         self.network, self.optimizer, self.scheduler = self.accelerator.prepare(network, self.raw_optimizer, scheduler)
         self.network.prepare_grad_etc(model.text_encoder, model.unet)
         self.metadata = adapter.metadata(settings, self.optimizer_name, len(self.data), self.started_at)
+        if self.validation is not None:
+            self.metadata["ss_num_validation_images"] = len(self.validation)
         if settings.resume:
             self._resume(Path(settings.resume))
 
     @property
     def step(self) -> int:
         return len(self.losses)
+
+    @property
+    def is_over(self) -> bool:
+        """After its last step, or where stop_after ended it."""
+        return self.step >= self.settings.max_train_steps or (self.validation is not None and self.validation.ends)
+
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch that the next step is in; the first is 1."""
+        images = self.step * self.settings.train_batch_size * self.settings.gradient_accumulation_steps
+        return images // len(self.data) + 1
 
     @property
     def weights_file(self) -> Path:
@@ -134,12 +159,17 @@ class Trainer:
 
     def save_weights(self, name: str | None = None) -> Path:
         file = self.weights_file.with_name(f"{name or self.settings.output_name}.safetensors")
-        seen = self.step * self.settings.train_batch_size * self.settings.gradient_accumulation_steps
-        ending = {"ss_training_finished_at": time.time(), "ss_steps": self.step, "ss_epoch": seen // len(self.data) + 1}
+        ending = {"ss_training_finished_at": time.time(), "ss_steps": self.step, "ss_epoch": self.epoch}
         self.set_optimizer_mode(training=False)
         adapter.save(self.network, file, self.metadata | ending)
         self.set_optimizer_mode(training=True)
         return file
+
+    def save_best(self, ckpt_name: str, unwrapped_nw: Any, steps: int, epoch_no: int) -> None:
+        """As sd-scripts' `save_model`, for the validation, which hands over what it saves and switches modes itself."""
+        file = self.weights_file.with_name(ckpt_name)
+        ending = {"ss_training_finished_at": time.time(), "ss_steps": steps, "ss_epoch": epoch_no}
+        unwrapped_nw.save_weights(str(file), None, {key: str(value) for key, value in (self.metadata | ending).items()})
 
     def save_state(self, name: str | None = None) -> Path:
         folder = self.weights_file.with_name(f"{name or self.settings.output_name}-state")
@@ -156,7 +186,8 @@ class Trainer:
             raise UserError(f"resume {folder} has no train_state.json; give a folder that save_state wrote")
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
-            losses, before = [*state["losses"]], {key: state["settings"][key] for key in CONTINUED}
+            settings = {"validation_split": 0.0} | state["settings"]  # older states held nothing out
+            losses, before = [*state["losses"]], {key: settings[key] for key in CONTINUED}
             step = int(state["current_step"])
         except (ValueError, KeyError, TypeError) as exc:
             raise UserError(f"resume {folder}: its train_state.json is damaged ({exc}); take an older state") from exc
@@ -164,6 +195,12 @@ class Trainer:
             raise UserError(
                 f"max_train_steps is {self.settings.max_train_steps}, must exceed the {step} steps "
                 f"of {folder}: it counts the whole run"
+            )
+        split = self.settings.validation_split
+        if split and split != before["validation_split"]:
+            raise UserError(
+                f"validation_split is {split:g}, and was {before['validation_split']:g} in {folder}: images that were "
+                "trained on would be held out; give what it was, or 0"
             )
         differences = [k for k in CONTINUED if before[k] != getattr(self.settings, k)]
         for key in differences:
@@ -184,20 +221,22 @@ class Trainer:
         s, every = self.settings, self.settings.save_every_n_steps
         self.network.on_epoch_start(self.model.text_encoder, self.model.unet)  # switches it to training
         with Bar(self.step, s.max_train_steps) as bar, interruptible() as stop_asked:
-            while self.step < s.max_train_steps and not stop_asked():
+            while not self.is_over and not stop_asked():
                 self.losses.append(self._optimizer_step())
                 average, lrs = smooth(self.losses), self.scheduler.get_last_lr()
                 bar.update(self.step, average, lrs[-1])
                 names = self.descriptions or [f"group{i}" for i in range(len(lrs))]
                 log = {f"lr/{name}": lr for name, lr in zip(names, lrs, strict=True)}
                 self.accelerator.log(log | {"loss/current": self.losses[-1], "loss/average": average}, step=self.step)
-                if every and self.step % every == 0 and self.step < s.max_train_steps:
+                if self.validation is not None and self.step % self.validation.every == 0:
+                    self.validation.run(self)
+                if every and self.step % every == 0 and not self.is_over:
                     name = f"{s.output_name}-step{self.step:08d}"
                     self.save_weights(name)
                     if s.save_state:
                         self.save_state(name)
         self.accelerator.end_training()
-        return self.step == s.max_train_steps
+        return self.is_over
 
     def _optimizer_step(self) -> float:
         s, total = self.settings, 0.0

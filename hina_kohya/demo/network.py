@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from hina_kohya.files import atomic
 from hina_kohya.trainers import averages
-from hina_kohya.trainers.network_args import best_options, take
+from hina_kohya.trainers.network_args import KEEP_BEST, STOP_AFTER, take
 
 from .errors import TrainingError, UserError
 from .model import DigitModel
@@ -41,10 +41,6 @@ def _readable(file: Path) -> None:
 
 def create(settings: Settings, model: DigitModel) -> Any:
     """Import the module, make the network, hook it into the model."""
-    if options := best_options(settings.network_args):
-        raise UserError(
-            f"network_args: {options} needs images that are held out, and hina-kohya train has none; remove it"
-        )
     try:
         module = importlib.import_module(settings.network_module)
     except ModuleNotFoundError as exc:
@@ -58,6 +54,8 @@ def create(settings: Settings, model: DigitModel) -> Any:
         _readable(Path(settings.network_weights))
     models = (None, model.text_encoder, model.unet)
     kwargs: dict[str, Any] = parse_args(settings.network_args)
+    for name in (KEEP_BEST, STOP_AFTER):  # not the network's
+        kwargs.pop(name, None)
     try:
         if settings.dim_from_weights:
             network, _ = module.create_network_from_weights(1, settings.network_weights, *models, **kwargs)

@@ -62,6 +62,9 @@ class Settings:
     digits: list[int] = option((8, 9), "digits to teach (own option: stands for train_data_dir)", low=0, high=9)  # noqa: RUF009
     num_images: int | None = option(None, "use only so many images of each digit (own: few-shot runs)", low=1)
     caption_dropout_rate: float = option(0.0, "how often an image comes without its caption", low=0, high=1)
+    validation_split: float = option(0.0, "share of the images that is held out and not trained on", low=0, high=1)
+    validation_seed: int | None = option(None, "which images are held out; by default by seed", low=0, high=2**32 - 1)
+    validate_every_n_steps: int = option(20, "steps from one held-out loss to the next", low=1)
     # The adapter.
     network_module: str = option("lycoris.kohya", "module with create_network")
     network_dim: int | None = option(None, "rank of the adapter", low=1)

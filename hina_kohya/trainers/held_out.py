@@ -8,6 +8,7 @@ is not used: LossRecorder mixes the validations of the first epoch.
 import dataclasses as dc
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,23 @@ class HeldOut:
     """Of one training. losses: of the validation that runs now, a scalar for each batch and timestep."""
 
     def __init__(
-        self, options: BestOptions, args: Any, accelerator: Any, seed: int, seed_option: str = "validation_seed"
+        self,
+        options: BestOptions,
+        args: Any,
+        accelerator: Any,
+        seed: int,
+        seed_option: str = "validation_seed",
+        end: Callable[[Any, int], None] | None = None,
     ):
-        loop.begin()
+        """end: what ends the trainer's loop, from its settings and step; None: the hooks do"""
+        if end is None:
+            loop.begin()
+        self._end = end or loop.end
         self.options, self.losses = options, list[Tensor]()
         self.best, self._seed_option = Best(seed), seed_option
         self._step: int | None = None  # of the validation before
         ending = getattr(args, "save_model_as", "safetensors")
-        self._file = Path(args.output_dir, f"{args.output_name or 'last'}-best.{ending}")
+        self.file = Path(args.output_dir, f"{args.output_name or 'last'}-best.{ending}")
         accelerator.register_save_state_pre_hook(lambda _models, _weights, folder: self.best.write(Path(folder)))
         accelerator.register_load_state_pre_hook(lambda _models, folder: self._resume(Path(folder)))
 
@@ -115,13 +125,13 @@ class HeldOut:
                 f"--resume {folder}: its held-out loss is that of seed {record.seed}, not {self.best.seed}, and other "
                 f"images may be held out; give --{self._seed_option} {record.seed}"
             )
-        file = best.of_file(self._file)
+        file = best.of_file(self.file)
         file = file if file is not None and file.run == record.run else None
         if file is not None and file.loss < record.loss:
             record = dc.replace(record, loss=file.loss, step=file.step)
         if self.options.keep_best and file is None and record.loss < math.inf:
             text = "hina-kohya: %s is not the file of this run's best step %d; one is written below a loss of %.5g"
-            logger.warning(text, self._file, record.step, record.loss)
+            logger.warning(text, self.file, record.step, record.loss)
         self.best = record
 
     def validated(self) -> None:
@@ -168,7 +178,7 @@ class HeldOut:
         accelerator, is_saved = run["accelerator"], True
         if accelerator.is_main_process:
             network = _Whole(accelerator.unwrap_model(run["network"]), self.best)
-            what = {"ckpt_name": self._file.name, "unwrapped_nw": network, "steps": step}
+            what = {"ckpt_name": self.file.name, "unwrapped_nw": network, "steps": step}
             what["epoch_no"] = run["epoch"] + 1
             if "save_model" not in run:  # since 0.11
                 more = {name: run[name] for name in ("args", "accelerator", "save_dtype")}
@@ -190,7 +200,7 @@ class HeldOut:
         )
         text = "hina-kohya: training ends at step %d: in %d validations the held-out loss was not %s"
         logger.warning(text, step, self.best.misses, lowest)
-        loop.end(args, step)
+        self._end(args, step)
 
 
 class _Whole:

@@ -147,7 +147,7 @@ def _missing(
         lines.append(
             "No held-out loss, so nothing here says when the run began to learn its images by heart. sd-scripts logs "
             "one with `--validation_split 0.1 --validation_seed 42`; in musubi-tuner `network_args "
-            "held_out=held_out.toml` makes one; `hina-kohya train` has none."
+            "held_out=held_out.toml` makes one, in `hina-kohya train` `--validation_split 0.1`."
         )
     if adapter is None:
         lines.append("No adapter that can be read, so there are no pictures of its blocks.")

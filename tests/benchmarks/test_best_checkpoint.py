@@ -54,7 +54,7 @@ def test_a_stop_is_that_of_the_hooks(losses):
 
 def record(part, chooses, judges=None, steps=80):
     at = list(range(20, steps + 1, 20))
-    found = {"images": 12, "part": part, "seed": 1, "schedule": "constant", "steps": steps, "at": at}
+    found = {"images": 12, "part": part, "seed": 1, "steps": steps, "at": at}
     return found | {"trained_on": 12, "chooses": chooses, "cpu_seconds": 60} | ({"judges": judges} if judges else {})
 
 
@@ -104,9 +104,9 @@ def test_the_table():
 def test_a_short_run_and_its_report(tmp_path, monkeypatch):
     """Two steps of each part, then the results, from the command line."""
     monkeypatch.setattr(plan, "STEPS", {12: 2})
-    monkeypatch.setattr(plan, "FOLD_STEPS", {12: 2})
+    monkeypatch.setattr(plan, "FOLDED", (12,))
     monkeypatch.setattr(runs, "EVERY", 1)
-    monkeypatch.setattr(runs, "SCHEDULES", dict.fromkeys(runs.SCHEDULES, "--lr_warmup_steps 0"))
+    monkeypatch.setattr(runs, "WORDS", f"{runs.WORDS} --lr_warmup_steps 0")
     monkeypatch.setattr("benchmarks.best_checkpoint.drawing.COUNT", 2)
     words = ["", "--seeds", "1", "--runs", str(tmp_path), "--results", str(tmp_path)]
     monkeypatch.setattr("sys.argv", words)
@@ -116,8 +116,7 @@ def test_a_short_run_and_its_report(tmp_path, monkeypatch):
         "all": 12, "tenth": 11, "fold0": 9, "fold1": 9, "fold2": 9, "fold3": 9,
     }  # fmt: skip
     text = (tmp_path / "best_checkpoint.md").read_text()
-    assert "## 12 images, 2 steps, constant rate, 1 seeds" in text
-    assert "## 12 images, 2 steps, cosine rate, 1 seeds" in text
+    assert "## 12 images, 2 steps, 1 seeds" in text
     monkeypatch.setattr("sys.argv", [*words, "--report"])
     command.main()
     assert (tmp_path / "best_checkpoint.md").read_text().split("##")[1:] == text.split("##")[1:]

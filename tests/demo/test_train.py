@@ -194,8 +194,11 @@ def test_other_algorithms_and_hina_adamw(tmp_path, given):
         (["--network_args", "algo=lokr", "preset=full"], "preset=attn-mlp"),
         (
             ["--network_args", "algo=lokr", "stop_after=3"],
-            "stop_after=3 needs images that are held out, and hina-kohya train",
+            "stop_after=3 needs images that are held out, and there are none: give --validation_split 0.1",
         ),
+        ([*LOKR[4:], "held_out=a.toml"], "holds images out by itself; give --validation_split 0.1 in the place"),
+        (["--validation_split", "0.001"], "0 of 283 images would be held out; give at least 0.0036"),
+        (["--validation_split", "1"], "and less than 1"),
         (
             [*LOKR[4:], "ema=0.1"],
             "ema=0.1 is not for lycoris.kohya by itself; write network_module hina_kohya.lycoris",
