@@ -13,7 +13,7 @@ from hina_kohya.demo.report import draw
 from .plan import Run
 from .runs import trainer_of
 
-COUNT = 50  # images of one adapter; 16 steps of each, with guidance, cost as much as a validation of 1,600
+COUNT = 40  # images of one adapter; 16 steps of each, with guidance, cost as much as a validation of 1,280
 
 
 class Drawing:

@@ -18,8 +18,8 @@ from .plan import EVERY, FOLDS, Run
 CONFIG = "configs/training/digits_lokr.toml"
 WORDS = "--train_batch_size 8 --lr_scheduler constant_with_warmup --judge 0"
 CHOOSE_AT = (200, 400, 600, 800)  # where sd-scripts validates
-JUDGE_AT = ((125, 625), (375, 875))  # middles of quarters: of one test image, and of the next
-MOST_OF_ALL = 28  # images that stand for all training images, as many as a tenth of the largest set
+JUDGE_AT = (125, 375, 625, 875)  # middles of quarters, for the judging images in turn
+MOST_OF_ALL = 12  # images that stand for all training images
 
 
 def in_turn(labels: torch.Tensor, seed: int) -> list[int]:
@@ -53,14 +53,13 @@ def judges(digits: list[int]) -> Batch:
     """The images that no way of choosing knows."""
     _, _, images, labels = load_digits()
     rows = [row for row, label in enumerate(labels) if label in digits]
-    timesteps = [JUDGE_AT[number % 2] for number in range(len(rows))]
+    timesteps = [(JUDGE_AT[number % len(JUDGE_AT)],) for number in range(len(rows))]
     return at(torch.from_numpy(images[rows]).unsqueeze(1), torch.from_numpy(labels[rows]), timesteps, seed=1)
 
 
 def trainer_of(run: Run, folder: Path) -> Trainer:
     words = f"--config_file {CONFIG} {WORDS} --max_train_steps {run.steps}"
-    few = [] if run.of_each is None else ["--num_images", str(run.of_each)]
-    settings = read_settings([*words.split(), *few, "--seed", str(run.seed), "--output_dir", str(folder)])
+    settings = read_settings([*words.split(), "--seed", str(run.seed), "--output_dir", str(folder)])
     return Trainer(dc.replace(settings, logging_dir=None), DigitModel.load())
 
 
@@ -69,16 +68,15 @@ def execute(run: Run, weights: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(run, Path(folder))
     data = trainer.data
-    order = in_turn(data.labels, run.seed)
+    order = in_turn(data.labels, run.seed)[: run.images]
     out = held_out(run.part, order)
     batches = {}
     if run.part in ("all", "tenth", "fold0"):  # the other folds only say a step
         batches["judges"] = judges(trainer.settings.digits)
     rows = out or order[:MOST_OF_ALL]
     batches["chooses"] = at(data.pixels[rows], data.labels[rows], [CHOOSE_AT] * len(rows), run.seed)
-    if out:
-        others = torch.tensor(sorted(set(order) - set(out)))
-        data.pixels, data.labels = data.pixels[others], data.labels[others]
+    others = torch.tensor(sorted(set(order) - set(out)))
+    data.pixels, data.labels = data.pixels[others], data.labels[others]
     record: dict[str, Any] = dc.asdict(run) | {"trained_on": len(data), "at": [], **{name: [] for name in batches}}
     states = {}
     start = time.process_time()

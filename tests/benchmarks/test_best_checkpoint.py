@@ -104,7 +104,6 @@ def test_the_table():
 def test_a_short_run_and_its_report(tmp_path, monkeypatch):
     """Two steps of each part, then the results, from the command line."""
     monkeypatch.setattr(plan, "STEPS", {12: 2})
-    monkeypatch.setattr(plan, "FOLDED", (12,))
     monkeypatch.setattr(runs, "EVERY", 1)
     monkeypatch.setattr(runs, "WORDS", f"{runs.WORDS} --lr_warmup_steps 0")
     monkeypatch.setattr("benchmarks.best_checkpoint.drawing.COUNT", 2)
