@@ -22,7 +22,7 @@ from hina_kohya.core.chain import Chain, run
 from hina_kohya.core.optimizer import HinaOptimizer
 from hina_kohya.core.signal import Signal
 from hina_kohya.core.stepping import Run
-from hina_kohya.core.technique import State, Technique
+from hina_kohya.core.technique import Stage, State, Technique
 from hina_kohya.loras.summary import blocks_of_names
 from hina_kohya.numerics.reduce import mat_norm, mat_sum
 from hina_kohya.optim import report
@@ -32,6 +32,7 @@ logger = logging.getLogger("hina_kohya")
 
 UNNAMED = "unnamed"  # the block of parameters whose names the optimizer does not know
 _MASKS = ("cautious", "contextual_cautious")
+KEPT, DECAY = "cautious_kept", "decay"
 _hooked: "weakref.WeakKeyDictionary[Optimizer, Scalars | None]" = weakref.WeakKeyDictionary()
 
 
@@ -66,12 +67,12 @@ class _Measured:
 
     places : of the parameters, by param group and index in it
     norms  : by device and dtype, [2, P]: norms of the parameters after the step, and of what it changed
-    kept   : numbers of the param groups [N], and [2, N]: entries that a mask kept, and those that it judged
+    shares : of `_Watch`
     """
 
     places: list[tuple[int, int]]
     norms: list[Tensor]
-    kept: list[tuple[np.ndarray, Tensor]]
+    shares: list[tuple[str, np.ndarray, Tensor]]
 
 
 class Scalars:
@@ -80,7 +81,7 @@ class Scalars:
     def __init__(self, optimizer: Optimizer, every: int):
         self.every, self.steps = every, 0
         self._before: list[tuple[list[tuple[int, int]], list[Tensor], list[Tensor]]] = []
-        self._kept: _Kept | None = None
+        self._watch: _Watch | None = None
         self._measured: _Measured | None = None
         self._blocks: tuple[list[int], list[list[str]]] = [], []
         self._handles = (optimizer.register_step_pre_hook(self._begin), optimizer.register_step_post_hook(self._end))
@@ -91,7 +92,7 @@ class Scalars:
         self._forget(optimizer)
 
     def _forget(self, optimizer: Optimizer) -> None:
-        self._before, self._kept = [], None
+        self._before, self._watch = [], None
         if isinstance(optimizer, HinaOptimizer):
             optimizer.watcher = None
 
@@ -106,7 +107,7 @@ class Scalars:
             torch._foreach_copy_(copies, params)
             self._before.append((places, params, copies))
         if isinstance(optimizer, HinaOptimizer):
-            self._kept = optimizer.watcher = _Kept()
+            self._watch = optimizer.watcher = _Watch()
 
     @torch.no_grad()
     def _end(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -119,7 +120,7 @@ class Scalars:
             both = [torch.stack(torch._foreach_norm(each, 2, dtype=exact)) for each in (params, changes)]
             norms.append(torch.stack(both))
         places = [place for places, *_ in self._before for place in places]
-        self._measured = _Measured(places, norms, [] if self._kept is None else self._kept.counts)
+        self._measured = _Measured(places, norms, [] if self._watch is None else self._watch.shares)
         self._forget(optimizer)
 
     def read(self, optimizer: Optimizer, groups: Sequence[str]) -> dict[str, float]:
@@ -131,11 +132,12 @@ class Scalars:
         if measured is None:
             return {}
         ours = _Ours.of(optimizer) if isinstance(optimizer, HinaOptimizer) else _Ours()
-        tensors = [*measured.norms, *(counts for _, counts in measured.kept), *ours.tensors()]
+        tensors = [*measured.norms, *(parts for *_, parts in measured.shares), *ours.tensors()]
         numbers = iter(_to_host(tensors))
         norms = np.concatenate([next(numbers).reshape(2, -1) for _ in measured.norms], axis=1)
-        kept = [(numbers_of, next(numbers).reshape(2, -1)) for numbers_of, _ in measured.kept]
-        return self._by_block(optimizer, measured.places, norms) | _shares(kept, groups) | ours.scalars(numbers, groups)
+        shares = [(what, own, next(numbers).reshape(2, -1)) for what, own, _ in measured.shares]
+        blocks = self._by_block(optimizer, measured.places, norms)
+        return blocks | _shares(shares, groups) | ours.scalars(numbers, groups)
 
     def _by_block(self, optimizer: Optimizer, places: list[tuple[int, int]], norms: np.ndarray) -> dict[str, float]:
         sizes = [len(group["params"]) for group in optimizer.param_groups]
@@ -192,15 +194,18 @@ class _Ours:
         return rates | {"hina/skipped": skipped} | ({"hina/spikes": sum(spikes)} if spikes else {})
 
 
-class _Kept:
-    """An optimizer's watcher: counts the entries that Cautious keeps, matrix by matrix, without another step."""
+class _Watch:
+    """An optimizer's watcher: looks at masks and decay, matrix by matrix, without another step.
+
+    shares: (what, numbers of the param groups [N], [2, N]: the part and the whole). `KEPT`: entries that a mask kept,
+    and those that it judged; `DECAY`: squared norms of what decay took, and of the parameters
+    """
 
     def __init__(self) -> None:
-        self.counts: list[tuple[np.ndarray, Tensor]] = []
+        self.shares: list[tuple[str, np.ndarray, Tensor]] = []
 
     def __call__(self, bucket: Bucket, rows: Sequence[int], runner: Run) -> Run:
-        masks = any(technique.name in _MASKS for technique in bucket.chain)
-        if not masks or runner is not run:  # a compiled chain rounds otherwise than this one would
+        if runner is not run:  # a compiled chain rounds otherwise than this one would
             return runner
         groups = bucket.groups[list(rows)]
         starts = iter(range(0, len(rows), bucket.chunk_rows))
@@ -208,32 +213,37 @@ class _Kept:
         def watched(chain: Chain, *rest: Any) -> Any:
             start = next(starts)
             chunk = groups[start : start + bucket.chunk_rows]
-            note = lambda counts: self.counts.append((chunk, counts))  # noqa: E731
+            note = lambda what, parts: self.shares.append((what, chunk, parts))  # noqa: E731
             return runner(tuple(_watched(each, note) for each in chain), *rest)
 
         return watched
 
 
-def _watched(technique: Technique, note: Callable[[Tensor], None]) -> Any:
-    return _Watched(technique, note) if technique.name in _MASKS else technique
+def _watched(technique: Technique, note: Callable[[str, Tensor], None]) -> Any:
+    is_watched = technique.name in _MASKS or technique.stage is Stage.DECAY
+    return _Watched(technique, note) if is_watched else technique
 
 
 class _Watched:
-    """A mask that is looked at where it acts; in everything else the technique itself."""
+    """A technique that is looked at where it acts; in everything else the technique itself."""
 
-    def __init__(self, technique: Technique, note: Callable[[Tensor], None]):
+    def __init__(self, technique: Technique, note: Callable[[str, Tensor], None]):
         self._technique, self._note = technique, note
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._technique, name)
 
     def apply(self, s: Signal, state: State) -> Signal:
-        sign = (s.update * s.grad).sign_()  # 0 where an entry can neither agree nor disagree, which no mask judges
-        judged = mat_norm(sign).square_()
-        counts = torch.stack([judged.lerp(mat_sum(sign), 0.5), judged])
+        after = self._technique.apply(s, state)
+        if self._technique.stage is Stage.DECAY:
+            what, parts = DECAY, [mat_norm(s.param - after.param).square_(), mat_norm(s.param).square_()]
+        else:
+            sign = (s.update * s.grad).sign_()  # 0 where an entry can neither agree nor disagree, which no mask judges
+            judged = mat_norm(sign).square_()
+            what, parts = KEPT, [judged.lerp(mat_sum(sign), 0.5), judged]
         is_finite = mat_norm(s.raw).isfinite()  # others are not stepped
-        self._note(counts.where(is_finite, 0.0).view(2, -1))
-        return self._technique.apply(s, state)
+        self._note(what, torch.stack(parts).where(is_finite, 0.0).view(2, -1))
+        return after
 
 
 def _alike(optimizer: Optimizer) -> Iterator[tuple[list[tuple[int, int]], list[Tensor]]]:
@@ -258,14 +268,13 @@ def _to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     return [arrays[number] for number in range(len(tensors))]
 
 
-def _shares(kept: list[tuple[np.ndarray, np.ndarray]], groups: Sequence[str]) -> dict[str, float]:
-    totals = np.zeros((len(groups), 2))
-    for numbers, counts in kept:
-        np.add.at(totals, numbers, counts.T)
-    return {
-        f"hina/cautious_kept/{name}": float(own / judged)
-        for name, (own, judged) in zip(groups, totals, strict=True)
-        if judged
+def _shares(shares: list[tuple[str, np.ndarray, np.ndarray]], groups: Sequence[str]) -> dict[str, float]:
+    totals = {what: np.zeros((len(groups), 2)) for what in (KEPT, DECAY)}
+    for what, numbers, parts in shares:
+        np.add.at(totals[what], numbers, parts.T)
+    kept, decayed = (list(zip(groups, totals[what], strict=True)) for what in (KEPT, DECAY))
+    return {f"hina/{KEPT}/{name}": float(part / whole) for name, (part, whole) in kept if whole} | {
+        f"hina/{DECAY}/{name}": math.sqrt(part / whole) for name, (part, whole) in decayed if part
     }
 
 

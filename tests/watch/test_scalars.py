@@ -118,6 +118,31 @@ def test_no_share_where_cautious_does_not_act():
     assert {tag for tag in logged if "cautious" in tag} == {"hina/cautious_kept/text"}  # the pairs are LoRA-Muon's
 
 
+@pytest.mark.parametrize("more", [{}, {"use_lora_muon": False}, {"dynamic_weight_decay": True}], ids=str)
+def test_the_share_that_decay_takes(more):
+    """Without gradients nothing else moves an entry."""
+    params = make_params(shapes=SHAPES)
+    optimizer = ours(groups_of(params), weight_decay=0.1, state="fp32", **more)
+    scalars.read(optimizer, 1, NAMES)
+    before = {name: param.detach().clone() for name, param in params.items()}
+    for param in params.values():
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    logged = scalars.read(optimizer, 1, NAMES)
+    for group, is_text in (("text", True), ("unet", False)):
+        own = [name for name in params if name.startswith("lora_te") is is_text]
+        taken = math.sqrt(sum((params[name] - before[name]).square().sum().item() for name in own))
+        size = math.sqrt(sum(before[name].square().sum().item() for name in own))
+        assert taken > 0
+        assert logged[f"hina/decay/{group}"] == pytest.approx(taken / size, rel=1e-4)
+
+
+def test_no_decay_is_not_logged():
+    params = make_params(shapes=SHAPES)
+    *_, logged = after(ours(groups_of(params), weight_decay=0.0), params, steps=2)
+    assert not any("decay" in tag for tag in logged)
+
+
 def test_a_gradient_that_is_not_finite_is_in_no_share():
     params = make_params(shapes=SHAPES)
     optimizer = ours(groups_of(params), **CAUTIOUS)
@@ -212,7 +237,7 @@ def test_a_measured_step_waits_for_nothing(name):
 
 
 def test_a_compiled_chain_is_left_alone():
-    counted = scalars._Kept()
+    counted = scalars._Watch()
     compiled = object()
 
     class Bucket:
