@@ -1,4 +1,4 @@
-"""Held-out loss at equal bytes of the file that people load: a LoRA, ADLRNS as it is shipped, and ADLRNS with bins.
+"""Held-out loss at equal bytes of the file that people load: a LoRA, ADLRNS as it is shipped, and two variants of it.
 
 python -m benchmarks.adlrns.equal_bytes
 
@@ -9,6 +9,7 @@ any point; the same command goes on.
 """
 
 import argparse
+import dataclasses as dc
 import itertools
 import json
 import statistics
@@ -37,6 +38,19 @@ class Shipped(Ours):
         return 2 * self.rank, [f"budget={self.rank}", f"warmup={self.steps // 3}"]
 
 
+class AnyRank(Shipped):
+    """The same with any rank; shipped are powers of two."""
+
+    def make(self) -> None:
+        super().make()
+        shipped = self.made._candidates
+
+        def candidates(sums: Any) -> list[Any]:
+            return [dc.replace(each, spectrum=dc.replace(each.spectrum, steps=())) for each in shipped(sums)]
+
+        self.made._candidates = candidates
+
+
 class Bins(Ours):
     """Six bins of timesteps in a file of the same bytes: all its directions are in it, and half of them act."""
 
@@ -45,7 +59,7 @@ class Bins(Ours):
         return self.rank, ["bins=6", f"warmup={self.steps // 3}", f"refresh_every={often}"]
 
 
-ARMS: dict[str, type[Method]] = {"LoRA": Pairs, "ADLRNS": Shipped, "ADLRNS, 6 bins": Bins}
+ARMS: dict[str, type[Method]] = {"LoRA": Pairs, "ADLRNS": Shipped, "ADLRNS, any rank": AnyRank, "ADLRNS, 6 bins": Bins}
 
 
 def run_of(arm: str, rank: int, lr: float, seed: int, steps: int) -> Run:
@@ -61,8 +75,9 @@ def result(run: Run) -> dict[str, Any]:
     with torch.no_grad():
         loss = method.model.loss(adapter.held_out()).item() if fine else float("inf")
     values = sum(p.numel() for p in method.parameters())
+    shapes = len({tuple(p.shape) for p in method.parameters()})
     return {"arm": run.method, "rank": run.rank, "lr": run.lr, "seed": run.seed, "loss": loss, "values": values,
-            "bytes": size_of(method), "cpu_seconds": seconds}  # fmt: skip
+            "shapes": shapes, "bytes": size_of(method), "cpu_seconds": seconds}  # fmt: skip
 
 
 def size_of(method: Method) -> int | None:
@@ -110,13 +125,15 @@ def markdown(rows: list[dict[str, Any]], steps: int, env: dict[str, Any]) -> str
             table.append({
                 "bytes of a LoRA of rank": rank, "arm": arm, "loss": f"{statistics.fmean(r['loss'] for r in own):.5f}",
                 "over LoRA": "" if arm == "LoRA" else f"{statistics.fmean(more):+.5f} ± {error:.5f}",
-                "values": own[0]["values"], "bytes": own[0]["bytes"] or "", "lr": own[0]["lr"],
+                "values": own[0]["values"], "shapes": f"{statistics.fmean(r['shapes'] for r in own):g}",
+                "bytes": own[0]["bytes"] or "", "lr": own[0]["lr"],
             })  # fmt: skip
     columns = {name: name for name in table[0]}
     return (
         f"# ADLRNS at equal bytes\n\n`python -m benchmarks.adlrns.equal_bytes`: {steps} steps on 100 images of two "
         f"digits, batch {adapter.BATCH}; held-out loss, mean of {len(SEEDS)} seeds; the error is that of the mean "
-        f"difference by seed. The rate is the LoRA's best of three. {env['date']}, commit {env['commit']}."
+        f"difference by seed. The rate is the LoRA's best of three. "
+        f"Shapes: how many different ones the trained tensors have at the end. {env['date']}, commit {env['commit']}."
         f"\n\n{measure.table(table, columns)}\n"
     )
 

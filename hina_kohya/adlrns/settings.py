@@ -118,8 +118,8 @@ class Settings:
                     elif key in fields:
                         values[name][key] = _number(fields[key], value)
                     else:
-                        known = [*fields, "type"] if name == "model" else fields
-                        mistakes.append(f"unknown key {name}.{key}; {did_you_mean(str(key), known)}")
+                        names = [*fields, "type"] if name == "model" else fields
+                        mistakes.append(f"unknown key {name}.{key}; {did_you_mean(str(key), names)}")
         sections = {name: kind(**values[name]) for name, kind in _SECTIONS.items()}
         if mistakes:
             _refuse([*mistakes, *(line for name in _SECTIONS for line in _bad_values(name, sections[name]))])
@@ -161,8 +161,8 @@ def _number(field: "dc.Field[Any]", value: Any) -> Any:
             value = float(value)
         except ValueError:
             return value
-    counted = isinstance(field.default, int)
-    return int(value) if counted and isinstance(value, float) and value.is_integer() else value
+    is_count = isinstance(field.default, int)
+    return int(value) if is_count and isinstance(value, float) and value.is_integer() else value
 
 
 def _bad_values(section: str, owner: Any) -> list[str]:

@@ -18,7 +18,7 @@ from hina_kohya.check.schema import Schema
 from hina_kohya.check.trainer import script_of, trainer_of
 from hina_kohya.trainers import checkouts
 from hina_kohya.trainers.errors import UserError
-from hina_kohya.trainers.network_args import EMA, HELD_OUT, HELD_OUT_EVERY, KEEP_BEST, STOP_AFTER
+from hina_kohya.trainers.network_args import OURS
 
 # Options whose effect would be learnt, kept, shown or skipped, or would drop parts of the adapter.
 _LEFT_OUT = {
@@ -33,8 +33,8 @@ _LEFT_OUT = {
     "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps", "judge",
 }  # fmt: skip
 _BEGINNINGS = ("save_", "sample_", "huggingface_")
-# Of `network_args`: what drops parts of the adapter, and what needs a validation or keeps something.
-_ARGUMENTS = ("dropout", "rank_dropout", "module_dropout", KEEP_BEST, STOP_AFTER, HELD_OUT, HELD_OUT_EVERY, EMA)
+# Of `network_args`: what drops parts of the adapter, and all that only the hooks read, about learning and keeping.
+_ARGUMENTS = ("dropout", "rank_dropout", "module_dropout", *OURS)
 # Any of them names what is trained on; the embedded trainer has its model and images with it.
 _OUTSIDE = ("pretrained_model_name_or_path", "dit", "dataset_config", "train_data_dir", "in_json")
 

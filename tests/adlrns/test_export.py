@@ -119,7 +119,8 @@ def test_what_it_refuses(saved, tmp_path, capsys):
         (file, ["--rank", "0"], "rank = 0 is outside [1, "),
         (file, ["--rank", "99"], "rank = 99 is outside [1, "),
         (file, ["--rank", "2", "--shift", "3"], "it needs --per-bin"),
-        (file, ["--per-bin", "--shift", "0"], "shift = 0 must be above 0"),
+        (file, ["--per-bin", "--shift", "0"], "shift = 0 must be a number above 0"),
+        (file, ["--per-bin", "--shift", "inf"], "shift = inf must be a number above 0"),
     ):
         capsys.readouterr()
         assert main(["adlrns", "export", str(source), *how, "-o", str(tmp_path / "no.safetensors")]) == 2

@@ -1,6 +1,7 @@
 """One bin: ranks chosen once, rows dropped in place, a plain LoRA before and after, by any optimizer."""
 
 import copy
+import dataclasses as dc
 import json
 import logging
 import os
@@ -19,6 +20,8 @@ from hina_kohya import HinaAdamW
 from hina_kohya.adlrns.adapter import choice, steps
 from hina_kohya.adlrns.adapter.plain_module import PlainModule
 from hina_kohya.adlrns.adapter.plain_network import MEMORY, PlainNetwork
+from hina_kohya.loras import level
+from hina_kohya.profile.shapes import SETS
 from tests.support.ranks import outputs
 from tests.support.small_networks import TextEncoder, UNet, batch, create, frozen, train
 
@@ -412,3 +415,35 @@ def test_two_processes_choose_alike(tmp_path):
     first, second = outputs(RANKS, tmp_path)
     assert first == second
     assert first.startswith("True ([")
+
+
+def test_few_shapes_on_an_sdxl_lora():
+    """Layers of one shape are stepped together; with any rank there would be a hundred and more shapes."""
+    shapes = dict(SETS["sdxl-lora-r16"]())
+    modules = sorted({name.partition(".lora_")[0] for name in shapes})
+    generator = torch.Generator().manual_seed(0)
+    spectra, sides = [], []
+    for module in modules:
+        up, down = (next(shape for name, shape in shapes.items() if name.startswith(f"{module}.lora_{end}"))
+                    for end in ("up", "down"))  # fmt: skip
+        size, fall = (
+            torch.randn((), generator=generator).mul(0.7).exp(),
+            0.05 + 0.3 * torch.rand((), generator=generator),
+        )
+        values = (size * (-fall * torch.arange(16)).exp()).double()
+        spectra.append(choice.spectrum(module, torch.empty(up), torch.empty(down), values, 1, 16))
+        sides.append((up[0], down[1]))
+
+    def shapes_of(spectra):
+        """(ranks, how many shapes the factors then have)"""
+        ranks = choice.ranks(spectra, choice.of_rank(spectra, 8))
+        ups = {("up", m, rank) for (m, _), rank in zip(sides, ranks, strict=True)}
+        return ranks, len(ups | {("down", n, rank) for (_, n), rank in zip(sides, ranks, strict=True)})
+
+    ranks, few = shapes_of(spectra)
+    assert set(ranks) <= {1, 2, 4, 8, 16}
+    free = [dc.replace(each, steps=()) for each in spectra]
+    any_ranks, many = shapes_of(free)
+    assert few < 45
+    assert many > 100
+    assert level.energy(spectra, ranks) > level.energy(free, any_ranks) - 0.003

@@ -15,6 +15,7 @@ from hina_kohya.calibration.still import Still
 from hina_kohya.cli import main
 from hina_kohya.loras.errors import AdapterError
 from hina_kohya.trainers import hooks
+from hina_kohya.trainers.network_args import OURS
 from tests.support import runs
 from tests.support.children import VENV
 from tests.support.inside import DOUBLE, HARMLESS
@@ -22,8 +23,8 @@ from tests.support.inside import DOUBLE, HARMLESS
 RUN = {
     "model": {"pretrained_model_name_or_path": "model.safetensors", "train_data_dir": "images"},
     "network": {"network_module": "lycoris.kohya", "network_dim": 4, "network_alpha": 1,
-                "network_args": ["algo=lora", "preset=attn-mlp", "rank_dropout=0.5", "keep_best=true", "stop_after=5",
-                                 "ema=0.1"], "network_dropout": 0.1},
+                "network_args": ["algo=lora", "preset=attn-mlp", "rank_dropout=0.5", *(f"{name}=1" for name in OURS)],
+                "network_dropout": 0.1},
     "training": {"optimizer_type": "Prodigy", "optimizer_args": ["d_coef=2"], "lr_scheduler": "cosine",
                  "lr_warmup_steps": 100, "max_train_steps": 500, "save_every_n_epochs": 1, "sample_prompts": "p.txt",
                  "learning_rate": 1.0, "save_state": True, "resume": "state", "unet_lr": 1e-3},

@@ -118,23 +118,24 @@ def test_no_share_where_cautious_does_not_act():
     assert {tag for tag in logged if "cautious" in tag} == {"hina/cautious_kept/text"}  # the pairs are LoRA-Muon's
 
 
-@pytest.mark.parametrize("more", [{}, {"use_lora_muon": False}, {"dynamic_weight_decay": True}], ids=str)
+DECAYS = [{}, {"use_lora_muon": False}, {"dynamic_weight_decay": True}, {"use_cautious_weight_decay": True}]
+
+
+@pytest.mark.parametrize("more", DECAYS, ids=str)
 def test_the_share_that_decay_takes(more):
-    """Without gradients nothing else moves an entry."""
-    params = make_params(shapes=SHAPES)
-    optimizer = ours(groups_of(params), weight_decay=0.1, state="fp32", **more)
-    scalars.read(optimizer, 1, NAMES)
-    before = {name: param.detach().clone() for name, param in params.items()}
-    for param in params.values():
-        param.grad = torch.zeros_like(param)
-    optimizer.step()
-    logged = scalars.read(optimizer, 1, NAMES)
+    """Two optimizers at the same place, one without decay: what they differ by after a step."""
+    stepped = {}
+    for decay in (0.0, 0.1):
+        params = make_params(shapes=SHAPES)
+        before = {name: param.detach().clone() for name, param in params.items()}
+        (logged,) = after(ours(groups_of(params), weight_decay=decay, state="fp32", **more), params)
+        stepped[decay] = {name: param.detach().double() for name, param in params.items()}
     for group, is_text in (("text", True), ("unet", False)):
-        own = [name for name in params if name.startswith("lora_te") is is_text]
-        taken = math.sqrt(sum((params[name] - before[name]).square().sum().item() for name in own))
+        own = [name for name in before if name.startswith("lora_te") is is_text]
+        taken = math.sqrt(sum((stepped[0.0][name] - stepped[0.1][name]).square().sum().item() for name in own))
         size = math.sqrt(sum(before[name].square().sum().item() for name in own))
         assert taken > 0
-        assert logged[f"hina/decay/{group}"] == pytest.approx(taken / size, rel=1e-4)
+        assert logged[f"hina/decay/{group}"] == pytest.approx(taken / size, rel=1e-2)
 
 
 def test_no_decay_is_not_logged():

@@ -5,6 +5,7 @@ survive bf16. A program that does not know them loads a LoRA of all directions.
 """
 
 import dataclasses as dc
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,8 @@ def export_file(source: Path, target: Path, rank: int | None = None, budget: flo
     """`export` of a .safetensors file into another. Raises ValueError and OSError."""
     tensors, metadata = read(source)
     refuse_same(source, target)
-    made, ranks = export(tensors, rank, budget)
-    _write(target, made, ranks, metadata)
+    lora, ranks = export(tensors, rank, budget)
+    _write(target, lora, ranks, metadata)
     return ranks
 
 
@@ -199,8 +200,8 @@ def export_bins(source: Path, target: Path, shift: float = 1.0) -> list[Bin]:
 
     shift: of the model's schedule, by which noise = shift t / (1 + (shift - 1) t) at a part 1 - t of the sampling.
     """
-    if not shift > 0:
-        raise ValueError(f"shift = {shift:g} must be above 0; 1 is none, as SD and SDXL have it")
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift = {shift:g} must be a number above 0; 1 is none, as SD and SDXL have it")
     tensors, metadata = read(source)
     states = max(len(pair.kept) for pair in modules_of(tensors).values())
     paths = [target.with_name(f"{target.stem}-{n + 1}of{states}{target.suffix}") for n in range(states)]
@@ -209,16 +210,16 @@ def export_bins(source: Path, target: Path, shift: float = 1.0) -> list[Bin]:
     parts = [1 - noise / (shift - (shift - 1) * noise) for noise in (n / states for n in range(states + 1))]
     bins = []
     for state, path in zip(reversed(range(states)), paths, strict=True):  # the last bin is the noisiest
-        made, ranks = export(tensors, state=state)
+        lora, ranks = export(tensors, state=state)
         bins.append(Bin(path, parts[state + 1], parts[state], ranks))
-        _write(path, made, ranks, metadata)
+        _write(path, lora, ranks, metadata)
     return bins
 
 
-def _write(target: Path, made: dict[str, Tensor], ranks: Mapping[str, int], metadata: Mapping[str, str]) -> None:
+def _write(target: Path, lora: dict[str, Tensor], ranks: Mapping[str, int], metadata: Mapping[str, str]) -> None:
     # Hashes of the old contents, and a network module whose file this no longer is.
     metadata = {key: value for key, value in metadata.items() if key != METADATA and not key.startswith("sshs_")}
     metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks.values()))}
     metadata.pop("ss_network_args", None)
     with atomic(target) as unfinished:
-        save_file(made, unfinished, metadata)
+        save_file(lora, unfinished, metadata)

@@ -7,7 +7,6 @@ Methods of others, and ADLRNS with parts of it off, are in a source checkout: `p
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from hina_kohya.adlrns.settings import Settings
 
-from . import training
+from . import results, training
 
 SIZE = 64  # of a patch
 EXAMPLE = """examples:
@@ -30,7 +29,7 @@ def main(argv: list[str], make_parser: Callable[..., argparse.ArgumentParser]) -
         "DyLoRA, RaNA and ADLRNS with parts of it off: python -m benchmarks.adlrns.comparison, in a source checkout. "
         "With --data_dir FOLDER it trains on your images instead: hina-kohya adlrns run --data_dir FOLDER --help."
     )
-    if any(word.partition("=")[0] in ("--data_dir", "--data-dir") for word in argv):
+    if any(word.partition("=")[0] == "--data_dir" for word in argv):
         return training.main(argv, make_parser)
     return compare(argv, make_parser, Comparison, "hina-kohya adlrns run", about, EXAMPLE)
 
@@ -85,10 +84,8 @@ def compare(
     except ModuleNotFoundError as error:
         print(f'{prog}: error: {error.name} is missing; pip install "hina-kohya[train]"', file=sys.stderr)
         return 2
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "results.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     text = table(rows)
-    (args.output / "results.md").write_text(text, encoding="utf-8")
+    results.write(args.output, rows, text)
     plot(args.output / "psnr_per_mac.png", rows)
     print(text + f"\nwritten to {args.output}: results.md, results.json, psnr_per_mac.png")
     return 0

@@ -30,13 +30,13 @@ def over_tensors(value: Any, one: Callable[[Tensor, str], Any], name: str, stric
         return type(value)(**{key: inside(getattr(value, key), key) for key in names})
     if isinstance(value, Mapping):
         return type(value)({key: inside(each, key) for key, each in value.items()})  # type: ignore[call-arg]
-    listed = isinstance(value, list) and any(isinstance(each, _OPTIONS) for each in value)
-    if isinstance(value, (tuple, list)) and not listed:
+    is_plain_list = isinstance(value, list) and any(isinstance(each, _OPTIONS) for each in value)
+    if isinstance(value, (tuple, list)) and not is_plain_list:
         items = [inside(each, number) for number, each in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # "_fields": a named tuple
     if not strict:
         return value
-    kind = "list of numbers or texts" if listed else type(value).__name__
+    kind = "list of numbers or texts" if is_plain_list else type(value).__name__
     raise ValueError(
         f"{name} is a {kind}, in which samples cannot be told apart; use tensors with a row per sample, or name it in "
         f"compress(..., shared=[{name.partition('.')[0]!r}]) if it is an input that is the same for all of them"

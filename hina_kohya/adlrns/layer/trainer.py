@@ -144,8 +144,8 @@ class ADLRNSTrainer:
             output = self._output(x, side)
             self.limits.end(x, **side)
             total += float(self.loss(output, target)) * len(x)
-            known = not target.is_floating_point() and self.loss is default_loss
-            correct += float((output.argmax(1) == target).double().mean()) * len(x) if known else math.nan
+            has_accuracy = not target.is_floating_point() and self.loss is default_loss
+            correct += float((output.argmax(1) == target).double().mean()) * len(x) if has_accuracy else math.nan
             samples += len(x)
         for handle in handles:
             handle.remove()

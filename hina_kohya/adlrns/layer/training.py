@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses as dc
-import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hina_kohya.adlrns.settings import Settings
+
+from . import results
 
 # As configs/adlrns/resnet.toml, which is not in the wheel.
 DEFAULT: dict[str, Any] = {
@@ -33,11 +34,10 @@ def main(argv: list[str], make_parser: Callable[..., argparse.ArgumentParser]) -
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data_dir", "--data-dir", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--data_dir", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: as configs/adlrns/resnet.toml")
     parser.add_argument(
         "--save_dir",
-        "--save-dir",
         "-o",
         "--output",
         type=Path,
@@ -46,9 +46,7 @@ def main(argv: list[str], make_parser: Callable[..., argparse.ArgumentParser]) -
         help="default: %(default)s",
     )
     parser.add_argument("--gpu", type=int, metavar="N", help="default: the first, or the CPU where there is none")
-    parser.add_argument(
-        "--image_size", "--image-size", type=int, default=32, metavar="S", help="S x S pixels, default: %(default)s"
-    )
+    parser.add_argument("--image_size", type=int, default=32, metavar="S", help="S x S pixels, default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dense", action="store_true", help="also the same network with ordinary convolutions")
     args = parser.parse_args(argv)
@@ -56,7 +54,7 @@ def main(argv: list[str], make_parser: Callable[..., argparse.ArgumentParser]) -
         settings = Settings.of(DEFAULT) if args.config is None else Settings.read(args.config)
         if args.image_size < 1:
             raise ValueError(f"--image_size {args.image_size} must be at least 1")
-        results = train(args, settings)
+        outcome = train(args, settings)
     except (ValueError, OSError) as error:
         print(f"hina-kohya adlrns run: error: {error}", file=sys.stderr)
         return 2
@@ -65,10 +63,8 @@ def main(argv: list[str], make_parser: Callable[..., argparse.ArgumentParser]) -
             raise
         print('hina-kohya adlrns run: error: Pillow is missing; pip install "hina-kohya[plot]"', file=sys.stderr)
         return 2
-    args.save_dir.mkdir(parents=True, exist_ok=True)
-    (args.save_dir / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    text = table(results["rows"])
-    (args.save_dir / "results.md").write_text(text, encoding="utf-8")
+    text = table(outcome["rows"])
+    results.write(args.save_dir, outcome, text)
     print(f"\n{text}\nwritten to {args.save_dir}: results.md, results.json, last.pt, best.pt")
     return 0
 
