@@ -528,7 +528,9 @@ def test_not_worse_is_a_bound_on_what_is_lost_not_a_test_that_few_seeds_pass():
 
 def test_arms_have_files_of_equal_bytes_and_the_page_compares_them_by_seed():
     found = [equal_bytes.result(equal_bytes.run_of(arm, 2, 1e-3, 0, 6)) for arm in equal_bytes.ARMS]
-    lora, shipped, bins = found
+    lora, shipped, any_rank, bins = found
+    assert any_rank["values"] <= lora["values"]
+    assert shipped["shapes"] < any_rank["shapes"]
     assert 0.97 * lora["values"] < shipped["values"] <= lora["values"] == bins["values"]
     assert 2 * shipped["values"] < shipped["bytes"]
     assert all(0.2 < each["loss"] < 0.5 for each in found)
