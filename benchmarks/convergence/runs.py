@@ -41,10 +41,13 @@ class Run:
         return f"{self.workload} {self.optimizer} lr {self.lr:g}"
 
 
+def warm_up(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / max(3, math.ceil(WARMUP * steps)))
+
+
 def schedule(step: int, steps: int) -> float:
     """A linear warm-up, then a cosine to zero over the whole budget."""
-    warm = max(3, math.ceil(WARMUP * steps))
-    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+    return warm_up(step, steps) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
 
 
 def execute(run: Run, folder: Path) -> dict[str, Any]:

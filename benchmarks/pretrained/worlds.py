@@ -53,15 +53,19 @@ class NextToken(Task):
         return F.cross_entropy(logits.flatten(0, 1).float(), text[:, 1:].flatten())
 
     def loss(self, step: int) -> Tensor:
-        return self._loss(_cut(self.text, BATCH, generator(self.seed, 3, step)))
+        return self._loss(cut(self.text, BATCH, generator(self.seed, 3, step)))
+
+    def held_out(self) -> float:
+        return self.mean_loss(cut(self.held_out_text, HELD_OUT, generator(0, 2)))
 
     @torch.no_grad()
-    def held_out(self) -> float:
-        sequences = _cut(self.held_out_text, HELD_OUT, generator(0, 2))
-        return sum(self._loss(some).item() * len(some) for some in sequences.split(CHUNK)) / HELD_OUT
+    def mean_loss(self, sequences: Tensor) -> float:
+        """sequences: [N, LENGTH + 1]"""
+        return sum(self._loss(some).item() * len(some) for some in sequences.split(CHUNK)) / len(sequences)
 
 
-def _cut(text: Tensor, count: int, random: torch.Generator) -> Tensor:
+def cut(text: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """Sequences from anywhere in a text: [count, LENGTH + 1]"""
     starts = torch.randint(len(text) - LENGTH - 1, (count, 1), generator=random)
     return text[starts + torch.arange(LENGTH + 1)]
 

@@ -3,7 +3,10 @@
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.averages import LAST, greedy, table
+from benchmarks.averages.__main__ import main
+from benchmarks.averages.report import table
+from benchmarks.averages.runs import BEST, LAST, Store, arms, greedy
+from benchmarks.averages.trainings import Digits
 from tests.support import lora_files as files
 
 
@@ -30,7 +33,32 @@ def test_the_greedy_soup_takes_what_helps(tmp_path):
 
 
 def test_the_table():
-    runs = {"cosine": {"1": {"ema": 0.9, LAST: 1.0}, "2": {"ema": 1.0, LAST: 2.0}, "3": {"ema": 3.3, LAST: 3.0}}}
-    rows = table(runs).splitlines()
+    settings = {"cosine": {"1": {LAST: 1.0, "ema": 0.9}, "2": {LAST: 2.0, "ema": 1.0}, "3": {LAST: 3.0, "ema": 3.3}}}
+    rows = table(settings).splitlines()
     assert rows[2] == f"| {LAST}, held-out loss | 2.0000 |"
     assert rows[3] == "| ema | -16.67 % ± 17.64, 2 of 3 |"
+    assert table({"cosine": {"1": settings["cosine"]["1"]}}).splitlines()[3] == "| ema | -10.00 %, 1 of 1 |"
+
+
+def test_each_arm_is_judged_by_its_own_weights(tmp_path):
+    """The last file's loss is that of the weights as training left them, and every average differs from it."""
+    training = Digits(1, 20, "--lr_scheduler constant_with_warmup --num_images 12", tmp_path)
+    losses = arms(training, 20, tmp_path)
+    training.load(tmp_path / "step0020.safetensors")
+    assert training.loss("judges") == losses[LAST]
+    assert training.loss("chooses") != losses[LAST]
+    others = {name: loss for name, loss in losses.items() if name not in (LAST, BEST, "greedy soup")}
+    assert len({losses[LAST], *others.values()}) == 6
+
+
+def test_finished_runs_are_kept(tmp_path, capsys):
+    words = ["--quick", "--runs", str(tmp_path), "--results", str(tmp_path), "--jobs", "0"]
+    record = {
+        "setting": "12 images of each digit, constant rate", "seed": 101, "losses": {LAST: 1.0, "soup": 0.5},
+        "seconds": 1.0, "load": 0.0, "code": "other", "protocol": 1,
+    }  # fmt: skip
+    Store(tmp_path / "runs.jsonl").add(record)
+    assert main([*words, "--report"]) == 0
+    page = (tmp_path / "averages_quick.md").read_text(encoding="utf-8")
+    assert "| soup | -50.00 %, 1 of 1 |" in page
+    assert "1 runs were made by other code of ours" in page
