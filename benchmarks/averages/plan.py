@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.campaign import plan
 from benchmarks.pretrained import model
 
-from .runs import Run, Store, code
+from .runs import Run, Store, code, run_of
 from .settings import DIGITS, SETTINGS, TEXT
 
 SEEDS = (101, 102, 103, 104, 105)
@@ -37,7 +37,7 @@ class Plan(plan.Plan):
         self.settings = [name for name in mode.settings if name not in self.skipped]
 
     def everything(self) -> list[Run]:
-        return [Run(name, seed) for seed in self.mode.seeds for name in self.settings]
+        return [run_of(name, seed) for seed in self.mode.seeds for name in self.settings]
 
     def known(self, store: Store) -> list[Run]:
         return self.everything()

@@ -28,10 +28,11 @@ LAST, BEST = "the last file", "the best single file"
 
 @dc.dataclass(frozen=True)
 class Run:
-    """A setting with a seed."""
+    """A setting with a seed; identity: of what the setting's name stands for."""
 
     setting: str
     seed: int
+    identity: str
 
     alone = False
 
@@ -41,10 +42,14 @@ class Run:
 
     @property
     def key(self) -> str:
-        return json.dumps([PROTOCOL, *dc.astuple(self), repr(SETTINGS[self.setting])])
+        return json.dumps([PROTOCOL, *dc.astuple(self)])
 
     def __str__(self) -> str:
         return f"{self.setting}, seed {self.seed}"
+
+
+def run_of(setting: str, seed: int) -> Run:
+    return Run(setting, seed, digest(repr(SETTINGS[setting])))
 
 
 class Store(store.Store):

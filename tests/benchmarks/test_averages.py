@@ -1,11 +1,13 @@
 """benchmarks.averages: the greedy soup takes what helps and nothing else; the table says what the runs were."""
 
+import dataclasses
+
 import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.averages.__main__ import main
 from benchmarks.averages.report import table
-from benchmarks.averages.runs import BEST, LAST, Store, arms, greedy
+from benchmarks.averages.runs import BEST, LAST, Store, arms, greedy, run_of
 from benchmarks.averages.trainings import Digits
 from tests.support import lora_files as files
 
@@ -53,8 +55,9 @@ def test_each_arm_is_judged_by_its_own_weights(tmp_path):
 
 def test_finished_runs_are_kept(tmp_path, capsys):
     words = ["--quick", "--runs", str(tmp_path), "--results", str(tmp_path), "--jobs", "0"]
-    record = {
-        "setting": "12 images of each digit, constant rate", "seed": 101, "losses": {LAST: 1.0, "soup": 0.5},
+    run = run_of("12 images of each digit, constant rate", 101)
+    record = dataclasses.asdict(run) | {
+        "losses": {LAST: 1.0, "soup": 0.5},
         "seconds": 1.0, "load": 0.0, "code": "other", "protocol": 1,
     }  # fmt: skip
     Store(tmp_path / "runs.jsonl").add(record)
