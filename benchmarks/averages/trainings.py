@@ -87,15 +87,15 @@ class Digits(Training):
 
 
 class Text(Training):
-    """A LoRA of rank 8 on SmolLM2-135M, by HinaAdamW at a constant rate, its best of six in `benchmarks.pretrained`.
+    """A LoRA of rank 8 on SmolLM2-135M, by HinaAdamW at its best of six rates in `benchmarks.pretrained`.
 
     tokens: of the text, to train on; None: all
     """
 
     RATE, RANK = 5e-3, 8
 
-    def __init__(self, seed: int, steps: int, tokens: int | None, model: Path, folder: Path):
-        from benchmarks.convergence.runs import CLIP, warm_up  # noqa: PLC0415
+    def __init__(self, seed: int, steps: int, cosine: bool, tokens: int | None, model: Path, folder: Path):
+        from benchmarks.convergence.runs import CLIP, schedule, warm_up  # noqa: PLC0415
         from benchmarks.pretrained.worlds import TEXT, NextToken, cut  # noqa: PLC0415
         from hina_kohya import HinaAdamW  # noqa: PLC0415
 
@@ -103,7 +103,8 @@ class Text(Training):
         self.task.text = self.task.text[:tokens]
         self.named, self.folder, self.step = self.task.named, folder, 0
         self.optimizer = HinaAdamW(self.named, lr=self.RATE)
-        self._scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warm_up(step, steps))
+        factor = schedule if cosine else warm_up
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: factor(step, steps))
         self._clip = CLIP
         text = self.task.held_out_text
         halves = {"chooses": text[: len(text) // 2], "judges": text[len(text) // 2 :]}
