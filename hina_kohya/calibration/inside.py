@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 import wrapt
-from torch import nn
 
 from hina_kohya import launch
 from hina_kohya.calibration import EMBEDDED
 from hina_kohya.loras.errors import AdapterError
 from hina_kohya.loras.gathering import Gathering
 from hina_kohya.trainers import hooks
+from hina_kohya.trainers.calibrating import layers_of
 from hina_kohya.trainers.errors import UserError
 
 
@@ -46,18 +46,6 @@ class Watch:
             raise AdapterError("the run made no network; its network_module is none that hina-kohya can watch")
         self.gathering.__exit__()
         self.gathering.save(path)
-
-
-def layers_of(network: Any) -> dict[str, nn.Module]:
-    """Name -> layer, of a network that is not yet on its models: sd-scripts', musubi-tuner's, LyCORIS'."""
-    lists = [value for value in vars(network).values() if isinstance(value, (list, tuple, nn.ModuleList))]
-    layers = {}
-    for module in (each for some in lists for each in some):
-        layer = getattr(module, "org_module", None)
-        layer = layer[0] if isinstance(layer, (list, tuple)) else layer
-        if isinstance(layer, nn.Module) and hasattr(module, "lora_name"):
-            layers[module.lora_name] = layer
-    return layers
 
 
 def main(argv: list[str]) -> None:

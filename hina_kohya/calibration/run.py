@@ -7,14 +7,8 @@ from pathlib import Path
 
 from hina_kohya.calibration import EMBEDDED
 from hina_kohya.calibration.plan import plan_of
+from hina_kohya.loras.metric import beside
 from hina_kohya.trainers.errors import UserError
-
-ENDING = ".metric.safetensors"
-
-
-def beside(adapter: Path) -> Path:
-    """Where the metric of an adapter is kept."""
-    return adapter.with_name(adapter.stem + ENDING)
 
 
 def calibrate(

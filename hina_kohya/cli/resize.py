@@ -68,10 +68,11 @@ def run(command: str, args: argparse.Namespace) -> int:
     torch.set_num_threads(1)  # thousands of small matrices: threads would wait for each other for longer than they work
     try:
         sources = tuple(source(word) for word in args.files)
-        size = _size(args.size, sum(source.path.stat().st_size for source in sources if source.path.is_file()))
+        size = None if args.size is None else _size(args.size, sources)
         request = Request(sources, args.output, size, args.rank, args.keep, args.names, args.dtype, None, args.uniform)
         check(request)
-        request = dc.replace(request, metric=_metric(args, sources))
+        metric, notes = _metric(args, sources) if command == "resize" else (None, [])
+        request = dc.replace(request, metric=metric)
         with Bar() as bar:
             result = resize(request, bar.tick)
     except (AdapterError, UserError, OSError) as error:
@@ -79,23 +80,42 @@ def run(command: str, args: argparse.Namespace) -> int:
         return 2
     print(f"{args.output}: {result.bytes / 1e6:.2f} MB of {result.bytes_before / 1e6:.2f} MB")
     print(f"  {result.line}")
-    for note in result.notes:
+    for note in [*notes, *result.notes]:
         print(f"  {note}")
-    if request.metric and request.metric != args.calibrate:
-        print(f"  for another size, at once: --calibrate {request.metric}")
     return 0
 
 
-def _metric(args: argparse.Namespace, sources: tuple[Any, ...]) -> Path | None:
-    """The file that `--calibrate` names, or the one that the run makes. Raises AdapterError, UserError."""
-    if args.calibrate is None or args.calibrate.suffix == ".safetensors":
-        return args.calibrate
+def _metric(args: argparse.Namespace, sources: tuple[Any, ...]) -> tuple[Path | None, list[str]]:
+    """The file that `--calibrate` names, or that the run makes, or that lies beside the adapter; what is to be said.
+
+    Raises AdapterError, UserError.
+    """
+    if args.calibrate is None:
+        return _metric_beside(sources)
+    if args.calibrate.suffix == ".safetensors":
+        return args.calibrate, []
     from hina_kohya.calibration.run import calibrate  # noqa: PLC0415
     from hina_kohya.loras import gathering, metric  # noqa: PLC0415
 
     metric.check_sources(sources)
     gathering.check(sources[0].path)  # before a model is loaded
-    return calibrate(sources[0].path, args.calibrate, args.calibrate_steps, args.checkout, args.script, print)
+    file = calibrate(sources[0].path, args.calibrate, args.calibrate_steps, args.checkout, args.script, print)
+    return file, [f"{file} stays: for another size leave --calibrate away"]
+
+
+def _metric_beside(sources: tuple[Any, ...]) -> tuple[Path | None, list[str]]:
+    """What a training with `calibrate_steps`, or `--calibrate` before, has left; only of one adapter at weight 1."""
+    from hina_kohya.loras.errors import AdapterError  # noqa: PLC0415
+    from hina_kohya.loras.metric import Metric, beside  # noqa: PLC0415
+
+    files = [file for source in sources if (file := beside(source.path)).is_file()]
+    if not files:
+        return None, []
+    try:
+        Metric(files[0], sources)
+    except AdapterError as error:
+        return None, [f"{files[0]} is not used: {error}"]
+    return files[0], [f"by {files[0]}, which lies beside it"]
 
 
 def source(word: str) -> Any:
@@ -115,13 +135,15 @@ def source(word: str) -> Any:
     return Source(Path(path), value)
 
 
-def _size(text: str | None, before: int) -> int | None:
+def _size(text: str, sources: tuple[Any, ...]) -> int:
+    """Bytes. Raises AdapterError, also for a source that is none where they are a share of it."""
     from hina_kohya.loras.errors import AdapterError  # noqa: PLC0415
+    from hina_kohya.loras.reading import AdapterFile  # noqa: PLC0415
 
-    if text is None:
-        return None
     share = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
-    size = float(share[1]) * before / 100 if share else bytes_of(text)
+    if share:
+        return int(float(share[1]) * sum(AdapterFile(source.path).size for source in sources) / 100)
+    size = bytes_of(text)
     if size is None:
         raise AdapterError(f"--size {text!r} is no size; write 20MB, 19MiB, 20000000 or 25%")
     return int(size)

@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccessIssue]
 
-from hina_kohya.trainers import averages
+from hina_kohya.trainers import averages, calibrating
 
 from . import network as adapter
 from . import optimizer as optimizers
@@ -88,6 +88,9 @@ class Trainer:
             settings.optimizer_type, settings.optimizer_args, groups, settings.learning_rate
         )
         averages.follow(self.raw_optimizer)
+        calibrating.follow(
+            self.raw_optimizer, lambda: settings.max_train_steps - self.step, lambda: self.accelerator.scaler
+        )
         self.set_optimizer_mode(training=True)
         scheduler = self._scheduler()
         if settings.full_bf16:

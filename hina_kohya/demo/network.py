@@ -11,8 +11,8 @@ from safetensors import SafetensorError  # pyright: ignore[reportAttributeAccess
 from safetensors.torch import load_file
 
 from hina_kohya.files import atomic
-from hina_kohya.trainers import averages
-from hina_kohya.trainers.network_args import KEEP_BEST, STOP_AFTER, take
+from hina_kohya.trainers import averages, calibrating, saving
+from hina_kohya.trainers.network_args import CALIBRATE_STEPS, EMA, KEEP_BEST, STOP_AFTER, take
 
 from .errors import TrainingError, UserError
 from .model import DigitModel
@@ -75,11 +75,14 @@ def create(settings: Settings, model: DigitModel) -> Any:
             f"{settings.network_module} refused dim {settings.network_dim}, alpha {settings.network_alpha}, "
             f"network_args {settings.network_args}: {type(exc).__name__} {exc}{hint}"
         ) from exc
-    if take(kwargs)[0].ema is not None and not averages.waits(network):
-        raise UserError(
-            f"network_args: ema={kwargs['ema']} is not for {settings.network_module} by itself; write network_module "
-            f"hina_kohya.lycoris, or hina_kohya.network and inner={settings.network_module}"
-        )
+    options = take(kwargs)[0]
+    asked = {EMA: (options.ema, averages.waits), CALIBRATE_STEPS: (options.calibrate_steps, calibrating.waits)}
+    for name, (value, waits) in asked.items():
+        if value and not waits(network):
+            raise UserError(
+                f"network_args: {name}={kwargs[name]} is not for {settings.network_module} by itself; write "
+                f"network_module hina_kohya.lycoris, or hina_kohya.network and inner={settings.network_module}"
+            )
     if hasattr(network, "prepare_network"):
         network.prepare_network(settings)
     network.apply_to(
@@ -115,7 +118,7 @@ def save(network: Any, file: Path, metadata: dict[str, Any]) -> None:
     words = {k: str(v) for k, v in metadata.items()}
     with atomic(file) as unfinished:
         network.save_weights(str(unfinished), None, words)
-    averages.write(network, file, None, words)
+    saving.tell(network, file, None, words)
 
 
 def metadata(settings: Settings, optimizer: str, images: int, started_at: float) -> dict[str, Any]:

@@ -168,11 +168,15 @@ class Gathering:
         """Of which the metric is a mean, in most modules."""
         return int(statistics.median([float(sums.samples) for sums in self._sums.values() if sums.calls] or [0]))
 
-    def save(self, path: Path | str) -> None:
-        """Write the metric file, whole or not at all. Raises AdapterError and OSError."""
-        refuse_same([self.path], Path(path))
+    def save(self, path: Path | str, adapter: Path | str | None = None) -> None:
+        """Write the metric file, whole or not at all. Raises AdapterError and OSError.
+
+        adapter: the file that it is of, where that has been trained on since
+        """
+        adapter = self.path if adapter is None else Path(adapter)
+        refuse_same([adapter], Path(path))
         tensors = self.tensors()
-        metadata = {VERSION: "2", ADAPTER: sha256(self.path), SAMPLES: str(self.samples)}
+        metadata = {VERSION: "2", ADAPTER: sha256(adapter), SAMPLES: str(self.samples)}
         with atomic(Path(path)) as unfinished:
             save_file(tensors, unfinished, metadata)
 

@@ -24,8 +24,14 @@ from hina_kohya.loras.summing import Module, Source
 
 DOWN, UP = "down", "up"
 VERSION, ADAPTER, SAMPLES = "hina_metric", "adapter_sha256", "samples"
+ENDING = ".metric.safetensors"
 # The share of the plain norm in the metric, for directions that the data never used.
 RIDGE = 1e-3
+
+
+def beside(adapter: Path) -> Path:
+    """Where the metric of an adapter is kept."""
+    return adapter.with_name(adapter.stem + ENDING)
 
 
 class Metric:

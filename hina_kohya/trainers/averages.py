@@ -6,7 +6,6 @@ bf16 can hold of it, and bf16 with stochastic rounding would add noise of about 
 has the adapter's dtype. The average is part of the optimizer's state, so that every trainer saves and resumes it.
 """
 
-import functools
 import json
 import logging
 import weakref
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hina_kohya.files import atomic, is_unfinished
+from hina_kohya.files import atomic
 from hina_kohya.loras import power_profile
 from hina_kohya.loras.metadata import AVERAGE
-from hina_kohya.trainers import scalars
+from hina_kohya.trainers import saving, scalars
 from hina_kohya.trainers.errors import UserError
 
 logger = logging.getLogger("hina_kohya")
@@ -36,16 +35,7 @@ _kept: "weakref.WeakKeyDictionary[nn.Module, Average]" = weakref.WeakKeyDictiona
 def keep(network: Any, ema: float) -> None:
     """From its first step on an average of this network is kept, and written whenever its weights are."""
     _waiting[network] = ema
-    save = network.save_weights
-
-    @functools.wraps(save)
-    def save_weights(file: Any, dtype: Any = None, metadata: Any = None) -> Any:
-        result = save(file, dtype, metadata)
-        if not is_unfinished(Path(file)):  # whoever writes that wants no second file, under such a name at least
-            write(network, Path(file), dtype, metadata)
-        return result
-
-    network.save_weights = save_weights
+    saving.after(network, write)
 
 
 def waits(network: nn.Module) -> bool:
@@ -74,7 +64,7 @@ def write(network: Any, file: Path, dtype: Any, metadata: Mapping[str, str] | No
         return
     record = json.dumps({"done": f"hina-kohya: {average}"})
     with average.in_place(), atomic(file.with_name(f"{file.stem}-ema{file.suffix}")) as unfinished:
-        network.save_weights.__wrapped__(str(unfinished), dtype, {**(metadata or {}), AVERAGE: record})
+        saving.plainly(network, unfinished, dtype, {**(metadata or {}), AVERAGE: record})
 
 
 class Average:

@@ -30,12 +30,18 @@ def read(*names: str) -> dict[str, Any]:
     return values
 
 
+def left(args: Any) -> int:
+    """Steps that the loop that called us has still to count."""
+    return args.max_train_steps - read("global_step")["global_step"]
+
+
 def _loop() -> FrameType:
     for frame, _ in traceback.walk_stack(sys._getframe(1)):
         code = frame.f_code
         if code.co_name in _LOOPS and "accelerator" in (*code.co_varnames, *code.co_cellvars):
             return frame
-    raise UserError("hina-kohya does not know the loop of this trainer; report it, and train without keep_best")
+    options = "keep_best, stop_after, held_out and calibrate_steps"
+    raise UserError(f"hina-kohya does not know the loop of this trainer; report it, and train without {options}")
 
 
 def begin() -> None:

@@ -15,9 +15,13 @@ from hina_kohya.trainers.errors import UserError
 DEFAULT = "default"
 EVERY = 10  # steps
 LOG_EVERY, KEEP_BEST, STOP_AFTER, EMA = "log_every", "keep_best", "stop_after", "ema"
+CALIBRATE_STEPS = "calibrate_steps"
 HELD_OUT, HELD_OUT_EVERY = "held_out", "held_out_every"
 VALIDATE_EVERY = 100  # steps
-OURS = ("weight_decay", "wd_roles", "wd_exclude", LOG_EVERY, KEEP_BEST, STOP_AFTER, HELD_OUT, HELD_OUT_EVERY, EMA)
+OURS = (
+    "weight_decay", "wd_roles", "wd_exclude", LOG_EVERY, KEEP_BEST, STOP_AFTER, HELD_OUT, HELD_OUT_EVERY, EMA,
+    CALIBRATE_STEPS,
+)  # fmt: skip
 RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
 
@@ -29,7 +33,8 @@ class NetworkOptions:
     wd_roles    : patterns of the role names that decay; "default" stands for factors and whole weights
     wd_exclude  : patterns of parameter names that do not decay
     loraplus_*  : LoRA+ ratio for whatever starts at zero, in any algorithm; the specific one wins over the general
-    ema         : not of the groups: the width of the average that is kept; None: no average
+    ema, calibrate_steps: not of the groups: the width of the average that is kept, None for no average; the last steps
+                  of the run that the metric of its adapter is gathered in
     """
 
     weight_decay: float | None = None
@@ -39,6 +44,7 @@ class NetworkOptions:
     loraplus_unet_lr_ratio: float | None = None
     loraplus_text_encoder_lr_ratio: float | None = None
     ema: float | None = None
+    calibrate_steps: int = 0
 
     @property
     def splits_decay(self) -> bool:
@@ -82,7 +88,7 @@ def take(kwargs: Mapping[str, Any]) -> tuple[NetworkOptions, dict[str, Any]]:
     """The options, and what is left for the network (which reads the LoRA+ ratios, too). Raises UserError."""
     given = {name: value for name, value in kwargs.items() if value is not None}
     # Read again where they act; what is wrong is said before.
-    _steps(given.get(LOG_EVERY))
+    _steps(LOG_EVERY, given.get(LOG_EVERY), EVERY)
     _best(given)
     options = NetworkOptions(
         weight_decay=_number("weight_decay", given.get("weight_decay"), least=0.0),
@@ -90,13 +96,14 @@ def take(kwargs: Mapping[str, Any]) -> tuple[NetworkOptions, dict[str, Any]]:
         wd_exclude=_words(given.get("wd_exclude")),
         **{name: _number(name, given.get(name), least=math.ulp(0.0)) for name in RATIOS},
         ema=_width(given.get(EMA)),
+        calibrate_steps=_steps(CALIBRATE_STEPS, given.get(CALIBRATE_STEPS, 0), 64),
     )
     return options, {name: value for name, value in kwargs.items() if name not in OURS}
 
 
 def log_every(words: Sequence[str] | None) -> int:
     """Steps from one measurement to the next, by a trainer's `--network_args`; 0: none. Raises UserError."""
-    return _steps(_given(words).get(LOG_EVERY))
+    return _steps(LOG_EVERY, _given(words).get(LOG_EVERY), EVERY)
 
 
 def best_options(words: Sequence[str] | None) -> BestOptions:
@@ -109,11 +116,11 @@ def _given(words: Sequence[str] | None) -> dict[str, str]:
     return {name: value for name, _, value in (str(word).partition("=") for word in words or ())}
 
 
-def _steps(value: Any) -> int:
-    text = str(EVERY if value is None else value).strip()
+def _steps(name: str, value: Any, usual: int) -> int:
+    text = str(usual if value is None else value).strip()
     if not text.isdecimal():
-        what = f"network_args: {LOG_EVERY}={value!r} must be a whole number of steps, at least 0"
-        raise UserError(f"{what}; write {LOG_EVERY}={EVERY}")
+        what = f"network_args: {name}={value!r} must be a whole number of steps, at least 0"
+        raise UserError(f"{what}; write {name}={usual}")
     return int(text)
 
 

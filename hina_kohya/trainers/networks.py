@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from hina_kohya.parameters import roles
-from hina_kohya.trainers import averages, guard, tags
+from hina_kohya.trainers import averages, calibrating, guard, tags
 from hina_kohya.trainers.errors import PluginError, UserError
 from hina_kohya.trainers.groups import named_groups, regroup
 from hina_kohya.trainers.musubi import MUSUBI
@@ -56,6 +56,8 @@ def adopt(network: Any, options: NetworkOptions) -> None:
     network.hina_options = options
     if options.ema is not None:
         averages.keep(network, options.ema)
+    if options.calibrate_steps:
+        calibrating.keep(network, options.calibrate_steps)
     for name in _METHODS:
         if hasattr(network, name):
             setattr(network, name, _preparing(getattr(network, name), network, options))

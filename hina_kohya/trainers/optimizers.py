@@ -7,7 +7,16 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hina_kohya.text import did_you_mean
-from hina_kohya.trainers import averages, guard, held_out, optimizer_args, optimizer_names, own_validation
+from hina_kohya.trainers import (
+    averages,
+    calibrating,
+    guard,
+    held_out,
+    loop,
+    optimizer_args,
+    optimizer_names,
+    own_validation,
+)
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.groups import named_alike
 from hina_kohya.trainers.trainer import Trainer
@@ -34,6 +43,7 @@ def get_optimizer(trainer: Trainer, wrapped: Any, instance: Any, args: tuple[Any
         result = (*result, *_modes(result[2])) if trainer.returns_modes else result
     _require_decay(result[2])
     averages.follow(result[2])
+    calibrating.follow(result[2], lambda: loop.left(settings), lambda: loop.read("accelerator")["accelerator"].scaler)
     if trainer.after_step:
         own_validation.begin(instance, settings, result[-2:])
     return result

@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hina_kohya.calibration import EMBEDDED, inside, plan
-from hina_kohya.calibration.run import beside
 from hina_kohya.calibration.still import Still
 from hina_kohya.cli import main
 from hina_kohya.loras.errors import AdapterError
-from hina_kohya.trainers import hooks
+from hina_kohya.loras.metric import beside
+from hina_kohya.trainers import calibrating, hooks
 from hina_kohya.trainers.network_args import OURS
+from tests.support import lora_files as files
 from tests.support import runs
 from tests.support.children import VENV
 from tests.support.inside import DOUBLE, HARMLESS
@@ -63,7 +64,7 @@ def test_the_run_gathers_and_changes_nothing(trained, capfd):
     assert "5 steps of train_network.py" in said
     assert "by 5 samples of data" in said  # its loader has one a batch
     metric = beside(trained)
-    assert f"--calibrate {metric}" in said
+    assert f"{metric} stays: for another size leave --calibrate away" in said
     assert trained.read_bytes() == before
     assert not (trained.parent / "kept").exists()
     found, modules = load_file(metric), {key.partition(".")[0] for key in load_file(trained)}
@@ -74,8 +75,26 @@ def test_the_run_gathers_and_changes_nothing(trained, capfd):
     small = (trained.parent / "small.safetensors").read_bytes()
     assert resized(trained, "--calibrate", str(metric)) == 0
     assert (trained.parent / "small.safetensors").read_bytes() == small
+    capfd.readouterr()
     assert resized(trained) == 0
+    assert f"by {metric}, which lies beside it" in capfd.readouterr().out
+    assert (trained.parent / "small.safetensors").read_bytes() == small
+    metric.rename(metric.with_name("elsewhere"))
+    assert resized(trained) == 0
+    assert "by the weights alone" in capfd.readouterr().out
     assert (trained.parent / "small.safetensors").read_bytes() != small
+
+
+def test_a_metric_that_is_not_of_the_file_is_not_used_and_said(tmp_path, capsys):
+    files.plain(tmp_path / "a.safetensors", {"lora_unet_x": (6, 5)})
+    (tmp_path / "a.metric.safetensors").write_bytes(b"damaged")
+    words = ["--rank", "1", "-o", str(tmp_path / "o.safetensors")]
+    assert main(["resize", str(tmp_path / "a.safetensors"), *words]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'a.metric.safetensors'} is not used: " in said
+    assert "by the weights alone" in said
+    assert main(["merge", str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "o.safetensors")]) == 0
+    assert "not used" not in capsys.readouterr().out, "merge keeps everything, whatever a metric says"
 
 
 @pytest.mark.slow
@@ -190,7 +209,7 @@ def test_layers_are_found_before_the_network_is_put_on(is_listed):
     network, layers = nn.Module(), [nn.Linear(2, 3), nn.Linear(3, 2)]
     network.unet_loras = [Module("lora_unet_a", layers[0], is_listed)]
     network.text_encoder_loras = [Module("lora_te_b", layers[1], is_listed)]
-    assert inside.layers_of(network) == {"lora_unet_a": layers[0], "lora_te_b": layers[1]}
+    assert calibrating.layers_of(network) == {"lora_unet_a": layers[0], "lora_te_b": layers[1]}
 
 
 def test_each_network_is_shown_to_observers_until_the_hooks_are_off(monkeypatch):

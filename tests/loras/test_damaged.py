@@ -153,6 +153,7 @@ def test_words_that_are_wrong(tmp_path, capsys):
         ([file, "--rank", "2", "-o", str(tmp_path / "out.pt")], "must end with .safetensors"),
         ([file, "--rank", "2", "-o", str(tmp_path)], "must end with .safetensors"),
         ([str(tmp_path / "b.safetensors"), "--rank", "2", "-o", out], "there is no file"),
+        ([str(tmp_path / "b.safetensors"), "--size", "25%", "-o", out], "there is no file"),
         ([str(tmp_path), "--rank", "2", "-o", out], "is a folder"),
     ]:
         assert main(["resize", *words]) == 2

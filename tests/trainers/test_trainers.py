@@ -391,12 +391,18 @@ def test_presets(subject):
 
 
 def test_calibrated_resize(subject):
-    """`hina-kohya resize --calibrate` with the command line of the run, as a script has it."""
-    report = subject.train(network=subject.network, steps=2, lr="1e-2")
+    """By the last steps of the training, and by `--calibrate` with the command line of the run, as a script has it."""
+    args = (f"inner={subject.network}", "calibrate_steps=2")
+    report = subject.train(network="hina_kohya.network", network_args=args, steps=4, lr="1e-2")
     script, small = report.out / "run.sh", report.out / "small.safetensors"
     script.write_text((report.out / "log.txt").read_text(errors="replace").partition("\n")[0])
     before = report.weights.read_bytes()
-    words = ["resize", report.weights, "--size", "50%", "-o", small, "--calibrate", script, "--calibrate-steps", "3"]
+    words = ["resize", report.weights, "--size", "50%", "-o", small]
+    log = subject.real.hina_kohya(words)
+    assert "by 2 samples of data" in log
+    assert "which lies beside it" in log
+    assert small.stat().st_size <= len(before) / 2
+    words += ["--calibrate", script, "--calibrate-steps", "3"]
     log = subject.real.hina_kohya([*words, "--sd-scripts", subject.checkout.home])
     assert f"3 steps of {subject.real.kind.script}" in log
     assert "by 3 samples of data" in log

@@ -17,18 +17,19 @@ RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_
 
 
 class Adapter(nn.Module):
-    """Adds `delta(x)` to a linear layer. The layer is no child of it, so that it is neither trained nor saved."""
+    """Adds `delta(x)` to a linear layer. The layer is no child of it once it is on the model, so it is not saved."""
 
     def __init__(self, lora_name, layer, dim, alpha, **options):
         super().__init__()
-        self.lora_name, self.layer, self.lora_dim = lora_name, [layer], dim
+        self.lora_name, self.org_module, self.lora_dim = lora_name, layer, dim
         self.scale = alpha / dim
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.build(layer.in_features, layer.out_features, dim, **options)
 
     def apply_to(self):
-        self.org_forward = self.layer[0].forward
-        self.layer[0].forward = self.forward
+        self.org_forward = self.org_module.forward
+        self.org_module.forward = self.forward
+        del self.org_module
 
     def forward(self, x):
         return self.org_forward(x) + self.delta(x) * self.scale

@@ -12,11 +12,15 @@ class OFTModule(Adapter):
     def build(self, inputs, outputs, dim):
         self.oft_blocks = nn.Parameter(torch.zeros(dim, outputs // dim, outputs // dim))
 
+    def apply_to(self):
+        self.org_modules = [self.org_module]
+        super().apply_to()
+
     def forward(self, x):
         skew = self.oft_blocks - self.oft_blocks.transpose(1, 2)
         one = torch.eye(skew.shape[-1])
         turn = (one + skew) @ torch.linalg.inv(one - skew)
-        layer = self.layer[0]
+        layer = self.org_modules[0]
         weight = torch.einsum("knm,knp->kmp", turn, layer.weight.reshape(*turn.shape[:2], -1))
         return functional.linear(x, weight.reshape(layer.weight.shape), layer.bias)
 

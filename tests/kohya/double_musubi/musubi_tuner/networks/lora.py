@@ -9,11 +9,11 @@ from torch import nn
 
 
 class LoRAModule(nn.Module):
-    """Adds its product to a linear layer, which is no child of it."""
+    """Adds its product to a linear layer, which is no child of it once it is on the model."""
 
     def __init__(self, lora_name, layer, dim, alpha, **options):
         super().__init__()
-        self.lora_name, self.layer = lora_name, [layer]
+        self.lora_name, self.org_module, self.org_module_ref = lora_name, layer, [layer]
         self.scale = float(alpha) / dim
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.build(layer.in_features, layer.out_features, dim, **options)
@@ -26,8 +26,9 @@ class LoRAModule(nn.Module):
         return self.lora_up.weight @ self.lora_down.weight
 
     def apply_to(self):
-        self.org_forward = self.layer[0].forward
-        self.layer[0].forward = self.forward
+        self.org_forward = self.org_module.forward
+        self.org_module.forward = self.forward
+        del self.org_module
 
     def forward(self, x):
         return self.org_forward(x) + nn.functional.linear(x, self.weight()) * self.scale
@@ -68,8 +69,8 @@ class LoRANetwork(nn.Module):
                 for key, value in weights_sd.items()
                 if key.startswith(lora.lora_name + ".")
             }
-            lora.load_state_dict(own)
-            lora.layer[0].weight += lora.weight() * lora.scale
+            lora.load_state_dict(own, strict=False)  # the layer is a child until `apply_to`
+            lora.org_module_ref[0].weight += lora.weight() * lora.scale
 
     def prepare_optimizer_params(self, unet_lr=1e-4, **kwargs):
         self.requires_grad_(True)
