@@ -119,6 +119,18 @@ def spike_counts(optimizer: HinaOptimizer) -> list[Tensor]:
     return [slab.read(slice(None), torch.float64).sum() for slab in slabs if slab is not None]
 
 
+def importance(optimizer: HinaOptimizer) -> list[tuple[np.ndarray, np.ndarray, Tensor]]:
+    """(indices of parameters, their numbers of entries, means over these of the running average of |p g|), each [N].
+
+    One a bucket that `importance` acts on, the means on its device; does not synchronise.
+    """
+    return [
+        (np.array(bucket.indices), _sizes(bucket), slab.read(slice(None), torch.float64).flatten())
+        for bucket in optimizer.plan().buckets
+        if (slab := bucket.slabs.get(("importance", "average"))) is not None
+    ]
+
+
 def say_odd_rates(optimizer: HinaOptimizer) -> None:
     """Logs a learning rate that is meant for an optimizer which finds its own, or is not and was given to one."""
     found = found_rate(optimizer)

@@ -9,7 +9,7 @@ import logging
 import math
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hina_kohya.core.bucket import Bucket
-from hina_kohya.core.chain import Chain, run
 from hina_kohya.core.optimizer import HinaOptimizer
-from hina_kohya.core.signal import Signal
-from hina_kohya.core.stepping import Run
-from hina_kohya.core.technique import Stage, State, Technique
 from hina_kohya.loras.summary import blocks_of_names
-from hina_kohya.numerics.reduce import mat_norm, mat_sum
 from hina_kohya.optim import report
 from hina_kohya.parameters import roles
+from hina_kohya.trainers.watcher import Watcher, shares_by_group
 
 logger = logging.getLogger("hina_kohya")
 
 UNNAMED = "unnamed"  # the block of parameters whose names the optimizer does not know
-_MASKS = ("cautious", "contextual_cautious")
-KEPT, DECAY = "cautious_kept", "decay"
 _hooked: "weakref.WeakKeyDictionary[Optimizer, Scalars | None]" = weakref.WeakKeyDictionary()
 
 
@@ -67,7 +60,7 @@ class _Measured:
 
     places : of the parameters, by param group and index in it
     norms  : by device and dtype, [2, P]: norms of the parameters after the step, and of what it changed
-    shares : of `_Watch`
+    shares : of `Watcher`
     """
 
     places: list[tuple[int, int]]
@@ -81,7 +74,7 @@ class Scalars:
     def __init__(self, optimizer: Optimizer, every: int):
         self.every, self.steps = every, 0
         self._before: list[tuple[list[tuple[int, int]], list[Tensor], list[Tensor]]] = []
-        self._watch: _Watch | None = None
+        self._watch: Watcher | None = None
         self._measured: _Measured | None = None
         self._blocks: tuple[list[int], list[list[str]]] = [], []
         self._handles = (optimizer.register_step_pre_hook(self._begin), optimizer.register_step_post_hook(self._end))
@@ -107,7 +100,7 @@ class Scalars:
             torch._foreach_copy_(copies, params)
             self._before.append((places, params, copies))
         if isinstance(optimizer, HinaOptimizer):
-            self._watch = optimizer.watcher = _Watch()
+            self._watch = optimizer.watcher = Watcher()
 
     @torch.no_grad()
     def _end(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -137,7 +130,8 @@ class Scalars:
         norms = np.concatenate([next(numbers).reshape(2, -1) for _ in measured.norms], axis=1)
         shares = [(what, own, next(numbers).reshape(2, -1)) for what, own, _ in measured.shares]
         blocks = self._by_block(optimizer, measured.places, norms)
-        return blocks | _shares(shares, groups) | ours.scalars(numbers, groups)
+        by_group = shares_by_group(shares, groups) | ours.scalars(numbers, groups)
+        return blocks | by_group | self._importance(ours.importance, list(numbers))
 
     def _by_block(self, optimizer: Optimizer, places: list[tuple[int, int]], norms: np.ndarray) -> dict[str, float]:
         sizes = [len(group["params"]) for group in optimizer.param_groups]
@@ -153,13 +147,24 @@ class Scalars:
             if weight or math.isnan(weight)
         }
 
+    def _importance(
+        self, counted: Sequence[tuple[np.ndarray, np.ndarray, Tensor]], means: Sequence[np.ndarray]
+    ) -> dict[str, float]:
+        """Means over the entries of each block."""
+        names = [block for group in self._blocks[1] for block in group]
+        totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+        for (indices, entries, _), own in zip(counted, means, strict=True):
+            for index, count, mean in zip(indices, entries, own, strict=True):
+                totals[names[index]] += count * mean, count
+        return {f"hina/importance/{block}": float(total / count) for block, (total, count) in sorted(totals.items())}
+
 
 @dc.dataclass(frozen=True)
 class _Ours:
     """What optimizers of ours know besides, after the step; tensors on their devices.
 
     rates: sums of effective learning rates over the elements of each group, and the elements; earlier: steps skipped
-    before the plan that is stepped now
+    before the plan that is stepped now; importance: of `report.importance`
     """
 
     rates: tuple[Tensor, ...] = ()
@@ -167,20 +172,20 @@ class _Ours:
     skipped: tuple[Tensor, ...] = ()
     spikes: tuple[Tensor, ...] = ()
     earlier: int = 0
+    importance: tuple[tuple[np.ndarray, np.ndarray, Tensor], ...] = ()
 
     @classmethod
     def of(cls, optimizer: HinaOptimizer) -> "_Ours":
         skipped, earlier = report.skipped_counts(optimizer)
+        spikes, importance = report.spike_counts(optimizer), report.importance(optimizer)
         rates = report.effective_totals(optimizer)
-        return cls(
-            tuple(rates), report.elements(optimizer), tuple(skipped), tuple(report.spike_counts(optimizer)), earlier
-        )
+        return cls(tuple(rates), report.elements(optimizer), tuple(skipped), tuple(spikes), earlier, tuple(importance))
 
     def tensors(self) -> list[Tensor]:
-        return [*self.rates, *self.skipped, *self.spikes]
+        return [*self.rates, *self.skipped, *self.spikes, *(means for *_, means in self.importance)]
 
     def scalars(self, numbers: Iterator[np.ndarray], groups: Sequence[str]) -> dict[str, float]:
-        """numbers: of `tensors`"""
+        """Those by group and of the whole; numbers: of `tensors`, of which the importance is left."""
         if self.elements is None:
             return {}
         totals = sum((next(numbers) for _ in self.rates), np.zeros(len(groups)))
@@ -192,58 +197,6 @@ class _Ours:
         skipped = self.earlier + sum(float(next(numbers).sum()) for _ in self.skipped)
         spikes = [float(next(numbers).sum()) for _ in self.spikes]
         return rates | {"hina/skipped": skipped} | ({"hina/spikes": sum(spikes)} if spikes else {})
-
-
-class _Watch:
-    """An optimizer's watcher: looks at masks and decay, matrix by matrix, without another step.
-
-    shares: (what, numbers of the param groups [N], [2, N]: the part and the whole). `KEPT`: entries that a mask kept,
-    and those that it judged; `DECAY`: squared norms of what decay took, and of the parameters
-    """
-
-    def __init__(self) -> None:
-        self.shares: list[tuple[str, np.ndarray, Tensor]] = []
-
-    def __call__(self, bucket: Bucket, rows: Sequence[int], runner: Run) -> Run:
-        if runner is not run:  # a compiled chain rounds otherwise than this one would
-            return runner
-        groups = bucket.groups[list(rows)]
-        starts = iter(range(0, len(rows), bucket.chunk_rows))
-
-        def watched(chain: Chain, *rest: Any) -> Any:
-            start = next(starts)
-            chunk = groups[start : start + bucket.chunk_rows]
-            note = lambda what, parts: self.shares.append((what, chunk, parts))  # noqa: E731
-            return runner(tuple(_watched(each, note) for each in chain), *rest)
-
-        return watched
-
-
-def _watched(technique: Technique, note: Callable[[str, Tensor], None]) -> Any:
-    is_watched = technique.name in _MASKS or technique.stage is Stage.DECAY
-    return _Watched(technique, note) if is_watched else technique
-
-
-class _Watched:
-    """A technique that is looked at where it acts; in everything else the technique itself."""
-
-    def __init__(self, technique: Technique, note: Callable[[str, Tensor], None]):
-        self._technique, self._note = technique, note
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._technique, name)
-
-    def apply(self, s: Signal, state: State) -> Signal:
-        after = self._technique.apply(s, state)
-        if self._technique.stage is Stage.DECAY:
-            what, parts = DECAY, [mat_norm(s.param - after.param).square_(), mat_norm(s.param).square_()]
-        else:
-            sign = (s.update * s.grad).sign_()  # 0 where an entry can neither agree nor disagree, which no mask judges
-            judged = mat_norm(sign).square_()
-            what, parts = KEPT, [judged.lerp(mat_sum(sign), 0.5), judged]
-        is_finite = mat_norm(s.raw).isfinite()  # others are not stepped
-        self._note(what, torch.stack(parts).where(is_finite, 0.0).view(2, -1))
-        return after
 
 
 def _alike(optimizer: Optimizer) -> Iterator[tuple[list[tuple[int, int]], list[Tensor]]]:
@@ -266,16 +219,6 @@ def _to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
         ends = np.cumsum([tensors[number].numel() for number in own])
         arrays |= dict(zip(own, np.split(flat, ends[:-1]), strict=True))
     return [arrays[number] for number in range(len(tensors))]
-
-
-def _shares(shares: list[tuple[str, np.ndarray, np.ndarray]], groups: Sequence[str]) -> dict[str, float]:
-    totals = {what: np.zeros((len(groups), 2)) for what in (KEPT, DECAY)}
-    for what, numbers, parts in shares:
-        np.add.at(totals[what], numbers, parts.T)
-    kept, decayed = (list(zip(groups, totals[what], strict=True)) for what in (KEPT, DECAY))
-    return {f"hina/{KEPT}/{name}": float(part / whole) for name, (part, whole) in kept if whole} | {
-        f"hina/{DECAY}/{name}": math.sqrt(part / whole) for name, (part, whole) in decayed if part
-    }
 
 
 def _blocks(optimizer: Optimizer) -> list[list[str]]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hina_kohya import COptim, HinaAdamW
-from hina_kohya.trainers import hooks, scalars
+from hina_kohya import AdaptiveHinaAdamW, COptim, HinaAdamW
+from hina_kohya.trainers import hooks, scalars, watcher
 from hina_kohya.trainers.errors import UserError
 from hina_kohya.trainers.network_args import log_every, take
 from hina_kohya.trainers.step_logs import step_logs
@@ -110,6 +110,31 @@ def test_the_share_that_cautious_keeps():
         share = sum(each.sum().item() for each in moved) / sum(each.numel() for each in moved)
         assert 0.3 < share < 0.95
         assert logged[f"hina/cautious_kept/{group}"] == pytest.approx(share, abs=1e-6)
+
+
+def test_the_importance_of_a_block():
+    """The mean over its entries of |p g|, averaged over two steps with a decay of 3 / 4, bias corrected."""
+    params = make_params(shapes=SHAPES)
+    optimizer = AdaptiveHinaAdamW(groups_of(params), importance_decay=0.75)
+    assert scalars.read(optimizer, 1, NAMES) == {}
+    products = []
+    for step in range(2):
+        set_grads(params, step)
+        products.append({name: (p.detach() * p.grad).double().abs().flatten() for name, p in params.items()})
+        optimizer.step()
+    logged = scalars.read(optimizer, 1, NAMES)
+    for block, mark in ((DOWN, "down_blocks_0"), (MID, "mid_block"), (TEXT, "lora_te")):
+        first, second = (torch.cat([own[name] for name in params if mark in name]).mean().item() for own in products)
+        average = (0.25 * 0.75 * first + 0.25 * second) / (1 - 0.75**2)
+        assert logged[f"hina/importance/{block}"] == pytest.approx(average, rel=1e-5)
+    assert len([tag for tag in logged if "importance" in tag]) == 3
+
+
+def test_no_importance_where_nothing_measures_it():
+    params = make_params(shapes=SHAPES)
+    for optimizer in (ours(groups_of(params)), torch_adamw(groups_of(params))):
+        *_, logged = after(optimizer, params)
+        assert not [tag for tag in logged if "importance" in tag]
 
 
 def test_no_share_where_cautious_does_not_act():
@@ -238,7 +263,7 @@ def test_a_measured_step_waits_for_nothing(name):
 
 
 def test_a_compiled_chain_is_left_alone():
-    counted = scalars._Watch()
+    counted = watcher.Watcher()
     compiled = object()
 
     class Bucket:
