@@ -56,8 +56,8 @@ MUTANTS = [
     Mutant(
         "casting load",
         "core/optimizer.py",
-        "loaded.update(fitting.state)",
-        "loaded.update({p: {k: v.to(p.dtype) if hasattr(v, 'to') else v for k, v in e.items()}"
+        "self.state = defaultdict(dict, fitting.state)",
+        "self.state = defaultdict(dict, {p: {k: v.to(p.dtype) if hasattr(v, 'to') else v for k, v in e.items()}"
         " for p, e in fitting.state.items()})",
         "tests/core/test_resume.py",
     ),

@@ -204,14 +204,24 @@ def test_files_stay_small(path):
     assert lines <= (80 if path.parent.name == "techniques" else 300)
 
 
-def test_one_class_is_a_torch_optimizer():
-    found = [
-        f"{path.stem}.{node.name}"
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ClassDef) and any("torch.optim" in ast.unparse(base) for base in node.bases)
-    ]
-    assert sorted(found) == ["optimizer.HinaOptimizer", "still.Still"]  # the latter takes no step
+def classes():
+    """(module.name, its bases, lines) of every class of the package."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                yield f"{path.stem}.{node.name}", [ast.unparse(base) for base in node.bases], lines
+
+
+def test_one_class_is_a_torch_optimizer_that_steps():
+    torchs = sorted(name for name, bases, _ in classes() if any("torch.optim" in base for base in bases))
+    assert torchs == ["group_optimizer.GroupOptimizer", "still.Still"]  # neither takes a step
+    assert [name for name, bases, _ in classes() if "GroupOptimizer" in bases] == ["optimizer.HinaOptimizer"]
+
+
+def test_the_optimizer_is_read_at_one_sitting():
+    (lines,) = (lines for name, _, lines in classes() if name == "optimizer.HinaOptimizer")
+    assert lines < 150
 
 
 def test_techniques_document_themselves():
