@@ -48,6 +48,7 @@ LAUNCHED = {"double": "hina-kohya launch", "double-0.10": "accelerate launch -m 
 
 
 @pytest.mark.old_layout_too
+@pytest.mark.usefixtures("forked_python")
 @pytest.mark.parametrize("way", WAYS)
 def test_short_name(trainer, way, request):
     layout = request.node.callspec.params["trainer"]
@@ -62,6 +63,7 @@ def test_short_name(trainer, way, request):
 
 @pytest.mark.slow
 @pytest.mark.old_layout_too
+@pytest.mark.usefixtures("forked_python")
 def test_short_name_in_a_patched_checkout(trainer, tmp_path, monkeypatch):
     copy = shutil.copytree(trainer.home, tmp_path / "checkout", ignore=shutil.ignore_patterns(".git"))
     monkeypatch.setenv("SD_SCRIPTS_HOME", str(copy))
