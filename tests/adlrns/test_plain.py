@@ -214,6 +214,7 @@ def test_without_knowledge_it_is_a_lora_of_one_rank():
 
 
 @pytest.mark.usefixtures("forked_python")
+@pytest.mark.slow
 def test_the_file_is_a_plain_lora_for_lycoris(tmp_path):
     unet, text = frozen(UNet()), frozen(TextEncoder())
     network = create(unet, text, dim=6, budget=2, warmup=2)

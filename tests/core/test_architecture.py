@@ -204,13 +204,15 @@ def test_files_stay_small(path):
     assert lines <= (80 if path.parent.name == "techniques" else 300)
 
 
+@cache
 def classes():
     """(module.name, its bases, lines) of every class of the package."""
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                yield f"{path.stem}.{node.name}", [ast.unparse(base) for base in node.bases], lines
+    nodes = [(path, node) for path in FILES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    return [
+        (f"{path.stem}.{node.name}", [ast.unparse(base) for base in node.bases], node.end_lineno - node.lineno + 1)
+        for path, node in nodes
+        if isinstance(node, ast.ClassDef)
+    ]
 
 
 def test_one_class_is_a_torch_optimizer_that_steps():
