@@ -22,7 +22,6 @@ from pathlib import Path
 
 # Imported before the forks, which need them all; not lycoris, of which each fork has its own.
 import bitsandbytes  # noqa: F401
-import peft  # noqa: F401
 import toml
 import torch
 from lycoris_releases import install, offered
