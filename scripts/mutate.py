@@ -11,15 +11,19 @@ import argparse
 import dataclasses as dc
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from multiprocessing import connection, get_context
 from pathlib import Path
-from queue import SimpleQueue
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
+START = "fork" if sys.platform == "linux" else "spawn"
+# What tests import besides this package takes seconds: once, before the forks.
+IMPORTS = ("torch", "bitsandbytes", "hypothesis", "xdist.plugin", "safetensors.torch")
 
 
 @dc.dataclass(frozen=True)
@@ -56,8 +60,8 @@ MUTANTS = [
     Mutant(
         "casting load",
         "core/optimizer.py",
-        "loaded.update(fitting.state)",
-        "loaded.update({p: {k: v.to(p.dtype) if hasattr(v, 'to') else v for k, v in e.items()}"
+        "self.state = defaultdict(dict, fitting.state)",
+        "self.state = defaultdict(dict, {p: {k: v.to(p.dtype) if hasattr(v, 'to') else v for k, v in e.items()}"
         " for p, e in fitting.state.items()})",
         "tests/core/test_resume.py",
     ),
@@ -360,7 +364,7 @@ MUTANTS = [
         "patch/trial.py",
         "if outcome:",
         "if outcome or reason:",
-        "tests/kohya/test_patch_trial.py",
+        "tests/kohya/test_patch_trial.py::test_what_fails_without_our_lines_is_not_said_to_be_ours",
     ),
     Mutant(
         "a patch that is tried by what is installed",
@@ -421,21 +425,39 @@ MUTANTS = [
 ]
 
 
-def survives(mutant: Mutant, folder: Path) -> bool:
-    target = folder / "hina_kohya" / mutant.file
-    source = target.read_text(encoding="utf-8")
-    if source.count(mutant.old) != 1:
-        raise SystemExit(f"{mutant.name}: {mutant.old!r} stands {source.count(mutant.old)} times in {mutant.file}")
-    target.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
-    try:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", mutant.tests]
-        environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        if run.returncode not in (0, 1):
-            raise SystemExit(f"{mutant.name}: the tests did not run\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
-        return run.returncode == 0
-    finally:
-        target.write_text(source, encoding="utf-8")
+class Trial:
+    """A mutant in a folder of its own, and its tests in a process of their own."""
+
+    def __init__(self, mutant: Mutant, folder: Path):
+        self.mutant, self.folder, self._start = mutant, folder, time.perf_counter()
+        self._file, self._output = folder / "hina_kohya" / mutant.file, folder / "output"
+        self._source = self._file.read_text(encoding="utf-8")
+        if (count := self._source.count(mutant.old)) != 1:
+            raise SystemExit(f"{mutant.name}: {mutant.old!r} stands {count} times in {mutant.file}")
+        self._file.write_text(self._source.replace(mutant.old, mutant.new), encoding="utf-8")
+        self.process = get_context(START).Process(target=run_tests, args=(mutant.tests, folder, self._output))
+        self.process.start()
+
+    def survived(self) -> bool:
+        self.process.join()
+        self.seconds = time.perf_counter() - self._start
+        self._file.write_text(self._source, encoding="utf-8")
+        if self.process.exitcode not in (0, 1):
+            output = self._output.read_text(encoding="utf-8", errors="replace")[-4000:]
+            raise SystemExit(f"{self.mutant.name}: the tests did not run\n{output}")
+        return self.process.exitcode == 0
+
+
+def run_tests(tests: str, folder: Path, output: Path) -> None:
+    """Ends with pytest's exit status; whatever is said goes into ``output``."""
+    with output.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    sys.path[0] = os.environ["PYTHONPATH"] = str(folder)
+    # Two mutants within a second, of one length: by its date and size, what was compiled of the first is the second.
+    sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
+    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", tests])))
 
 
 def main() -> int:
@@ -444,24 +466,25 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time, each in a copy of its own")
     options = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if options.only in mutant.name]
-    survivors: list[str] = []
-    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(options.jobs) as pool:
-        folders: SimpleQueue[Path] = SimpleQueue()
-        for job in range(options.jobs):
-            folders.put(copied(Path(temporary) / str(job)))
-
-        def run(mutant: Mutant) -> tuple[Mutant, bool, float]:
-            folder, start = folders.get(), time.perf_counter()
-            try:
-                return mutant, survives(mutant, folder), time.perf_counter() - start
-            finally:
-                folders.put(folder)
-
-        for number, (mutant, alive, seconds) in enumerate(pool.map(run, chosen), 1):
-            survivors += [mutant.name] if alive else []
-            verdict = "SURVIVED" if alive else "killed"
-            print(f"[{number}/{len(chosen)}] {verdict:8s} {mutant.name} ({seconds:.0f} s)", flush=True)
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed")
+    waiting, ended, survivors = list(chosen), 0, 0
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in IMPORTS if START == "fork" else ():
+        import_module(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = [copied(Path(temporary) / str(job)) for job in range(options.jobs)]
+        trials: dict[int, Trial] = {}
+        while waiting or trials:
+            while waiting and folders:
+                trial = Trial(waiting.pop(0), folders.pop())
+                trials[trial.process.sentinel] = trial
+            for sentinel in connection.wait(list(trials)):
+                trial = trials.pop(int(sentinel))  # type: ignore[call-overload]
+                alive = trial.survived()
+                folders.append(trial.folder)
+                ended, survivors = ended + 1, survivors + alive
+                verdict = "SURVIVED" if alive else "killed"
+                print(f"[{ended}/{len(chosen)}] {verdict:8s} {trial.mutant.name} ({trial.seconds:.0f} s)", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed")
     return bool(survivors)
 
 

@@ -4,12 +4,12 @@
 
 Each release: installed, patched with the trial that `apply` does, imported, trained for three steps with role-aware
 decay seen in the groups, reverted byte for byte. Each tag and branch of CLONE: patched with that trial, imported,
-reverted, with `git status` looked at in between. Exit code 1 if a step fails. Needs fork, so not for Windows.
+reverted, with `git status` looked at in between. Exit code 1 if a step fails. Needs fork, so not for Windows: trials,
+too, are forks of this process, which has torch already, and not a Python of their own as those of `apply`.
 """
 
 import argparse
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -29,13 +29,14 @@ from packaging.version import Version
 from torch import nn
 
 from hina_kohya import patch
-from hina_kohya.patch import State, block, targets
-from hina_kohya.patch.targets import LYCORIS, SD_SCRIPTS
+from hina_kohya.patch import State, block, targets, trial, trial_process
+from hina_kohya.patch.targets import FILES, LYCORIS, SD_SCRIPTS, Target
 from hina_kohya.trainers import hooks
 
 ROOT = Path(__file__).parents[1]
 TRIED = ROOT / "patches" / "tried.toml"
 HEADER = "# Written by scripts/patch_matrix.py --write: what the patches were tried on.\n\n"
+FAILED = "FAILED"
 DECAY = 0.1
 # bypass_mode: LyCORIS 3.1.0 to 3.1.1.post1 take it as on where it is not given, and dora_scale is then never used.
 ALGOS = {"lokr": {"factor": "4"}, "lora": {"dora_wd": "True", "bypass_mode": "False"}}
@@ -72,14 +73,13 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write what went well into {TRIED.name}")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    # For the trials, which are processes of their own.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    trial.attempt = attempt_in_fork
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         results = {LYCORIS: dict(lycoris_results(args.releases or folder / "releases", folder, args.known))}
         if args.sd_scripts:
             results[SD_SCRIPTS] = dict(sd_scripts_results(args.sd_scripts, folder))
-    failed = [name for names in results.values() for name, result in names.items() if "FAILED" in result]
+    failed = [name for names in results.values() for name, result in names.items() if FAILED in result]
     print(f"{sum(map(len, results.values())) - len(failed)} went well; failed: {', '.join(failed) or 'none'}")
     if args.write and not failed:
         tried = toml.load(TRIED)
@@ -123,6 +123,11 @@ def try_lycoris(version: str, site: Path) -> str:
     assert status.file.read_bytes() == original
     assert patch.inspect(LYCORIS).state is State.NOT_PATCHED
     return f"{outcome}; decay {', '.join(f'{name} {decay:g}' for name, decay in sorted(decays.items()))}; reverted"
+
+
+def attempt_in_fork(target: Target, source: Path) -> tuple[str, str]:
+    result = in_fork(trial_process.main, target.name, target.root, FILES[target.name], source)
+    return ("", result) if result.startswith(FAILED) else (result, "")
 
 
 def tried(words: str) -> str:
@@ -216,7 +221,7 @@ def in_fork(act: Callable[..., str], *words: object) -> str:
     if error is None:
         return future.result()
     traceback.print_exception(error)
-    return f"FAILED: {type(error).__name__}: {error}"
+    return f"{FAILED}: {type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole test suite from a fresh clone: make .venv if there is none, check style and types, run every test, then
 # break the package on purpose and see the tests notice. Extra arguments go to pytest, e.g. bash scripts/test.sh -k resume
-# --quick: style, and one case of every test that is not marked slow; about a minute on two idle cores.
+# --quick: style, and one case of every test that is not marked slow; less than a minute on two idle cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,5 +1,7 @@
 """`--quick`, one thread for every test, hooks off before each, and values in the assertions of tests/support."""
 
+import subprocess
+
 import pytest
 import torch
 
@@ -45,3 +47,12 @@ def _hooks_as_they_were():
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def forked_python(request, monkeypatch):
+    """What a test starts with this Python is a fork of a process that has torch (`tests.support.forks`)."""
+    from tests.support import forks
+
+    if forks.HAS_FORK and not request.node.get_closest_marker("own_python"):
+        monkeypatch.setattr(subprocess, "Popen", forks.Popen)

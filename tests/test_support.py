@@ -3,12 +3,14 @@
 import ast
 import importlib.util
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
 
+from tests.support import forks
 from tests.support.children import without_peft  # noqa: F401 (a fixture)
 from tests.support.combinations import in_pairs, same
 
@@ -98,3 +100,32 @@ def test_every_pair_of_values_is_a_case(sizes):
         assert {(case[one], case[other]) for case in cases} == set(
             itertools.product(range(sizes[one]), range(sizes[other]))
         )
+
+
+WORLD = "import os, sys; print(sys.path, sys.argv, os.getcwd(), __name__, sorted(os.environ)); print(input())"
+ENDS = ("sys.exit()", "sys.exit(3)", "sys.exit('a word')", "os._exit(4)", "1 / 0", "os.kill(os.getpid(), 9)")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not forks.HAS_FORK, reason="no fork")
+@pytest.mark.parametrize("words", [("-c",), ("-B", "FILE"), ("-m", "world")], ids=lambda words: words[-1])
+@pytest.mark.parametrize("end", ENDS)
+def test_a_fork_is_as_a_python_of_its_own(tmp_path, monkeypatch, words, end):
+    code = f"{WORLD}\n{end}\n"
+    (tmp_path / "world.py").write_text(code)
+    words = [str(tmp_path / "world.py") if word == "FILE" else word for word in words]
+    command = [sys.executable, *words, *([code] if words == ["-c"] else []), "an", "argument"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": ""}
+
+    def run():
+        done = subprocess.run(
+            command, input="a line\n", capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+        )
+        said = done.stderr.splitlines()
+        return done.returncode, done.stdout, said[-1:]
+
+    apart = run()
+    monkeypatch.setattr(subprocess, "Popen", forks.Popen)
+    assert run() == apart
+    assert apart[0] == {"sys.exit()": 0, "sys.exit(3)": 3, "os._exit(4)": 4, ENDS[-1]: -9}.get(end, 1)
+    assert apart[1].endswith("a line\n") or end.startswith("os.")  # what is not flushed is lost

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def network_of(path: Path, module: str, roots: Sequence[Path] = ()) -> dict[str,
     return {"reads": sorted(reads), "taken": parameters}
 
 
+@lru_cache(maxsize=8)
 def lycoris_of(package: Path) -> dict[str, Any]:
     """The same for `lycoris.kohya` of an installed LyCORIS, with its algorithms."""
     facts = network_of(package / "kohya.py", "lycoris.kohya")

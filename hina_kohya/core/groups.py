@@ -28,6 +28,7 @@ KEYS = {
 RATE, BETA = Interval("[0, inf)"), Interval("[0, 1)")
 
 Betas = tuple[float, ...]
+BetaChanges = Mapping[int, tuple[Betas, Betas]]  # by param group, from and to
 
 
 def check_group(group: Mapping[str, Any], number: int, betas: Betas | None) -> None:

@@ -11,7 +11,7 @@ from hina_kohya.core import frames
 from hina_kohya.core.bucket import Bucket, Key
 from hina_kohya.core.chain import Chain
 from hina_kohya.core.exchange import exchanges
-from hina_kohya.core.groups import Betas, retimed_chain
+from hina_kohya.core.groups import BetaChanges, retimed_chain
 from hina_kohya.core.parameter import Parameter, is_frozen
 from hina_kohya.core.pooling import Pooling
 from hina_kohya.core.rates import Rates
@@ -68,13 +68,13 @@ class Plan:
         started = any(bucket.tried.any() for bucket in self.buckets)
         return not self._away or (started and self._away < SWAPPED)
 
-    def retime(self, moved: Mapping[int, tuple[Betas, Betas]]) -> bool:
+    def retime(self, changes: BetaChanges) -> bool:
         """Changes betas in the chains, by group from and to; False where a bucket would have to be split for it."""
         chains: list[Chain] = []
         coupled: dict[Technique, set[Technique]] = defaultdict(set)
         for bucket in self.buckets:
             groups = set(bucket.groups.tolist())
-            fresh = {retimed_chain(bucket.chain, *moved[g]) if g in moved else bucket.chain for g in groups}
+            fresh = {retimed_chain(bucket.chain, *changes[g]) if g in changes else bucket.chain for g in groups}
             chains.append(fresh.pop())
             for before, after in zip(bucket.chain, chains[-1], strict=True):
                 coupled[before].add(after)

@@ -1,8 +1,8 @@
-"""A step of one bucket, chunk by chunk: gather, run the chain, keep what is valid, scatter."""
+"""A step of a plan, bucket by bucket and chunk by chunk: gather, run the chain, keep what is valid, scatter."""
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,29 @@ from hina_kohya.core.state.slab import Rows
 from hina_kohya.numerics.reduce import mat_norm
 
 Run = Callable[..., Any]  # chain.run, or the same compiled
+Watcher = Callable[[Bucket, Sequence[int], Run], Run]  # makes what looks on while ``run`` steps these rows
 
 
-def step_bucket(plan: Plan, bucket: Bucket, rows: Sequence[int], rates: RowRates, run: Run) -> None:
+def step_plan(
+    plan: Plan,
+    groups: Sequence[Mapping[str, Any]],
+    run: Run,
+    *,
+    name: Callable[[int], str],
+    watcher: Watcher | None = None,
+) -> None:
+    """Every parameter that has a gradient. Raises RuntimeError, before any moves, for a gradient that is not dense."""
+    rates = plan.rates.of(groups)
+    active = [(bucket, rate, bucket.active_rows()) for bucket, rate in zip(plan.buckets, rates, strict=True)]
+    _refuse_sparse(plan, name)
+    plan.publish()
+    for bucket, rate, rows in active:
+        if rows:
+            _step_bucket(plan, bucket, rows, rate, watcher(bucket, rows, run) if watcher else run)
+    plan.forget()
+
+
+def _step_bucket(plan: Plan, bucket: Bucket, rows: Sequence[int], rates: RowRates, run: Run) -> None:
     """``rates`` are those of all rows, ``rows`` the ones that have a gradient."""
     bucket.tried[rows] += 1
     for picked, where in bucket.chunks(rows):
@@ -63,8 +83,7 @@ def _step_chunk(plan: Plan, bucket: Bucket, picked: Sequence[int], where: Rows, 
         bucket.steps.index_add_(0, where, valid.flatten().to(bucket.steps.dtype))
 
 
-def refuse_sparse(plan: Plan, name: Callable[[int], str]) -> None:
-    """Raises RuntimeError for a gradient that is not dense."""
+def _refuse_sparse(plan: Plan, name: Callable[[int], str]) -> None:
     for bucket in plan.buckets:
         for index, param in zip(bucket.indices, bucket.params, strict=True):
             if param.grad is not None and param.grad.layout is not torch.strided:

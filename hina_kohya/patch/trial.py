@@ -12,11 +12,11 @@ _SECONDS = 300  # the first import of torch from a slow disk takes a minute
 
 def run(target: Target, staged: Path, file: Path) -> str:
     """What that Python made of the staged copy of `file`, in a few words. Raises UserError where it failed."""
-    outcome, reason = _try(target, staged)
+    outcome, reason = attempt(target, staged)
     if outcome:
         return outcome
     # The same with the file as it is tells whose fault it is.
-    if not _try(target, file)[0]:
+    if not attempt(target, file)[0]:
         raise UserError(
             f"{target.python} cannot try {target.release}, with our lines or without: {reason}; nothing was changed; "
             "run it with the Python that trains, and make that work first"
@@ -27,7 +27,7 @@ def run(target: Target, staged: Path, file: Path) -> str:
     )
 
 
-def _try(target: Target, source: Path) -> tuple[str, str]:
+def attempt(target: Target, source: Path) -> tuple[str, str]:
     """(what went well, or nothing; what went wrong)"""
     words = (target.name, str(target.root), FILES[target.name], str(source))
     command = [target.python, "-B", trial_process.__file__, *words]

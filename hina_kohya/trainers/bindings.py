@@ -14,6 +14,7 @@ import wrapt
 
 Wrapper = Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
 _methods: set[tuple[type, str]] = set()  # that are wrapped, since classes are too many to be searched
+_wrapped: set[str] = set()  # functions that are; while there are none, no module has to be searched
 
 
 class Hook(wrapt.FunctionWrapper):
@@ -37,6 +38,7 @@ def bind(functions: Mapping[str, Wrapper], active: Callable[[], bool]) -> None:
             else:
                 hooks[id(function)] = Hook(function, wrapper, active)
                 setattr(holder, attribute, hooks[id(function)])
+            _wrapped.add(path)
             if isinstance(holder, type):
                 _methods.add((holder, attribute))
     if hooks:
@@ -51,9 +53,10 @@ def release() -> None:
         holder, attribute = _methods.pop()
         if type(method := vars(holder).get(attribute)) is Hook:
             setattr(holder, attribute, method.__wrapped__)
-    for module in _modules():
+    for module in _modules() if _wrapped else ():
         for name in [name for name, value in vars(module).items() if type(value) is Hook]:
             setattr(module, name, vars(module)[name].__wrapped__)
+    _wrapped.clear()
 
 
 def is_bound(path: str) -> bool:

@@ -1,5 +1,8 @@
 """`--optimizer_type` to a class: the entry-point group `sd_scripts.optimizers`, this package's and anybody's."""
 
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -15,10 +18,16 @@ GROUP = "sd_scripts.optimizers"
 
 def entries() -> list[EntryPoint]:
     """Every entry of the group, sorted by name; ours also where this package has no metadata, as on PYTHONPATH."""
-    result = list(entry_points(group=GROUP))
+    result = [*registered(tuple(sys.path))]
     names = {entry.name for entry in result if _is_ours(entry)}
     result += [EntryPoint(name, f"hina_kohya:{name}", GROUP) for name in hina_kohya.OPTIMIZERS if name not in names]
     return sorted(result, key=lambda entry: entry.name.lower())
+
+
+@lru_cache(maxsize=8)
+def registered(folders: Sequence[str]) -> tuple[EntryPoint, ...]:
+    """Of all packages in ``folders``, which are those of `sys.path`. A check asks for it hundreds of times."""
+    return tuple(entry_points(group=GROUP))
 
 
 def find(name: str) -> EntryPoint | None:

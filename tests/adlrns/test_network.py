@@ -314,6 +314,7 @@ os._exit(0)  # see tests/core/test_ranks.py
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_python")
 def test_two_processes_choose_alike(tmp_path):
     first, second = outputs(RANKS, tmp_path)
     assert first == second

@@ -213,6 +213,8 @@ def test_without_knowledge_it_is_a_lora_of_one_rank():
     assert set(ranks(network).values()) == {2}
 
 
+@pytest.mark.usefixtures("forked_python")
+@pytest.mark.slow
 def test_the_file_is_a_plain_lora_for_lycoris(tmp_path):
     unet, text = frozen(UNet()), frozen(TextEncoder())
     network = create(unet, text, dim=6, budget=2, warmup=2)
@@ -411,6 +413,7 @@ os._exit(0)  # see tests/core/test_ranks.py
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_python")
 def test_two_processes_choose_alike(tmp_path):
     first, second = outputs(RANKS, tmp_path)
     assert first == second

@@ -526,6 +526,7 @@ def test_not_worse_is_a_bound_on_what_is_lost_not_a_test_that_few_seeds_pass():
 # Equal bytes
 
 
+@pytest.mark.slow
 def test_arms_have_files_of_equal_bytes_and_the_page_compares_them_by_seed():
     found = [equal_bytes.result(equal_bytes.run_of(arm, 2, 1e-3, 0, 6)) for arm in equal_bytes.ARMS]
     lora, shipped, any_rank, bins = found

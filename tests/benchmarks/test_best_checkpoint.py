@@ -101,6 +101,7 @@ def test_the_table():
     assert found[LAST]["drawn"] == "50.0 ± 0.0 %"
 
 
+@pytest.mark.slow
 def test_a_short_run_and_its_report(tmp_path, monkeypatch):
     """Two steps of each part, then the results, from the command line."""
     monkeypatch.setattr(plan, "STEPS", {12: 2})

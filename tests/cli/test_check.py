@@ -10,6 +10,8 @@ from hina_kohya.check import report
 from hina_kohya.cli.check import main
 from hina_kohya.trainers.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("forked_python")
+
 GOOD = """
 pretrained_model_name_or_path = "model.safetensors"
 train_data_dir = "data"

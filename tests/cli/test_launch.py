@@ -14,6 +14,8 @@ from hina_kohya.cli import launch, main
 from hina_kohya.trainers.errors import UserError
 from tests.support.children import VENV
 
+pytestmark = pytest.mark.usefixtures("forked_python")
+
 SCRIPT = """
 import argparse
 import sys
@@ -74,6 +76,7 @@ def run(command, cwd, **env):
 
 
 @pytest.mark.slow
+@pytest.mark.own_python
 def test_the_module_runs_a_script_as_python_would(checkout, tmp_path):
     done = run(["hina_kohya.launch", str(checkout / "train_network.py"), "--config_file", "x y.toml", "3"], tmp_path)
     assert done.stdout.splitlines() == ["__main__ True ['--config_file', 'x y.toml', '3']", "hooked"]

@@ -1,7 +1,7 @@
 """`hina-kohya optimizers`: names, arguments and papers, read off the declarations."""
 
 import re
-from importlib.metadata import EntryPoint, EntryPoints
+from importlib.metadata import EntryPoint
 
 import pytest
 
@@ -20,7 +20,7 @@ def entries(monkeypatch):
     """The group as an installed package would show it, plus what a test adds."""
     group = "sd_scripts.optimizers"
     found = [EntryPoint(name, "hina_kohya:HinaAdamW", group) for name in NAMES]
-    monkeypatch.setattr("hina_kohya.trainers.optimizer_names.entry_points", lambda group: EntryPoints(found))
+    monkeypatch.setattr("hina_kohya.trainers.optimizer_names.registered", lambda folders: found)
     return lambda name, value: found.append(EntryPoint(name, value, group))
 
 

@@ -8,6 +8,8 @@ from hina_kohya.check.forecast import forecast
 from hina_kohya.cli import main
 from hina_kohya.profile import profiling
 
+pytestmark = pytest.mark.usefixtures("forked_python")
+
 SHORT = ["--steps", "2", "--warmup", "1"]
 LIST = ["--shapes", "lora4:24x40*3,5", *SHORT]
 RUN = """

@@ -204,14 +204,26 @@ def test_files_stay_small(path):
     assert lines <= (80 if path.parent.name == "techniques" else 300)
 
 
-def test_one_class_is_a_torch_optimizer():
-    found = [
-        f"{path.stem}.{node.name}"
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ClassDef) and any("torch.optim" in ast.unparse(base) for base in node.bases)
+@cache
+def classes():
+    """(module.name, its bases, lines) of every class of the package."""
+    nodes = [(path, node) for path in FILES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    return [
+        (f"{path.stem}.{node.name}", [ast.unparse(base) for base in node.bases], node.end_lineno - node.lineno + 1)
+        for path, node in nodes
+        if isinstance(node, ast.ClassDef)
     ]
-    assert sorted(found) == ["optimizer.HinaOptimizer", "still.Still"]  # the latter takes no step
+
+
+def test_one_class_is_a_torch_optimizer_that_steps():
+    torchs = sorted(name for name, bases, _ in classes() if any("torch.optim" in base for base in bases))
+    assert torchs == ["group_optimizer.GroupOptimizer", "still.Still"]  # neither takes a step
+    assert [name for name, bases, _ in classes() if "GroupOptimizer" in bases] == ["optimizer.HinaOptimizer"]
+
+
+def test_the_optimizer_is_read_at_one_sitting():
+    (lines,) = (lines for name, _, lines in classes() if name == "optimizer.HinaOptimizer")
+    assert lines < 150
 
 
 def test_techniques_document_themselves():

@@ -229,6 +229,7 @@ def test_a_diverged_run_overwrites_nothing(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_python")
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     argv = [*QUICK, "--output_dir", str(tmp_path), "--max_train_steps", "100000"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

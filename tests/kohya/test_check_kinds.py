@@ -253,6 +253,7 @@ def test_what_trains_less_than_meant_is_found(check, script, lines, rule):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_python")
 def test_an_optimizer_that_moves_nothing(check, tmp_path, monkeypatch):
     """As ProdigyPlusScheduleFree with fused_back_pass, which steps inside the backward pass only."""
     (tmp_path / "site").mkdir()
@@ -426,6 +427,7 @@ def state(tmp_path_factory):
         ("network_dim = 1\nmax_train_steps = 500", "500 steps are asked for, and the state of state is at 500", 1),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("forked_python")
 def test_the_state_that_a_run_resumes_from_is_compared(check, state, tmp_path, capsys, lines, said, code):
     (tmp_path / "state").symlink_to(state, target_is_directory=True)
     keys = {line.partition(" =")[0] for line in lines.splitlines()}
@@ -481,6 +483,7 @@ def test_numbers_that_are_none_and_paths_that_are_none(check, lines, rule):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_python")
 def test_an_optimizer_that_ends_its_process_was_not_looked_at(check, tmp_path, monkeypatch):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "endingopt.py").write_text(

@@ -28,6 +28,7 @@ HARNESS = Path(os.environ.get("HINA_HARNESS", ROOT.parent / "shared" / "harness"
 VENV = Path(os.environ.get("HARNESS_DIR", Path.home() / ".cache" / "hina-harness")) / "venv"
 SD_SCRIPTS = os.environ.get("SD_SCRIPTS_HOME")
 LYCORIS = tuple(map(int, version("lycoris_lora").split(".")[:2]))
+pytestmark = pytest.mark.usefixtures("forked_python")
 counts_are_of_lycoris_4 = pytest.mark.skipif(LYCORIS < (4, 0), reason="earlier releases have other presets")
 
 
@@ -77,6 +78,7 @@ def said(*args, **kwargs):
 
 
 @pytest.mark.slow
+@pytest.mark.own_python
 def test_a_lokr_on_sdxl_from_end_to_end():
     found = forecast(
         "sdxl",

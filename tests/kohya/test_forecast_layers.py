@@ -9,6 +9,8 @@ import torch
 
 from hina_kohya.check.forecast import forecast, layers, table
 
+pytestmark = pytest.mark.usefixtures("forked_python")
+
 
 def faults(architecture="sd15", **arguments):
     network = {"preset": "attn-mlp", **arguments}

@@ -68,6 +68,7 @@ def test_other_groups_and_damage(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_python")
 def test_the_forecast_says_it(tmp_path, folder):
     """Of a real network: nothing of the state above fits it."""
     from hina_kohya.check.forecast import forecast, table

@@ -1,7 +1,7 @@
 """--optimizer_type: registered names first, sd-scripts' own untouched, and get_optimizer in the middle."""
 
 from argparse import Namespace
-from importlib.metadata import EntryPoint, EntryPoints
+from importlib.metadata import EntryPoint
 from unittest import mock
 
 import pytest
@@ -18,7 +18,7 @@ from hina_kohya.trainers.sd_scripts import SD_SCRIPTS
 @pytest.fixture
 def entries(monkeypatch):
     found = [EntryPoint("HinaAdamW", "hina_kohya:HinaAdamW", optimizer_names.GROUP)]
-    monkeypatch.setattr(optimizer_names, "entry_points", lambda group: EntryPoints(found))
+    monkeypatch.setattr(optimizer_names, "registered", lambda folders: found)
     return lambda name, value: found.append(EntryPoint(name, value, optimizer_names.GROUP))
 
 
@@ -74,7 +74,7 @@ def test_what_musubi_tuner_does_not_know_is_said_with_the_path_to_type(entries):
 
 
 def test_our_names_need_no_metadata(monkeypatch):
-    monkeypatch.setattr(optimizer_names, "entry_points", lambda group: EntryPoints([]))
+    monkeypatch.setattr(optimizer_names, "registered", lambda folders: [])
     assert resolve("copTim8BIT", SD_SCRIPTS).__name__ == "COptim8bit"
     assert {optimizer_names.package(entry) for entry in optimizer_names.entries()} == {"hina-kohya"}
 

@@ -137,6 +137,7 @@ def run(module, file, *options, prelude="", after=""):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_python")
 def test_the_lines_install_the_hooks_at_once(patched_module):
     module, file = patched_module
     wrapped = "hasattr(lycoris.kohya.create_network, '__wrapped__')" if module == "lycoris.kohya" else "True"

@@ -16,7 +16,7 @@ from hina_kohya.trainers.errors import UserError
 from tests.support.children import VENV
 from tests.support.patch_site import make_checkout, make_site, published
 
-pytestmark = pytest.mark.slow  # each process imports torch
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_python")]
 ROOT = Path(__file__).parents[2]
 NETWORK = """
 from torch import nn
@@ -66,7 +66,9 @@ def refusal(file):
     return str(refused.value)
 
 
-@pytest.mark.parametrize("release", [importlib.metadata.version("lycoris-lora"), "9.0.0"])
+@pytest.mark.parametrize(
+    "release", [pytest.param(importlib.metadata.version("lycoris-lora"), marks=pytest.mark.own_python), "9.0.0"]
+)
 def test_lycoris(tmp_path, monkeypatch, release):
     """The installed one, edited, under its own number and a coming one; another LyCORIS is nearer on the path."""
     file = make_site(tmp_path / "site", b"", release)

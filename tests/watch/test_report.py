@@ -375,6 +375,7 @@ def test_a_long_run_is_a_small_page(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_python")
 def test_the_demo(tmp_path, capsys):
     words = ["--config_file", "configs/training/digits_lokr.toml", "--max_train_steps", "6",
              "--lr_warmup_steps", "2", "--judge", "10",

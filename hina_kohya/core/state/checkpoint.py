@@ -8,7 +8,7 @@ codes) and ``technique.slot.scale``. Nothing in it knows of buckets or of chain 
 import dataclasses as dc
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 import hina_kohya
 from hina_kohya.core import registry
 from hina_kohya.core.bucket import matrix_shape
+from hina_kohya.core.group_optimizer import GroupOptimizer
 from hina_kohya.core.schedules import NewRate, base_rate, listed
 from hina_kohya.core.state import formats
 from hina_kohya.core.technique import Technique
@@ -44,6 +45,32 @@ class Fitting:
 def about(optimizer: Any) -> dict[str, Any]:
     """What wrote a checkpoint: kept in it, for those that read it."""
     return {"format": formats.CURRENT, "release": hina_kohya.__version__, "optimizer": type(optimizer).__name__}
+
+
+def load(
+    optimizer: GroupOptimizer,
+    saved: Mapping[str, Any],
+    loader: Callable[[dict[str, Any]], None],
+    *,
+    keep_settings: bool,
+) -> Fitting:
+    """What the checkpoint has for this optimizer, whose hooks and groups are served by ``loader``, torch's own.
+
+    That one would cast the state to the parameters' dtypes: it must not see it. Raises ValueError as `fit`.
+    """
+    fittings: list[Fitting] = []
+
+    def take_state(_optimizer: Any, adapted: dict[str, Any]) -> dict[str, Any]:
+        groups, members, name = optimizer.param_groups, optimizer.members, type(optimizer).__name__
+        fittings.append(fit(adapted, groups, members, keep_settings=keep_settings, name=name))
+        return {**adapted, "state": {}, "param_groups": fittings[0].param_groups}
+
+    handle = optimizer.register_load_state_dict_pre_hook(take_state)  # the last one: the others have adapted it
+    try:
+        loader(dict(saved))
+    finally:
+        handle.remove()
+    return fittings[0]
 
 
 def fit(
