@@ -16,8 +16,9 @@ from benchmarks.convergence import diffusion
 from benchmarks.convergence.runs import CLIP, schedule
 from hina_kohya.loras.gathering import Gathering
 
-TITLE = "The embedded diffusion model"
-STEPS, BATCH = 600, 8
+TITLE: str = "The embedded diffusion model"
+STEPS: int = 600
+BATCH = 8
 TRAINED_ON = 0.8  # of the images of each digit; the others calibrate
 CALIBRATION_BATCHES = 24
 WORDS = ["algo=lora", "preset=attn-mlp", "bypass_mode=True"]

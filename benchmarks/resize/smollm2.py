@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,21 +19,21 @@ from benchmarks.pretrained import model, texts
 from benchmarks.pretrained.worlds import BATCH, HELD_OUT, LENGTH, TEXT, Reader, adapter
 from hina_kohya.loras.gathering import Gathering
 
-TITLE = "SmolLM2-135M"
-STEPS = 60
+TITLE: str = "SmolLM2-135M"
+STEPS: int = 60
 TRAINED_ON = 0.9  # of the training text
-EVALUATED = HELD_OUT // 2  # of its sequences: a core takes 9 s for them, and a hundred files are to be evaluated
+EVALUATED = HELD_OUT // 2  # of its sequences: a busy core takes 9 s for them, and a seed has three dozen files
 CALIBRATION_BATCHES = 24
-BEST_RATE, AT_RANK = 5e-3, 8  # AdamW's in benchmarks/results/pretrained_full.md, and the rule there for other ranks
+BEST_RATE, AT_RANK = 5e-3, 8  # benchmarks/results/pretrained_full.md
 
 missing = model.missing
 ABOUT = f"""
 SmolLM2-135M (bf16, frozen) reads the pages of Python's help by a LoRA on each of its 210 linear layers, put there by
 LyCORIS' generic wrapper ({{steps}} steps of {BATCH} sequences of {LENGTH} tokens, AdamW, a cosine, alpha equal to
 rank). Its loss is that of the next token. Calibration: {BATCH * CALIBRATION_BATCHES} sequences of the last tenth of the
-training text, which nothing was trained on; evaluation: {EVALUATED} sequences of other pages. The learning rate is
-{BEST_RATE:g} x sqrt({AT_RANK} / rank), as `benchmarks.pretrained` found it for AdamW, for the large LoRA and for the
-small one that is trained.
+training text, which nothing was trained on; evaluation: {EVALUATED} sequences of other pages. The learning rate of the
+large LoRA, and of the small one that is trained, is {BEST_RATE:g} x sqrt({AT_RANK} / rank): AdamW's best at rank
+{AT_RANK} in `benchmarks.pretrained`, by the rule that held there from rank 2 to 128.
 """
 
 
@@ -82,7 +83,7 @@ def train(folder: Path, rank: int, lr: float, steps: int, seed: int, file: Path 
     return reader.held_out()
 
 
-def loaded(file: Path, base: nn.Module) -> nn.Module:
+def loaded(file: Path, base: nn.Module) -> Any:
     """The network of a file, applied, and computed as `adapter` computes it."""
     from lycoris import create_lycoris_from_weights  # noqa: PLC0415 (seconds of import)
 
@@ -105,7 +106,8 @@ def calibrate(folder: Path, file: Path, part: str, seed: int, out: Path) -> None
     """What flows through an adapter on sequences of a part."""
     reader = Held(folder, seed, TEXT, functools.partial(loaded, file))
     reader.text = part_of(reader.text, part)
-    layers = {module.lora_name: module.org_module[0] for module in reader.network.loras}
+    network: Any = reader.network
+    layers = {module.lora_name: module.org_module[0] for module in network.loras}
     with Gathering.on(layers, file) as metric:
         for index in range(CALIBRATION_BATCHES):
             reader.backward(index)
