@@ -14,9 +14,9 @@ from .worlds import WORLDS
 
 HOW = """
 A LoRA is trained, and then made smaller. A number is the **held-out loss that a file adds** to that of the LoRA that it
-was made of, mean ± standard deviation over {seeds} seeds, in thousandths. Sizes are those of a LoRA trained at a half,
-a quarter, an eighth and a sixteenth of the rank: ours count whole, metadata included, others without. Training,
-calibration and evaluation share no data. `{ours}` is `hina-kohya resize --calibrate`; `level, no metric` is the same
+was made of, mean ± standard deviation over {seeds} seeds where no other number is said, in thousandths. Sizes are those
+of a LoRA trained at a half, a quarter, an eighth and a sixteenth of the rank: ours count whole, metadata included,
+others without. Training, calibration and evaluation share no data. `{ours}` is `hina-kohya resize --calibrate`; `level, no metric` is the same
 without a calibration; `threshold` is LyCORIS's, by its formula. The modes of sd-scripts are {real}, each with the
 parameter whose file is the largest within the size; each of them leaves every module one direction at least, so that
 at 1/16 of rank 16 all are alike.
@@ -60,18 +60,21 @@ def _about(numbers: dict[str, Any]) -> str:
 
 
 def _table(rows: list[dict[str, Any]], seeds: int) -> str:
-    def cell(row: dict[str, Any]) -> str:
-        few = f", {len(row['added'])} of {seeds} seeds" if len(row["added"]) < seeds else ""
-        return _plus_minus(row) + few
+    ours = {part: row for part in PARTS if (row := row_of(rows, OURS, part))}
 
-    shown = []
+    def few(row: dict[str, Any], usual: int) -> str:
+        return f", {len(row['added'])} of {seeds} seeds" if len(row["added"]) != usual else ""
+
+    shown = [{"arm": ""} | {str(part): f"{row['bytes']:,} bytes{few(row, seeds)}" for part, row in ours.items()}]
     for arm in ARMS:
-        cells = {str(part): cell(row) for part in PARTS if (row := row_of(rows, arm, part))}
+        cells = {
+            str(part): _plus_minus(row) + few(row, len(usual["added"]))
+            for part, usual in ours.items()
+            if (row := row_of(rows, arm, part))
+        }
         if cells:
             shown.append({"arm": arm} | cells)
-    columns = {"arm": "by"} | {str(part): f"1/{part} of the size" for part in PARTS if row_of(rows, OURS, part)}
-    sizes = {str(part): f"{row['bytes']:,} bytes" for part in PARTS if (row := row_of(rows, OURS, part))}
-    return measure.table([{"arm": ""} | sizes, *shown], columns)
+    return measure.table(shown, {"arm": "by"} | {str(part): f"1/{part} of the size" for part in ours})
 
 
 def _verdict(rows: list[dict[str, Any]]) -> str:

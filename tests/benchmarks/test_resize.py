@@ -176,6 +176,10 @@ def test_the_page_says_what_is_there_and_what_is_missing(made):
     done(planned.finals("digits", 4, 0.01)[1], loss=0.291)
     text = report.markdown(summary.summarise(planned, store), ENV, "command", [])
     assert "| a LoRA trained at that size |  | 1.00, 1 of 2 seeds |" in text
+    for part in runs.PARTS:
+        store.records.pop(plan.resized(planned.finals("digits", 16, 0.01)[0], part).key)
+    text = report.markdown(summary.summarise(planned, store), ENV, "command", [])
+    assert "|  | 500 bytes, 1 of 2 seeds | 250 bytes, 1 of 2 seeds |" in text
 
 
 def test_a_ratio_to_a_file_that_adds_nothing_is_not_told():
