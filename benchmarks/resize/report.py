@@ -16,10 +16,10 @@ HOW = """
 A LoRA is trained, and then made smaller. A number is the **held-out loss that a file adds** to that of the LoRA that it
 was made of, mean ± standard deviation over {seeds} seeds where no other number is said, in thousandths. Sizes are those
 of a LoRA trained at a half, a quarter, an eighth and a sixteenth of the rank: ours count whole, metadata included,
-others without. Training, calibration and evaluation share no data. `{ours}` is `hina-kohya resize --calibrate`; `level, no metric` is the same
-without a calibration; `threshold` is LyCORIS's, by its formula. The modes of sd-scripts are {real}, each with the
-parameter whose file is the largest within the size; each of them leaves every module one direction at least, so that
-at 1/16 of rank 16 all are alike.
+others without. Training, calibration and evaluation share no data. `{ours}` is `hina-kohya resize --calibrate`; `level,
+no metric` is the same without a calibration; `threshold` is LyCORIS's, by its formula. The modes of sd-scripts are
+{real}, each with the parameter whose file is the largest within the size; each of them leaves every module one
+direction at least, so that at 1/16 of rank 16 all are alike.
 """
 
 
