@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,19 @@ def adapter(base: nn.Module, algo: str, rank: int, alpha: float, seed: int) -> n
     return network
 
 
-class NextToken(Task):
-    """Under autocast, as the trainers run it: products in bf16, adapter weights and their gradients in fp32."""
+class Reader(Task):
+    """Under autocast, as the trainers run it: products in bf16, adapter weights and their gradients in fp32.
 
-    def __init__(self, folder: Path, seed: int, text: str, algo: str, rank: int, alpha: float):
+    adapt    : puts an adapter on the model, and is its network
+    sequences: of the held-out ones, how many are evaluated
+    """
+
+    sequences = HELD_OUT
+
+    def __init__(self, folder: Path, seed: int, text: str, adapt: Callable[[nn.Module], nn.Module]):
         self.model, self.seed = copy.deepcopy(model.base(folder)), seed
         self.text, self.held_out_text = texts.tokens(folder, text)
-        self.network = adapter(self.model, algo, rank, alpha, seed)
+        self.network = adapt(self.model)
         self.named = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
 
     def _loss(self, text: Tensor) -> Tensor:
@@ -56,12 +63,17 @@ class NextToken(Task):
         return self._loss(cut(self.text, BATCH, generator(self.seed, 3, step)))
 
     def held_out(self) -> float:
-        return self.mean_loss(cut(self.held_out_text, HELD_OUT, generator(0, 2)))
+        return self.mean_loss(cut(self.held_out_text, HELD_OUT, generator(0, 2))[: self.sequences])
 
     @torch.no_grad()
     def mean_loss(self, sequences: Tensor) -> float:
         """sequences: [N, LENGTH + 1]"""
         return sum(self._loss(some).item() * len(some) for some in sequences.split(CHUNK)) / len(sequences)
+
+
+class NextToken(Reader):
+    def __init__(self, folder: Path, seed: int, text: str, algo: str, rank: int, alpha: float):
+        super().__init__(folder, seed, text, lambda base: adapter(base, algo, rank, alpha, seed))
 
 
 def cut(text: Tensor, count: int, random: torch.Generator) -> Tensor:

@@ -35,8 +35,10 @@ def decomposed(file: Path) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         if key.endswith(".lora_down.weight"):
             name = key.removesuffix(".lora_down.weight")
             scale = float(tensors[f"{name}.alpha"]) / len(down)
-            u, s, vt = torch.linalg.svd(tensors[f"{name}.lora_up.weight"].flatten(1) @ down.flatten(1) * scale)
-            found[name] = u[:, : len(down)], s[: len(down)], vt[: len(down)]
+            left, up_core = torch.linalg.qr(tensors[f"{name}.lora_up.weight"].flatten(1))
+            right, down_core = torch.linalg.qr(down.flatten(1).T)
+            u, s, vt = torch.linalg.svd(up_core @ down_core.T * scale, full_matrices=False)
+            found[name] = left @ u, s, vt @ right.T
     return found
 
 
@@ -99,9 +101,19 @@ def write(parent: Path, found: dict[str, tuple[Tensor, Tensor, Tensor]], ranks: 
 
 # The real one. Its environment has what it imports; ours need not.
 
+# Modes decompose the same matrices, which takes minutes of a language model's: each is decomposed once.
+
 _PROGRAM = """
-import json, sys
+import hashlib, json, sys
+import torch
 from networks import resize_lora
+decompose, finished = torch.linalg.svd, {}
+def svd(matrix):
+    key = hashlib.sha256(repr(tuple(matrix.shape)).encode() + matrix.contiguous().numpy().tobytes()).digest()
+    if key not in finished:
+        finished[key] = decompose(matrix)
+    return finished[key]
+torch.linalg.svd = svd
 for words in json.load(sys.stdin):
     resize_lora.resize(resize_lora.setup_parser().parse_args(words))
 """

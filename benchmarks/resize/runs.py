@@ -1,4 +1,4 @@
-"""One run: a training, or everything that is made of one finished LoRA."""
+"""One run: a training, a calibration, or all files of one size that are made of one finished LoRA."""
 
 import dataclasses as dc
 import json
@@ -17,29 +17,33 @@ from hina_kohya.loras import writing
 from hina_kohya.loras.resizing import Request, resize
 from hina_kohya.loras.summing import Source
 
-from . import rivals, world
+from . import rivals
+from .worlds import WORLDS
 
 _DECIDE = ("gathering", "level", "metric", "slots", "spectrum")
-PROTOCOL = 1  # raise it when the meaning of a field or a schedule changes
+PROTOCOL = 2  # raise it when the meaning of a field or a schedule changes
 PARTS = (2, 4, 8, 16)  # of the parent's rank
-OURS, OURS_TRAINING = "metric and level", "metric and level, of training images"
+OURS, OURS_TRAINING = "metric and level", "metric and level, of training data"
 ABLATIONS = {"metric, one rank": (True, True), "level, no metric": (False, False)}  # (metric, one rank)
+CALIBRATIONS = ("calibration", "training")
 
 
 @dc.dataclass(frozen=True)
 class Run:
     """Everything the outcome depends on, besides the code.
 
-    kind: `train` at a rank, or `resize` of the LoRA that was trained at a rank
-    base: digest of the diffusion model
+    kind: `none`, no adapter; `train` at a rank; of that LoRA, `calibrate`, and `resize` to a part of its rank
+    base: digest of the world's model and data
     """
 
     kind: str
+    world: str
     rank: int
     lr: float
     steps: int
     seed: int
     base: str
+    part: int = 0
 
     alone = False
 
@@ -48,11 +52,19 @@ class Run:
         return json.dumps([PROTOCOL, *dc.astuple(self)])
 
     def __str__(self) -> str:
-        return f"{self.kind} rank {self.rank} lr {self.lr:g} seed {self.seed}"
+        part = f" to 1/{self.part}" if self.part else ""
+        return f"{self.world}: {self.kind} rank {self.rank}{part} lr {self.lr:g} seed {self.seed}"
+
+    def _stem(self, folder: Path) -> str:
+        lr = f"{self.lr:g}"
+        return str(folder / f"{self.world}-{self.base}-r{self.rank}-lr{lr}-n{self.steps}-s{self.seed}")
 
     def file(self, folder: Path) -> Path:
         """The LoRA."""
-        return folder / f"{self.base}-r{self.rank}-lr{self.lr:g}-n{self.steps}-s{self.seed}.safetensors"
+        return Path(f"{self._stem(folder)}.safetensors")
+
+    def metric(self, folder: Path, data: str) -> Path:
+        return Path(f"{self._stem(folder)}.{data}.metric.safetensors")
 
 
 class Store(store.Store):
@@ -60,12 +72,12 @@ class Store(store.Store):
 
 
 def execute(run: Run, folder: Path) -> dict[str, Any]:
-    """The finished record; ``folder`` keeps LoRA files."""
+    """The finished record; ``folder`` keeps LoRA and metric files."""
     began = time.process_time()
-    found = _train(run, folder) if run.kind == "train" else _resize(run, folder)
+    outcome = {"none": _none, "train": _train, "calibrate": _calibrate, "resize": _resize}[run.kind](run, folder)
     seconds = time.process_time() - began
-    own = {"code": code() if run.kind == "resize" else "", "protocol": PROTOCOL}
-    return {**dc.asdict(run), **found, "seconds": seconds, "load": round(os.getloadavg()[0], 2), **own}
+    own = {"code": code() if run.kind in ("calibrate", "resize") else "", "protocol": PROTOCOL}
+    return {**dc.asdict(run), **outcome, "seconds": seconds, "load": round(os.getloadavg()[0], 2), **own}
 
 
 @cache
@@ -77,72 +89,82 @@ def code() -> str:
     return digest(*((folder / f"{name}.py").read_bytes() for name in _DECIDE))
 
 
+def _none(run: Run, folder: Path) -> dict[str, Any]:
+    return {"loss": WORLDS[run.world].evaluated(folder, None)}
+
+
 def _train(run: Run, folder: Path) -> dict[str, Any]:
     file = run.file(folder)
-    loss = world.train(run.rank, run.lr, run.steps, run.seed, file)
+    loss = WORLDS[run.world].train(folder, run.rank, run.lr, run.steps, run.seed, file)
     return {"loss": loss if math.isfinite(loss) else None, "bytes": _bytes(file) if file.exists() else None}
 
 
+def _calibrate(run: Run, folder: Path) -> dict[str, Any]:
+    """calibration_seconds: CPU time of one."""
+    began = time.process_time()
+    for data in CALIBRATIONS:
+        WORLDS[run.world].calibrate(folder, run.file(folder), data, run.seed, run.metric(folder, data))
+    return {"calibration_seconds": (time.process_time() - began) / len(CALIBRATIONS)}
+
+
 def _resize(run: Run, folder: Path) -> dict[str, Any]:
-    """results: one entry for each arm and size; without an adapter; seconds that calibration took."""
-    parent = run.file(folder)
+    """results: one entry for each arm. Files of equal tensors are evaluated once."""
+    parent, rank = run.file(folder), run.rank // run.part
     scratch = folder / f"work-{os.getpid()}"
     scratch.mkdir(exist_ok=True)
-    began, metrics = time.process_time(), {}
-    for part in ("calibration", "training"):
-        metrics[part] = scratch / f"{part}.metric.safetensors"
-        world.calibrate(parent, part, run.seed, metrics[part])
-    calibrated = (time.process_time() - began) / len(metrics)
-    results: list[dict[str, Any]] = []
-
-    def add(arm: str, part: int, file: Path, size: int) -> None:
-        results.append({"arm": arm, "part": part, "loss": world.evaluated(file), "bytes": size})
-
-    for part in PARTS:
-        rank = run.rank // part
-        limit = _limit(parent, rank)
-        for arm, request in _requests(parent, rank, limit, metrics, scratch).items():
-            resize(request)
-            add(arm, part, request.output, request.output.stat().st_size)
-    for (mode, part), file in _rivals(run, parent, scratch).items():
-        add(mode, part, file, _bytes(file))
+    files: dict[str, tuple[Path, int]] = {}
+    for arm, request in _requests(run, folder, rank, scratch).items():
+        resize(request)
+        files[arm] = request.output, request.output.stat().st_size
+    files |= {mode: (file, _bytes(file)) for mode, file in _rivals(run, parent, rank, scratch).items()}
+    losses: dict[str, float] = {}
+    results = []
+    for arm, (file, size) in files.items():
+        content = _content(file)
+        if content not in losses:
+            losses[content] = WORLDS[run.world].evaluated(folder, file)
+        results.append({"arm": arm, "loss": losses[content], "bytes": size})
     for file in scratch.iterdir():
         file.unlink()
     scratch.rmdir()
-    return {"results": results, "none": world.evaluated(None), "loss": world.evaluated(parent),
-            "bytes": _bytes(parent), "calibration_seconds": calibrated,
-            "real": rivals.checkout() is not None}  # fmt: skip
+    return {"results": results, "real": rivals.checkout() is not None}
 
 
-def _requests(parent: Path, rank: int, limit: int, metrics: dict[str, Path], scratch: Path) -> dict[str, Request]:
-    sources, out = (Source(parent),), lambda name: scratch / f"{name}.safetensors"
-    made = {
-        OURS: Request(sources, out("ours"), size=limit, metric=metrics["calibration"]),
-        OURS_TRAINING: Request(sources, out("training-images"), size=limit, metric=metrics["training"]),
+def _requests(run: Run, folder: Path, rank: int, scratch: Path) -> dict[str, Request]:
+    parent = run.file(folder)
+    sources, limit, out = (Source(parent),), _limit(parent, rank), lambda name: scratch / f"{name}.safetensors"
+    metric, of_training = (run.metric(folder, data) for data in CALIBRATIONS)
+    requests = {
+        OURS: Request(sources, out("ours"), size=limit, metric=metric),
+        OURS_TRAINING: Request(sources, out("training-data"), size=limit, metric=of_training),
     }
-    for number, (arm, (metric, uniform)) in enumerate(ABLATIONS.items()):
+    for number, (arm, (by_metric, uniform)) in enumerate(ABLATIONS.items()):
         how: dict[str, Any] = {"rank": rank, "uniform": True} if uniform else {"size": limit}
-        made[arm] = Request(sources, out(f"ablation{number}"), metric=metrics["calibration"] if metric else None, **how)
-    return made
+        requests[arm] = Request(sources, out(f"ablation{number}"), metric=metric if by_metric else None, **how)
+    return requests
 
 
-def _rivals(run: Run, parent: Path, scratch: Path) -> dict[tuple[str, int], Path]:
-    """(mode, part) -> file."""
-    found, files, calls = rivals.decomposed(parent), {}, []
+def _rivals(run: Run, parent: Path, rank: int, scratch: Path) -> dict[str, Path]:
+    """mode -> file"""
+    modules, files, calls = rivals.decomposed(parent), {}, []
     home = rivals.checkout()
-    for part in PARTS:
-        rank = run.rank // part
-        one = rivals.size(found, dict.fromkeys(found, rank))
-        for mode in rivals.MODES:
-            file = files[mode, part] = scratch / f"{mode}-{part}.safetensors"
-            ranks, parameter = rivals.cut(mode, found, rank, one)
-            if home is not None and mode in rivals.SD_SCRIPTS:
-                calls.append(rivals.words(mode, parent, file, run.rank, parameter))
-            else:
-                rivals.write(parent, found, ranks, file)
+    one = rivals.size(modules, dict.fromkeys(modules, rank))
+    for mode in rivals.MODES:
+        file = files[mode] = scratch / f"{mode}.safetensors"
+        ranks, parameter = rivals.cut(mode, modules, rank, one)
+        if home is not None and mode in rivals.SD_SCRIPTS:
+            calls.append(rivals.words(mode, parent, file, run.rank, parameter))
+        else:
+            rivals.write(parent, modules, ranks, file)
     if home is not None:
         rivals.run(home, calls)
     return files
+
+
+def _content(file: Path) -> str:
+    """Digest of the tensors, and not of the metadata."""
+    tensors = sorted(load_file(file).items())
+    return digest(*(part for key, tensor in tensors for part in (key, str(tensor.shape), tensor.numpy().tobytes())))
 
 
 def _limit(parent: Path, rank: int) -> int:

@@ -15,9 +15,10 @@ from benchmarks.convergence.__main__ import CAMPAIGN as CONVERGENCE
 from benchmarks.convergence.runs import PROTOCOL, Run
 from benchmarks.convergence.store import Store
 from benchmarks.pretrained.__main__ import CAMPAIGN as PRETRAINED
+from benchmarks.resize.__main__ import CAMPAIGN as RESIZE
 
 
-@pytest.mark.parametrize("campaign", [CONVERGENCE, PRETRAINED, ADLRNS], ids=lambda campaign: campaign.name)
+@pytest.mark.parametrize("campaign", [CONVERGENCE, PRETRAINED, ADLRNS, RESIZE], ids=lambda campaign: campaign.name)
 def test_the_tables_in_the_repository_are_those_of_the_numbers_beside_them(campaign):
     name = f"{campaign.name}_full"
     content = json.loads((measure.RESULTS / f"{name}.json").read_text(encoding="utf-8"))

@@ -12,13 +12,40 @@ from safetensors.torch import save_file
 
 from benchmarks.adlrns.adapter import HELD_OUT as DIGITS
 from benchmarks.adlrns.adapter import fresh_model, held_out
+from benchmarks.convergence import diffusion
 from benchmarks.convergence.runs import CLIP, schedule
 from hina_kohya.loras.gathering import Gathering
 
+TITLE: str = "The embedded diffusion model"
+STEPS: int = 600
 BATCH = 8
 TRAINED_ON = 0.8  # of the images of each digit; the others calibrate
 CALIBRATION_BATCHES = 24
 WORDS = ["algo=lora", "preset=attn-mlp", "bypass_mode=True"]
+RATES, AT_RANK = (6e-3, 3e-3), 16
+ABOUT = f"""
+The frozen embedded diffusion model learns the digits 8 and 9 by a LoRA on its U-Net ({{steps}} steps of {BATCH} images,
+AdamW, a cosine, scale 1). Calibration: {BATCH * CALIBRATION_BATCHES} samples. The learning rate is the best of
+{" and ".join(f"{rate:g}" for rate in RATES)}, times sqrt({AT_RANK} / rank), for the large LoRA, on a seed of its own.
+The small one is trained at the best rate of its own rank where that is a large one's, too, and else at the large one's.
+"""
+
+identity = diffusion.identity
+
+
+def missing() -> str | None:
+    """Why it cannot run here, if it cannot."""
+    return None
+
+
+def rates(rank: int) -> tuple[float, ...]:
+    """To try with a large LoRA."""
+    return tuple(rate * math.sqrt(AT_RANK / rank) for rate in RATES)
+
+
+def seconds(kind: str, steps: int) -> float:
+    """A guess at what a run takes."""
+    return 10.0 + 0.07 * steps if kind == "train" else 6.0
 
 
 def images(part: str, seed: int) -> Any:
@@ -51,7 +78,7 @@ def adapted(file: Path | None = None, rank: int = 1) -> tuple[Any, Any]:
     return model, network.create(Settings(network_train_unet_only=True, **how), model)
 
 
-def train(rank: int, lr: float, steps: int, seed: int, file: Path | None) -> float:
+def train(folder: Path, rank: int, lr: float, steps: int, seed: int, file: Path | None) -> float:
     """The held-out loss, infinite where it diverges; the adapter goes to `file`."""
     torch.manual_seed(seed)
     model, network = adapted(rank=rank)
@@ -75,7 +102,7 @@ def train(rank: int, lr: float, steps: int, seed: int, file: Path | None) -> flo
     return _loss(model)
 
 
-def evaluated(file: Path | None) -> float:
+def evaluated(folder: Path, file: Path | None) -> float:
     """The held-out loss with an adapter, or without."""
     if file is None:
         return _loss(fresh_model())
@@ -89,7 +116,7 @@ def _loss(model: Any) -> float:
     return model.loss(held_out()).item()
 
 
-def calibrate(file: Path, part: str, seed: int, out: Path) -> None:
+def calibrate(folder: Path, file: Path, part: str, seed: int, out: Path) -> None:
     """What flows through an adapter on images of a part."""
     model, network = adapted(file)
     network.train()
