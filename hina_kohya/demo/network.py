@@ -76,8 +76,8 @@ def create(settings: Settings, model: DigitModel) -> Any:
             f"network_args {settings.network_args}: {type(exc).__name__} {exc}{hint}"
         ) from exc
     options = take(kwargs)[0]
-    asked = {EMA: (options.ema, averages.waits), CALIBRATE_STEPS: (options.calibrate_steps, calibrating.waits)}
-    for name, (value, waits) in asked.items():
+    extras = {EMA: (options.ema, averages.waits), CALIBRATE_STEPS: (options.calibrate_steps, calibrating.waits)}
+    for name, (value, waits) in extras.items():
         if value and not waits(network):
             raise UserError(
                 f"network_args: {name}={kwargs[name]} is not for {settings.network_module} by itself; write "

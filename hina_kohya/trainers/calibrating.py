@@ -114,13 +114,13 @@ class LastSteps:
 
     def write(self, file: Path) -> None:
         """Beside the adapter that the last step left."""
-        if self._left() > 0:
-            return
         try:
+            if self._left() > 0:
+                return
             if self._gathering is None:
                 raise AdapterError(self._problem)
             self._gathering.save(metric.beside(file), file)
-        except (AdapterError, OSError) as error:
+        except (AdapterError, UserError, OSError) as error:  # UserError: no trainer's loop saves
             logger.warning("hina-kohya: %s has no metric beside it: %s", file, error)
 
 

@@ -187,6 +187,20 @@ def test_a_run_that_is_ended_early_says_that_it_has_none(tmp_path, caplog):
     assert not beside(file).exists()
 
 
+def test_who_saves_outside_a_trainers_loop_gets_the_file_and_a_line(tmp_path, caplog):
+    def lost():
+        raise UserError("hina-kohya does not know the loop of this trainer")
+
+    network = Network(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 7)))
+    adopt(network, NetworkOptions(calibrate_steps=2))
+    for lora in network.unet_loras:
+        lora.apply_to()
+    calibrating.follow(torch.optim.SGD(network.parameters(), lr=0.1), lost, lambda: None)
+    network.save_weights(str(tmp_path / "a.safetensors"), None, None)
+    assert (tmp_path / "a.safetensors").is_file()
+    assert "has no metric beside it: hina-kohya does not know the loop" in caplog.text
+
+
 def test_nothing_that_goes_wrong_at_the_end_ends_the_run(tmp_path, caplog, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
