@@ -26,6 +26,7 @@ def rates(subject):
 
 def counted(log, algorithm):
     """(modules, pairs) by the line of the first step, in which every parameter has a role."""
+    log = re.sub(r"\b\w+\.py:\d+ ", "", log)  # rich puts the source's line where it breaks ours
     modules, pairs = re.search(rf"{algorithm} (\d+) modules, (\d+) (?:Kronecker )?pairs", log).groups()
     assert "0 regular, 0 unnamed" in log
     return int(modules), int(pairs)
