@@ -41,7 +41,7 @@ class HinaOptimizer(GroupOptimizer):
     Raises ValueError for values out of bounds, at construction.
     """
 
-    asked: Mapping[str, str] = {}  # technique -> the argument that asks for it
+    asked: Mapping[str, Sequence[str]] = {}  # argument -> the techniques that it acts by
     watcher: Watcher | None = None
 
     def __init__(

@@ -150,8 +150,8 @@ def say_idle(optimizer: HinaOptimizer) -> None:
     acting = {technique.name for each in optimizer.parameters() for technique in each.chain}
     available = registry.techniques()
     names = [member.name for member in optimizer.members]
-    for name, argument in optimizer.asked.items():
-        if name in acting or not names:
+    for argument, (name, *others) in optimizer.asked.items():
+        if not acting.isdisjoint((name, *others)) or not names:
             continue
         if any(splits_lr(optimizer.param_groups, optimizer.members)) and available[name].splits_lr:
             why = "the param groups give partners different learning rates already"

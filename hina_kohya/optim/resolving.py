@@ -27,7 +27,7 @@ class Resolved:
     settings: SimpleNamespace
     techniques: list[Technique]
     conflicts: list[str]
-    asked: dict[str, str]  # technique -> the argument that asks for it, which is more than being on by default
+    asked: dict[str, tuple[str, ...]]  # argument that was given -> the techniques that it acts by, its own first
 
 
 def resolve(
@@ -61,7 +61,11 @@ def resolve(
             hint = f"add {flag}=True" if flag else "this optimizer does not use it"
             raise ValueError(f"{name} was given, but {technique} is off; {hint}")
     choices = {**preset, **given}  # a profile turns much on that need not fit
-    flags = {row.target: row.name for row in _switches(rows) if choices.get(row.name) and row.target in on}
+    flags = {
+        row.name: (row.target, *sorted(row.techniques - {row.target}))
+        for row in _switches(rows)
+        if choices.get(row.name) and row.target in on
+    }
     return Resolved(settings, [registry.build(name, **options[name]) for name in on], conflicts, flags)
 
 

@@ -12,6 +12,7 @@ import torch
 import hina_kohya
 from hina_kohya.optim import arguments, presets
 from hina_kohya.optim.automagic_cameamp import PROFILES
+from hina_kohya.optim.kinds import Switch
 from tests.support.chains import FLAGS as SHARED
 from tests.support.chains import STATES, chains_of
 from tests.support.classes import CLASSES, GUARDED
@@ -182,6 +183,27 @@ def test_every_flag_changes_the_update(cls, options, caplog):
     base = tuple((key, value) for key, value in options.items() if key != last)
     assert not torch.equal(_without(cls, base), trained(cls, **options))
     assert not re.search(rf"without effect.*\b{re.escape(last)}\b", caplog.text)
+
+
+KINDS = {
+    "pair": {"lora_unet_a.lora_down.weight": (4, 8), "lora_unet_a.lora_up.weight": (8, 4)},
+    "lokr": {"lycoris_a.lokr_w1": (2, 2), "lycoris_a.lokr_w2_a": (8, 4), "lycoris_a.lokr_w2_b": (4, 8)},
+    "dense": {"head.weight": (7, 5)},
+    "vector": {"head.bias": (7,)},
+}
+
+
+@pytest.mark.parametrize("lora_muon", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cls", ["HinaAdamW", "AutomagicCameAMP"])
+def test_a_switch_that_acts_is_not_said_to_be_idle(cls, kind, lora_muon, caplog):
+    switches = [name for name, row in rows(cls).items() if isinstance(row, Switch) and not row.instead_of]
+    off = dict.fromkeys(switches, False) | {"use_lora_muon": lora_muon}
+    plain = trained(cls, shapes=KINDS[kind], **off)
+    for name in switches:
+        caplog.clear()
+        acts = not torch.equal(plain, trained(cls, shapes=KINDS[kind], **{**off, name: True}))
+        assert not (acts and f"{name}=True acts on no parameter" in caplog.text), name
 
 
 # What else says how a pair is stepped; each other flag leaves LoRA-Muon where it is.
