@@ -98,7 +98,7 @@ ROWS: tuple[Argument, ...] = (
     Option("bias_correct_confidence", "came.bias_correct_confidence", CAME, default=True),
     Switch("use_muon", "muon"),
     Option("use_normuon", "muon.normuon", default=True),
-    Switch("use_lora_muon", "lora_muon", for_adapter=True),
+    Switch("use_lora_muon", "lora_muon", sets=("lora_muon.alpha_root",), for_adapter=True),
     Switch("use_lora_rite", "lora_rite", excludes=("lora_muon",), for_adapter=True),
     # The update
     Switch("use_context", "contextual_cautious", CONTEXT, default=True, excludes=("cautious", "grams")),

@@ -43,7 +43,7 @@ def summary(optimizer: HinaOptimizer, state: str) -> str:
     parts = [f"{roles.summary_line(trained(optimizer))}; {type(optimizer).__name__}", state, used]
     found = found_rate(optimizer)
     finds = [] if found is None else [f"finds the learning rate, from {found:g}"]
-    return ", ".join(parts + finds + _rank_free(optimizer))
+    return ", ".join(parts + finds + _rank_free(optimizer) + _alpha_root(optimizer))
 
 
 def _rank_free(optimizer: HinaOptimizer) -> list[str]:
@@ -62,6 +62,20 @@ def _rank_free(optimizer: HinaOptimizer) -> list[str]:
     guess = f"alpha / rank of {unknown} of {len(members)} tensors not known and taken for 1: set lora_scale"
     facts = [f"rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}" if ranks else "", scales]
     return [f"rank_free_lr for {', '.join(fact for fact in (*facts, guess if unknown else '') if fact)}"]
+
+
+def _alpha_root(optimizer: HinaOptimizer) -> list[str]:
+    """What a small alpha multiplies the learning rate by, without rank_free_lr."""
+    options = [(each.member.scale, t) for each in optimizer.parameters() for t in each.chain if t.name == "lora_muon"]
+    scales = [scale for scale, t in options if scale is not None and scale < 1 and _is_rooted(dc.asdict(t))]
+    if not scales:
+        return []
+    factors = dict.fromkeys(f"{scale**-0.5:.3g}" for scale in (max(scales), min(scales)))
+    return [f"learning rate of pairs times {' to '.join(factors)} for alpha / rank of {min(scales):.3g}"]
+
+
+def _is_rooted(lora_muon: dict[str, Any]) -> bool:
+    return lora_muon["alpha_root"] and not lora_muon["rank_free"]
 
 
 def information(optimizer: HinaOptimizer) -> dict[str, Any]:

@@ -17,21 +17,21 @@ from hina_kohya.parameters.roles import Kind, Member
 class LoraMuon(Technique):
     r"""Steps both factors so that W = B A moves as Muon would move it, however W is split into them.
 
-    .. math:: \delta = \rho\,\eta \sqrt{\max(m, n)}, \quad \tau = \kappa\,\delta_{peak}, \quad
+    .. math:: \delta = \rho\,\eta \max(1, s^{-1/2}) \sqrt{\max(m, n)}, \quad \tau = \kappa\,\delta_{peak}, \quad
               L_A, L_B = \text{roots of } A A^T, B^T B \text{, damped by } \tau \text{ (numerics.gauge)}
 
     .. math:: u_B = \tfrac{\delta}{2} \mathrm{NS}(w_B L_A^{-T}) L_A^{-1}, \quad
               u_A = \tfrac{\delta}{2} L_B^{-T} \mathrm{NS}(L_B^{-1} w_A)
 
     with Muon's averages w of each factor's gradient. NS(...) is evened out as NorMuon does, neurons being along r.
-    eta is of the size that AdamW is used with; eta_peak is what the scheduler multiplies.
+    eta is as large as AdamW's, which makes up for half of a small s = alpha / r; eta_peak is what schedules multiply.
 
     Shapes: A, u_A [N, r, n]; B, u_B [N, m, r]; W [m, n]; the roots [N, r, r].
     Source: Cesista et al., arXiv:2606.12921; NorMuon: Li et al., arXiv:2510.05491, Algorithm 1.
     Differs: the damping, tau^2 times the other factor's inverse, keeps the step independent of the split where the
     paper leaves it open; Cholesky roots stand for symmetric ones, since NS(X Q) = NS(X) Q; each factor decays by half,
     so that W does by eta lambda.
-    Cost: one slot, a number per neuron; Muon's products, and three Cholesky factors and inverses of r x r.
+    Cost: one slot, a number per neuron; Muon's products, three Cholesky factors and inverses of r x r.
     """
 
     name, stage, couples, reads_product, decay_share = "lora_muon", Stage.MOMENT, "partner", True, 0.5
@@ -43,6 +43,7 @@ class LoraMuon(Technique):
     eps: float = hyper(1e-8, "(0, inf)", doc="added to its root")
     rms: float = hyper(0.8, "(0, inf)", doc="rho: size of the step over the learning rate, from AdamW's best rates")
     kappa: float = hyper(5.0, "(0, inf)", doc="damping over the largest step")
+    alpha_root: bool = hyper(False, doc="eta over the root of alpha / r, where that is below 1")
     rank_free: bool = hyper(False, doc="eta times sqrt(8 / r) over alpha / r, as rank_free does for other steps")
     side: str = hyper("", doc="which factor this is, A or B; set by itself")
     grows: bool = hyper(False, doc="whether it is the one that starts at zero; set by itself")
@@ -63,7 +64,8 @@ class LoraMuon(Technique):
         """A step of W has the learning rate's size; that of a factor goes with the other one's inverse."""
 
     def rate_factor(self, s: Signal) -> Tensor | float:
-        return (8 / s.rank).sqrt() / s.scale if self.rank_free else 1.0
+        of_alpha = s.scale.clamp(max=1).rsqrt() if self.alpha_root else 1.0
+        return (8 / s.rank).sqrt() / s.scale if self.rank_free else of_alpha
 
     def apply(self, s: Signal, state: State) -> Signal:
         down = self.side == "A"

@@ -78,6 +78,8 @@ MISTAKES = {
     'optimizer_type = "DAdaptAdam"\nlearning_rate = 1.0\ntext_encoder_lr = 0.5': "one_lr_only text_encoder_lr",
     'optimizer_type = "Prodigy"': "lr_near_one learning_rate",
     'optimizer_type = "hina_kohya.HinaAdamW"\nnetwork_dim = 32': "alpha_far_below_rank network_alpha",
+    'network_module = "hina_kohya.lycoris"\nnetwork_args = ["algo=lora", "preset=attn-mlp"]\n'
+    'optimizer_type = "HinaAdamW"\nnetwork_dim = 32': "alpha_far_below_rank network_alpha",
     'optimizer_type = "hina_kohya.HinaAuto"': "lr_near_one learning_rate",
     'optimizer_type = "hina_kohya.HinaAdamW"\nlearning_rate = 1.0': "lr_of_prodigy learning_rate",
     'optimizer_type = "Adafactor"\nunet_lr = 1e-4': "adafactor_ignores_lr unet_lr",
@@ -383,6 +385,14 @@ def test_a_dataset_of_a_metadata_file_is_not_split(folder):
         (finding,) = looked_at(report.check("config.toml", script="train_network.py"))
         assert (finding.rule, finding.level) == ("held_out_is_trained_on", level)
         assert "images of a metadata file are not split" in finding.what
+
+
+def test_alpha_is_said_to_an_optimizer_that_is_not_told(folder):
+    plain = 'optimizer_type = "hina_kohya.HinaAdamW"\nnetwork_dim = 32\n'
+    for arguments in ("", 'optimizer_args = ["rank_free_lr=True"]'):
+        (finding,) = found(folder, plain + arguments)
+        assert "lora_scale=0.03125" in str(finding.edit)
+    assert found(folder, plain + 'optimizer_args = ["lora_scale=0.03125"]') == ()
 
 
 def test_adlrns_knows_the_rank_where_it_is_known(folder):

@@ -12,7 +12,7 @@ the norm is that of an orthonormal matrix again. The roots are symmetric here, b
 square give the same step, since NS(X Q) = NS(X) Q for orthogonal Q. epsilon is 1e-6 of the mean eigenvalue.
 
 Where A starts at zero and B does not, the two change places. Weight decay takes half of lr lambda from each factor.
-``rank_free`` multiplies lr and its peak by sqrt(8 / r) / s, s being alpha / r.
+``rank_free`` multiplies lr and its peak by sqrt(8 / r) / s, s being alpha / r; ``alpha_root`` by max(1, s^{-1/2}).
 
 Source: Cesista et al., arXiv:2606.12921, with a damping of our own that changes with the basis as S_B does; Li et al.,
 arXiv:2510.05491.
@@ -53,14 +53,19 @@ class Factor:
 
 
 class LoRAMuon:
-    def __init__(self, beta=0.9, beta2=0.95, eps=1e-8, rms=0.8, kappa=5.0, weight_decay=0.0, rank_free=None):
-        self.rms, self.kappa, self.weight_decay, self.scale = rms, kappa, weight_decay, rank_free
+    def __init__(
+        self, beta=0.9, beta2=0.95, eps=1e-8, rms=0.8, kappa=5.0, weight_decay=0.0, rank_free=None, alpha_root=None
+    ):
+        self.rms, self.kappa, self.weight_decay = rms, kappa, weight_decay
+        self.scale, self.root_of = rank_free, alpha_root
         self.down, self.up = (Factor(beta, beta2, eps) for _ in range(2))
 
     def step(self, A, B, gA, gB, lr, peak, zero="B"):
         unit = self.rms * np.sqrt(max(len(B), A.shape[1]))
         if self.scale is not None:
             unit *= np.sqrt(8 / len(A)) / self.scale
+        elif self.root_of is not None:
+            unit *= max(1, self.root_of**-0.5)
         first, second = (A @ A.T, B.T @ B) if zero == "B" else (B.T @ B, A @ A.T)
         first, square = ridged(first), (self.kappa * unit * peak) ** 2
         second = ridged(second + square * np.linalg.inv(first))

@@ -51,12 +51,12 @@ def flat(arrays, names, shapes):
 
 
 def check(pairs, shapes, grads, zero, options, side="B"):
-    oracle_options = {k: v for k, v in options.items() if k not in ("rank_free", "scale")}
-    rank_free = (options.get("scale") or 1.0) if options.get("rank_free") else None
+    told = {k: options.get("scale", 1.0) for k in ("rank_free", "alpha_root") if options.get(k)}
+    oracle_options = {k: v for k, v in options.items() if k not in ("rank_free", "alpha_root", "scale")} | told
     initial, final = trained(shapes, grads, zero, **options)
     for names in pairs:
         a, b = flat(initial, names, shapes)
-        oracle = lora_muon.LoRAMuon(**oracle_options, weight_decay=DECAY, rank_free=rank_free)
+        oracle = lora_muon.LoRAMuon(**oracle_options, weight_decay=DECAY)
         for step, by_name in enumerate(grads):
             a, b = oracle.step(a, b, *flat(by_name, names, shapes), rate(step), LR, side)
         for mine, theirs in zip(flat(final, names, shapes), (a, b), strict=True):
@@ -65,7 +65,8 @@ def check(pairs, shapes, grads, zero, options, side="B"):
 
 OPTIONS = [
     {}, {"beta": 0.7}, {"beta2": 0.5}, {"eps": 0.1}, {"rms": 0.2}, {"kappa": 1.0}, {"rank_free": True},
-    {"rank_free": True, "scale": 0.25},
+    {"rank_free": True, "scale": 0.25}, {"alpha_root": True, "scale": 0.25}, {"alpha_root": True, "scale": 4.0},
+    {"alpha_root": True}, {"alpha_root": True, "rank_free": True, "scale": 0.25}, {"scale": 0.25},
 ]  # fmt: skip
 
 

@@ -76,6 +76,22 @@ def test_without_it_a_small_alpha_is_a_small_rate():
     assert small[-1].norm() < plain[-1].norm() / 4
 
 
+@pytest.mark.parametrize("scale", [1 / 16, 1 / 2, 1.0, 4.0])
+def test_lora_muon_makes_up_for_half_of_a_small_alpha(scale):
+    """The path of W at a small alpha is the one of a larger rate whose factor is the root."""
+    rate = 0.02
+    free = path("lora", scale, maker(rank_free_lr=False, weight_decay=0.0, lr=rate))
+    unknown = path(
+        "lora", scale, maker(rank_free_lr=False, weight_decay=0.0, lr=rate * max(1.0, scale**-0.5)), by_attribute=False
+    )
+    torch.testing.assert_close(free, unknown)
+
+
+def test_other_steps_have_their_own_ways_with_alpha():
+    adam = maker(rank_free_lr=False, use_lora_muon=False)
+    assert torch.equal(path("lora", 0.25, adam), path("lora", 0.25, adam, by_attribute=False))
+
+
 def test_alpha_can_be_an_argument():
     def given(named, scale):
         return HinaAdamW(named, lr=0.02, state="fp32", rank_free_lr=True, lora_scale=scale)
@@ -103,6 +119,15 @@ def test_the_first_line_says_it(cls, caplog):
         optimizer = getattr(hina_kohya, cls)(params.items(), rank_free_lr=True, lora_scale=scale)
         with caplog.at_level(logging.INFO, logger="hina_kohya"):
             assert f"rank_free_lr for rank 2, {words}" in optimizer.summary()
+
+
+def test_the_first_line_says_what_a_small_alpha_does(caplog):
+    shapes = {"lora_unet_a.lora_down.weight": (2, 6), "lora_unet_a.lora_up.weight": (6, 2)}
+    summaries = {
+        scale: HinaAdamW(make_params(shapes=shapes).items(), lora_scale=scale).summary() for scale in (None, 0.25, 1.0)
+    }
+    assert "learning rate of pairs times 2 for alpha / rank of 0.25" in summaries[0.25]
+    assert not any("alpha" in summaries[scale] for scale in (None, 1.0))
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, "a lot", float("nan")])
