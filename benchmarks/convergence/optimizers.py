@@ -134,6 +134,7 @@ BASELINES: dict[str, Entry] = {
 OURS: dict[str, Entry] = {
     "hina-control": off(state="fp32", decay_roles="all"),  # is torch-adamw, bit for bit
     "hina-default": ours(),
+    "hina-rank-free": ours(rank_free_lr=True),
     "hina-auto": dc.replace(ours("HinaAuto"), own_lr=True, untuned=True),
     # What the default is made of, and what else a step could start from.
     "hina-normuon": ours(use_muon=True),

@@ -37,6 +37,7 @@ ARMS: dict[str, Arm] = {
     "torch-adamw": Arm(),
     "hina-cautious": Arm(),
     "hina-default": Arm(),
+    "hina-rank-free": Arm(),
     "hina-normuon": Arm(),
     "normuon-bold": Arm(),
     "bnb-adamw8bit": Arm(),
@@ -51,7 +52,9 @@ ARMS: dict[str, Arm] = {
     "prodigy-plus-cosine": Arm(RATE_FREE, clip=math.inf, optimizer="prodigy-plus"),
 }
 # Those that are run at every rank and alpha, with LoKr, for longer, and on the second text.
-FINALISTS = ("torch-adamw", "hina-cautious", "hina-default", "hina-auto")
+FINALISTS = ("torch-adamw", "hina-default", "hina-auto")
+# The arm that has the rule for ranks and alphas built in, so that it keeps one rate; others have theirs multiplied.
+RULED = {"hina-default": "hina-rank-free"}
 
 
 def optimizer_of(arm: str) -> str:

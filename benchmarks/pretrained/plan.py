@@ -13,7 +13,7 @@ from benchmarks.convergence.runs import Run
 from benchmarks.convergence.store import Store
 from benchmarks.convergence.task import digest
 
-from .arms import ARMS, FINALISTS, RATE_FREE, RATES, entry_of, optimizer_of
+from .arms import ARMS, FINALISTS, RATE_FREE, RATES, RULED, entry_of, optimizer_of
 from .worlds import OTHER_TEXT, RANKS, TEXT, WORLDS, alphas, name_of
 
 ANCHOR_RANK = 8
@@ -46,7 +46,7 @@ class Mode:
 QUICK = Mode(
     "quick", ("torch-adamw", "hina-cautious", "hina-default"), (), (2e-3, 1e-2), steps=10, seeds=(1,), minutes=5
 )
-FULL = Mode("full", tuple(ARMS), FINALISTS)
+FULL = Mode("full", tuple(arm for arm in ARMS if arm not in RULED.values()), FINALISTS)
 MODES = {mode.name: mode for mode in (QUICK, FULL)}
 
 
@@ -117,34 +117,38 @@ class Plan(campaign.Plan):
         """(rank, alpha) of every LoRA: first those where alpha is the rank."""
         return sorted(((rank, alpha) for rank in RANKS for alpha in alphas(rank)), key=lambda at: at[0] != at[1])
 
-    def ruled(self, arm: str, rank: int, alpha: float, lr: float) -> float:
-        """The rate at another rank or alpha, by the rule; what finds its rate itself keeps its one."""
-        return lr if ARMS[arm].rates == RATE_FREE else self.rounded(lr * rank_factor(rank, alpha))
+    def at(self, rank: int, alpha: float, arm: str, lr: float, seed: int | None = None) -> Run:
+        """At a rank and alpha, for the usual steps; by default with the first seed."""
+        seed = self.mode.seeds[0] if seed is None else seed
+        return self.run(name_of(TEXT, "lora", rank, alpha), arm, lr, self.mode.steps, seed)
 
-    def cell_rates(self, arm: str, rank: int, alpha: float, lr: float) -> list[float]:
-        """At another rank or alpha: the rate as it is, and by the rule; where alpha is the rank, around that too."""
-        if ARMS[arm].rates == RATE_FREE:
-            return [lr]
-        wanted = lr * rank_factor(rank, alpha)
-        around = (wanted / 3, wanted * 3) if alpha == rank else ()
-        return sorted({self.rounded(rate) for rate in (lr, wanted, *around)})
+    def ruled(self, arm: str, rank: int, alpha: float, lr: float) -> tuple[str, float]:
+        """(arm, rate) at another rank or alpha, by the rule; what finds its rate itself keeps its one."""
+        if arm in RULED and (rank, alpha) != (ANCHOR_RANK, ANCHOR_RANK):
+            return RULED[arm], lr
+        return arm, lr if ARMS[arm].rates == RATE_FREE else self.rounded(lr * rank_factor(rank, alpha))
+
+    def cell(self, arm: str, rank: int, alpha: float, lr: float) -> list[Run]:
+        """At another rank or alpha: the rate as it is, then by the rule; where alpha is the rank, around that too."""
+        tried = [(arm, lr), self.ruled(arm, rank, alpha, lr)]
+        if alpha == rank and ARMS[arm].rates != RATE_FREE:
+            wanted = lr * rank_factor(rank, alpha)
+            tried += [(arm, self.rounded(wanted / 3)), (arm, self.rounded(wanted * 3))]
+        return [self.at(rank, alpha, *each) for each in tried]
 
     def cells(self, best: Best) -> list[Run]:
         """The finalists over ranks and alphas; at two of the ranks with more seeds."""
         runs = []
         for rank, alpha in self.places():
             for arm in self.finalists:
-                world, lr = name_of(TEXT, "lora", rank, alpha), best(arm)
-                if world == ANCHOR or lr is None:
+                lr = best(arm)
+                if (rank, alpha) == (ANCHOR_RANK, ANCHOR_RANK) or lr is None:
                     continue
-                runs += [
-                    self.run(world, arm, rate, self.mode.steps, self.mode.seeds[0])
-                    for rate in self.cell_rates(arm, rank, alpha, lr)
-                ]
+                runs += self.cell(arm, rank, alpha, lr)
                 if alpha == rank in (2, 32):
                     wanted = self.ruled(arm, rank, alpha, lr)
-                    runs += [self.run(world, arm, wanted, self.mode.steps, seed) for seed in self.mode.seeds[1:]]
-        return runs
+                    runs += [self.at(rank, alpha, *wanted, seed) for seed in self.mode.seeds[1:]]
+        return list(dict.fromkeys(runs))
 
     def budgets(self, best: Best) -> list[Run]:
         """Fewer steps at the best rate, more steps also at its neighbours."""

@@ -108,8 +108,9 @@ def _cells(by_arm: dict[str, list[Cell]]) -> str:
 
 
 _CELLS = (
-    "Held-out loss at rank and alpha 8's best rate as it is / by the rule (times sqrt(8/rank) x rank/alpha) / lowest "
-    "of the rates tried: both, and with alpha = rank a third and three times the rule's too."
+    "Held-out loss at rank and alpha 8's best rate as it is / by the rule (times sqrt(8/rank) x rank/alpha, which "
+    "`rank_free_lr` does for hina-default) / lowest of what was tried: both, and with alpha = rank a third and three "
+    "times the rule's too."
 )
 
 

@@ -12,7 +12,6 @@ from benchmarks.convergence.store import Store
 
 from .arms import RATES
 from .plan import ANCHOR, LOKR, OTHER, Plan
-from .worlds import TEXT, name_of
 
 REFERENCE = "torch-adamw"
 USUAL = 10.0  # from the reference's best rate over this, people set theirs
@@ -116,20 +115,15 @@ def cells(plan: Plan, store: Store, arm: str) -> list[Cell]:
     if (lr := plan.best(arm, store)) is None:
         return rows
     for rank, alpha in plan.places():
-        world = name_of(TEXT, "lora", rank, alpha)
-        runs = [
-            plan.run(world, arm, r, plan.mode.steps, plan.mode.seeds[0]) for r in plan.cell_rates(arm, rank, alpha, lr)
-        ]
-        if world == ANCHOR:
-            runs = plan.sweep(world, arm)
-        records = [store.get(run) for run in runs]
-        if any(record is None for record in records):
+        plain, ruled, *others = plan.cell(arm, rank, alpha, lr)
+        if plain.workload == ANCHOR:
+            others = plan.sweep(ANCHOR, arm)
+        records = [record for run in (plain, ruled, *others) if (record := store.get(run)) is not None]
+        if len(records) < 2 + len(others):
             continue
-        losses: Losses = {r["lr"]: r["loss"] for r in records if r is not None}
-        finite = [(loss, rate) for rate, loss in losses.items() if loss is not None]
-        wanted = plan.ruled(arm, rank, alpha, lr)
+        finite = [(record["loss"], record["lr"]) for record in records if record["loss"] is not None]
         lowest, at = min(finite) if finite else (None, None)
-        rows.append(Cell(rank, alpha, losses[lr], losses[wanted], lowest, at, wanted))
+        rows.append(Cell(rank, alpha, records[0]["loss"], records[1]["loss"], lowest, at, ruled.lr))
     return rows
 
 

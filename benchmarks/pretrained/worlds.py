@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.convergence.task import Task, Workload, digest, generator
+from hina_kohya.trainers.tags import attach_scales
 
 from . import model, texts
 
@@ -39,7 +40,8 @@ def adapter(base: nn.Module, algo: str, rank: int, alpha: float, seed: int) -> n
 
 
 class Reader(Task):
-    """Under autocast, as the trainers run it: products in bf16, adapter weights and their gradients in fp32.
+    """Under autocast, as the trainers run it: products in bf16, adapter weights and their gradients in fp32. Of alpha
+    optimizers know what the hooks on the trainers say.
 
     adapt    : puts an adapter on the model, and is its network
     sequences: of the held-out ones, how many are evaluated
@@ -51,6 +53,7 @@ class Reader(Task):
         self.model, self.seed = copy.deepcopy(model.base(folder)), seed
         self.text, self.held_out_text = texts.tokens(folder, text)
         self.network = adapt(self.model)
+        attach_scales(self.network)
         self.named = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
 
     def _loss(self, text: Tensor) -> Tensor:

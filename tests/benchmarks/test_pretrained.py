@@ -150,10 +150,20 @@ def test_rates_of_other_ranks_follow_the_rule_and_the_plain_rate_is_there_too(ti
     assert rank_factor(32, 32) == 0.5
     assert rank_factor(8, 4) == 2
     made = Plan(FULL, tiny)
-    assert made.cell_rates("torch-adamw", 32, 16, 1e-2) == [1e-2]
-    assert made.cell_rates("torch-adamw", 8, 4, 1e-2) == [1e-2, 2e-2]
-    assert made.cell_rates("torch-adamw", 32, 32, 1e-2) == [1.67e-3, 5e-3, 1e-2, 1.5e-2]
-    assert made.cell_rates("hina-auto", 32, 16, 1.0) == [1.0] == [made.ruled("hina-auto", 32, 16, 1.0)]
+    cell = lambda arm, rank, alpha, lr: [(run.optimizer, run.lr) for run in made.cell(arm, rank, alpha, lr)]
+    assert cell("torch-adamw", 32, 16, 1e-2) == [("torch-adamw", 1e-2)] * 2
+    assert cell("torch-adamw", 8, 4, 1e-2) == [("torch-adamw", 1e-2), ("torch-adamw", 2e-2)]
+    assert [lr for _, lr in cell("torch-adamw", 32, 32, 1e-2)] == [1e-2, 5e-3, 1.67e-3, 1.5e-2]
+    assert cell("hina-default", 8, 1, 1e-2) == [("hina-default", 1e-2), ("hina-rank-free", 1e-2)]
+    assert cell("hina-auto", 32, 32, 1.0) == [("hina-auto", 1.0)] * 2
+
+
+def test_what_has_the_rule_built_in_is_told_of_alpha(tiny):
+    task = WORLDS["english-lora-r8-a4"].task(tiny, 1)
+    optimizer = entry_of("hina-rank-free").build(task.named, 1e-2)
+    assert {member.scale for member in optimizer.members} == {0.5}
+    assert optimizer.effective_lr == pytest.approx([2e-2])
+    assert entry_of("hina-default").build(task.named, 1e-2).effective_lr == pytest.approx([1e-2 * 2**0.5])
 
 
 def test_a_new_arm_leaves_the_runs_of_the_others_as_they_are(tiny, monkeypatch):
