@@ -3,7 +3,6 @@
 Nothing here runs during a step, so it may synchronise.
 """
 
-import dataclasses as dc
 import logging
 import math
 from collections import defaultdict
@@ -21,6 +20,7 @@ from hina_kohya.core.schedules import base_rate
 from hina_kohya.core.state.codec import EightBit
 from hina_kohya.core.stepping import effective_rates
 from hina_kohya.core.technique import Stage
+from hina_kohya.optim import rank_and_alpha
 from hina_kohya.parameters import roles
 from hina_kohya.parameters.lookup import is_looked_up
 from hina_kohya.parameters.members import splits_lr
@@ -43,39 +43,7 @@ def summary(optimizer: HinaOptimizer, state: str) -> str:
     parts = [f"{roles.summary_line(trained(optimizer))}; {type(optimizer).__name__}", state, used]
     found = found_rate(optimizer)
     finds = [] if found is None else [f"finds the learning rate, from {found:g}"]
-    return ", ".join(parts + finds + _rank_free(optimizer) + _alpha_root(optimizer))
-
-
-def _rank_free(optimizer: HinaOptimizer) -> list[str]:
-    """What rank_free_lr multiplies the learning rate by."""
-    members = [
-        each.member
-        for each in optimizer.parameters()
-        if any(t.name == "rank_free" or (t.name == "lora_muon" and dc.asdict(t)["rank_free"]) for t in each.chain)
-    ]
-    if not members:
-        return []
-    known = sorted({f"{m.scale:.3g}" for m in members if m.scale is not None})
-    ranks = sorted({m.rank for m in members if m.rank})
-    scales = f"alpha / rank {' to '.join(dict.fromkeys((known[0], known[-1])))}" if known else ""
-    unknown = sum(m.scale is None for m in members)
-    guess = f"alpha / rank of {unknown} of {len(members)} tensors not known and taken for 1: set lora_scale"
-    facts = [f"rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}" if ranks else "", scales]
-    return [f"rank_free_lr for {', '.join(fact for fact in (*facts, guess if unknown else '') if fact)}"]
-
-
-def _alpha_root(optimizer: HinaOptimizer) -> list[str]:
-    """What a small alpha multiplies the learning rate by, without rank_free_lr."""
-    options = [(each.member.scale, t) for each in optimizer.parameters() for t in each.chain if t.name == "lora_muon"]
-    scales = [scale for scale, t in options if scale is not None and scale < 1 and _is_rooted(dc.asdict(t))]
-    if not scales:
-        return []
-    factors = dict.fromkeys(f"{scale**-0.5:.3g}" for scale in (max(scales), min(scales)))
-    return [f"learning rate of pairs times {' to '.join(factors)} for alpha / rank of {min(scales):.3g}"]
-
-
-def _is_rooted(lora_muon: dict[str, Any]) -> bool:
-    return lora_muon["alpha_root"] and not lora_muon["rank_free"]
+    return ", ".join(parts + finds + rank_and_alpha.words(optimizer))
 
 
 def information(optimizer: HinaOptimizer) -> dict[str, Any]:
