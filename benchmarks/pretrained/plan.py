@@ -18,6 +18,7 @@ from .worlds import OTHER_TEXT, RANKS, TEXT, WORLDS, alphas, name_of
 
 ANCHOR_RANK = 8
 ANCHOR = name_of(TEXT, "lora", ANCHOR_RANK, ANCHOR_RANK)
+SMALL_ALPHA = name_of(TEXT, "lora", 32, 1)  # alpha is 1 where a trainer's user says nothing
 LOKR = name_of(TEXT, "lokr", 8, 8)
 OTHER = name_of(OTHER_TEXT, "lora", ANCHOR_RANK, ANCHOR_RANK)
 SECONDS_A_STEP, SECONDS_AROUND = 1.7, 12.0  # of one core, before anything is measured
@@ -151,14 +152,16 @@ class Plan(campaign.Plan):
         return list(dict.fromkeys(runs))
 
     def budgets(self, best: Best) -> list[Run]:
-        """Fewer steps at the best rate, more steps also at its neighbours."""
+        """Fewer steps at the best rate, more steps also at its neighbours; without a rate only more steps."""
         runs, seed = [], self.mode.seeds[0]
-        for arm in self.finalists:
-            if (lr := best(arm)) is not None:
-                rates = self.rates(arm)
-                at = rates.index(lr)
-                runs += [self.run(ANCHOR, arm, lr, steps, seed) for steps in self.mode.shorter]
-                runs += [self.run(ANCHOR, arm, rate, self.mode.longer, seed) for rate in rates[max(0, at - 1) : at + 2]]
+        for arm in self.arms:
+            is_final = arm in self.finalists
+            if (lr := best(arm)) is None or not (is_final or ARMS[arm].rates == RATE_FREE):
+                continue
+            rates = self.rates(arm)
+            at = rates.index(lr)
+            runs += [self.run(ANCHOR, arm, lr, steps, seed) for steps in self.mode.shorter if is_final]
+            runs += [self.run(ANCHOR, arm, rate, self.mode.longer, seed) for rate in rates[max(0, at - 1) : at + 2]]
         return runs
 
     def runs(self, best: Best) -> list[Run]:
@@ -166,10 +169,11 @@ class Plan(campaign.Plan):
         runs = [*self.first(), *self.seeds(best)]
         if self.finalists:
             runs += self.cells(best)
+            runs += [run for arm in self.finalists for run in self.sweep(SMALL_ALPHA, arm)]
             runs += [run for arm in self.finalists for run in self.sweep(LOKR, arm)]
             runs += self.budgets(best)
             runs += [self.base(OTHER), *(run for arm in self.finalists for run in self.sweep(OTHER, arm))]
-        return runs
+        return list(dict.fromkeys(runs))
 
     def known(self, store: Store) -> list[Run]:
         return self.runs(lambda arm: self.best(arm, store))

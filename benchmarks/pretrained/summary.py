@@ -11,7 +11,7 @@ from benchmarks.convergence.curves import Curve, Steps, monotone, steps_to
 from benchmarks.convergence.store import Store
 
 from .arms import RATES
-from .plan import ANCHOR, LOKR, OTHER, Plan
+from .plan import ANCHOR, LOKR, OTHER, SMALL_ALPHA, Plan
 
 REFERENCE = "torch-adamw"
 USUAL = 10.0  # from the reference's best rate over this, people set theirs
@@ -138,12 +138,12 @@ class Budgets:
 
 def budgets(plan: Plan, store: Store) -> dict[str, Budgets]:
     found: dict[str, Budgets] = {}
-    for arm in plan.finalists:
-        lr = plan.best(arm, store)
+    runs = plan.budgets(lambda name: plan.best(name, store))
+    for arm in dict.fromkeys(run.optimizer for run in runs):
         rows: dict[int, list[tuple[float, float]]] = {}
-        for run in plan.budgets(lambda name: plan.best(name, store)) + plan.sweep(ANCHOR, arm) if lr else []:
+        for run in [run for run in runs if run.optimizer == arm] + plan.sweep(ANCHOR, arm):
             record = store.get(run)
-            if run.optimizer == arm and record is not None and record["loss"] is not None:
+            if record is not None and record["loss"] is not None:
                 rows.setdefault(run.steps, []).append((record["loss"], run.lr))
         if rows:
             best = {steps: min(rows[steps]) for steps in sorted(rows)}
@@ -163,7 +163,7 @@ def _curve(of: Budgets) -> Curve:
 
 def summarise(plan: Plan, store: Store) -> dict[str, Any]:
     """Everything the report shows; `summary.plain` of the convergence benchmark makes JSON of it for `restored`."""
-    worlds = (ANCHOR, LOKR, OTHER) if plan.finalists else (ANCHOR,)
+    worlds = (ANCHOR, SMALL_ALPHA, LOKR, OTHER) if plan.finalists else (ANCHOR,)
     sweeps: dict[str, dict[str, Sweep]] = {}
     for world in worlds:
         arms = plan.arms if world == ANCHOR else plan.finalists
