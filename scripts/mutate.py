@@ -422,6 +422,13 @@ MUTANTS = [
         "for other in asked)",
         "tests/optim/test_family.py::test_which_flags_take_the_place_of_lora_muon",
     ),
+    Mutant(
+        "LoRA-Muon that a large alpha slows down",
+        "techniques/lora_muon.py",
+        "s.scale.clamp(max=1).rsqrt()",
+        "s.scale.rsqrt()",
+        "tests/techniques/test_rank_free.py::test_lora_muon_makes_up_for_half_of_a_small_alpha",
+    ),
 ]
 
 
