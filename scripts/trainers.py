@@ -24,7 +24,7 @@ COLUMNS = {
     "test_networks_lokr_and_loha": "own LoKr, LoHa", "test_presets": "presets", "test_shipped_configs": "configs",
     "test_readme": "README", "test_a_rate_that_is_found": "HinaAuto",
     "test_scalars": "scalars", "test_best_and_early_end": "best, early end", "test_averages": "averages",
-    "test_calibrated_resize": "calibrated resize",
+    "test_calibrated_resize": "calibrated resize", "test_a_small_alpha": "small alpha",
 }  # fmt: skip
 PASSED, FAILED, NONE = "yes", "**no**", ""
 SAID = {"passed": PASSED, "failed": FAILED, "skipped": NONE}

@@ -140,6 +140,18 @@ def test_scalars(subject):
 
 
 @pytest.mark.only("sd", "sdxl", "flux", "zimage")
+def test_a_small_alpha(subject):
+    """network_alpha is 1 by default, and network_dim 4 here: LoRA-Muon's rate is over the root of a quarter."""
+    args = (f"inner={subject.network}", "log_every=1")
+    report = subject.train(network="hina_kohya.network", network_args=args, optimizer="HinaAdamW", steps=3)
+    effective = [tag for tag in report.scalars if tag.startswith("hina/effective_lr/")]
+    assert effective
+    for tag in effective:
+        plain = report.scalars[f"lr/{tag.rpartition('/')[2]}"][-1]
+        assert report.scalars[tag][-1] == pytest.approx(2 * plain, rel=1e-4)
+
+
+@pytest.mark.only("sd", "sdxl", "flux", "zimage")
 def test_best_and_early_end(subject, tmp_path):
     """keep_best and stop_after by the trainer's validation or ours, of fixed noise and order; a resume knows it."""
     args, more = (f"inner={subject.network}", "log_every=0", "keep_best=true"), ()
