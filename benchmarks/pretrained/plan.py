@@ -152,7 +152,7 @@ class Plan(campaign.Plan):
         return list(dict.fromkeys(runs))
 
     def budgets(self, best: Best) -> list[Run]:
-        """Fewer steps at the best rate, more steps also at its neighbours; without a rate only more steps."""
+        """Fewer steps at the best rate; more, also at its neighbours and with other seeds. Without a rate only more."""
         runs, seed = [], self.mode.seeds[0]
         for arm in self.arms:
             is_final = arm in self.finalists
@@ -162,6 +162,7 @@ class Plan(campaign.Plan):
             at = rates.index(lr)
             runs += [self.run(ANCHOR, arm, lr, steps, seed) for steps in self.mode.shorter if is_final]
             runs += [self.run(ANCHOR, arm, rate, self.mode.longer, seed) for rate in rates[max(0, at - 1) : at + 2]]
+            runs += [self.run(ANCHOR, arm, lr, self.mode.longer, other) for other in self.mode.seeds[1:] if is_final]
         return runs
 
     def runs(self, best: Best) -> list[Run]:

@@ -110,7 +110,7 @@ def _cells(by_arm: dict[str, list[Cell]]) -> str:
 _CELLS = (
     "Held-out loss at rank and alpha 8's best rate as it is / by the rule (times sqrt(8/rank) x rank/alpha, which "
     "`rank_free_lr` does for hina-default) / lowest of what was tried: both, and with alpha = rank a third and three "
-    "times the rule's too."
+    "times the rule's too, where these are finished."
 )
 
 
@@ -126,10 +126,12 @@ def _budgets(by_arm: dict[str, Budgets], steps: int) -> str:
         {
             "name": name,
             **{str(n): f"{value:.3f} at {each.lr[n]:g}" for n, value in each.losses.items()},
+            "seeds": ", ".join(map(loss, each.seeds.values())) if len(each.seeds) > 1 else None,
             "ratio": f"{each.to_reference.bound}{each.to_reference.steps:.2f}" if each.to_reference else None,
         }
         for name, each in by_arm.items()
     ]
     columns = {"name": "arm"} | {str(n): f"{n} steps" for n in sizes}
+    columns |= {"seeds": f"seeds after {sizes[-1]}, at the best rate of {steps}"}
     columns |= {"ratio": f"steps over {REFERENCE}'s, to its loss at {steps}"}
     return f"## Budgets\n\nSeed 1, each with its whole schedule.\n\n{measure.table(rows, columns)}"

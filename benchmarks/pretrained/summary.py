@@ -110,7 +110,7 @@ class Cell:
 
 
 def cells(plan: Plan, store: Store, arm: str) -> list[Cell]:
-    """Those whose runs are all there."""
+    """Those whose runs at one rate and by the rule are there."""
     rows: list[Cell] = []
     if (lr := plan.best(arm, store)) is None:
         return rows
@@ -119,7 +119,7 @@ def cells(plan: Plan, store: Store, arm: str) -> list[Cell]:
         if plain.workload == ANCHOR:
             others = plan.sweep(ANCHOR, arm)
         records = [record for run in (plain, ruled, *others) if (record := store.get(run)) is not None]
-        if len(records) < 2 + len(others):
+        if not (store.get(plain) and store.get(ruled)):
             continue
         finite = [(record["loss"], record["lr"]) for record in records if record["loss"] is not None]
         lowest, at = min(finite) if finite else (None, None)
@@ -129,10 +129,14 @@ def cells(plan: Plan, store: Store, arm: str) -> list[Cell]:
 
 @dc.dataclass
 class Budgets:
-    """An arm at several budgets, each with its whole schedule, at the best of the rates tried with it."""
+    """An arm at several budgets, each with its whole schedule, at the best of the rates tried with it.
+
+    losses, lr: by steps; seeds: seed -> loss after the most steps, at the best rate of the usual budget
+    """
 
     losses: dict[int, float]
     lr: dict[int, float]
+    seeds: dict[int, float]
     to_reference: Steps | None = None  # steps over the reference's, to the loss that it has at the usual budget
 
 
@@ -141,13 +145,19 @@ def budgets(plan: Plan, store: Store) -> dict[str, Budgets]:
     runs = plan.budgets(lambda name: plan.best(name, store))
     for arm in dict.fromkeys(run.optimizer for run in runs):
         rows: dict[int, list[tuple[float, float]]] = {}
+        seeds: dict[int, float] = {}
         for run in [run for run in runs if run.optimizer == arm] + plan.sweep(ANCHOR, arm):
             record = store.get(run)
-            if record is not None and record["loss"] is not None:
+            if record is None or record["loss"] is None:
+                continue
+            if run.seed == plan.mode.seeds[0]:
                 rows.setdefault(run.steps, []).append((record["loss"], run.lr))
+            if run.steps == plan.mode.longer and run.lr == plan.best(arm, store):
+                seeds[run.seed] = record["loss"]
         if rows:
             best = {steps: min(rows[steps]) for steps in sorted(rows)}
-            found[arm] = Budgets({n: loss for n, (loss, _) in best.items()}, {n: rate for n, (_, rate) in best.items()})
+            losses, lr = ({n: each[i] for n, each in best.items()} for i in (0, 1))
+            found[arm] = Budgets(losses, lr, dict(sorted(seeds.items())))
     reference, steps = found.get(REFERENCE), plan.mode.steps
     if reference is not None and steps in reference.losses:
         for each in found.values():
@@ -194,7 +204,7 @@ def restored(content: dict[str, Any]) -> dict[str, Any]:
 
     def budgets_of(each: dict[str, Any]) -> Budgets:
         reached = each["to_reference"] and Steps(**each["to_reference"])
-        return Budgets(by(int, each["losses"]), by(int, each["lr"]), reached)
+        return Budgets(*(by(int, each[key]) for key in ("losses", "lr", "seeds")), reached)
 
     sweeps = {world: {arm: sweep_of(each) for arm, each in row.items()} for world, row in content["sweeps"].items()}
     for row in sweeps.values():
