@@ -424,9 +424,9 @@ MUTANTS = [
     ),
     Mutant(
         "LoRA-Muon that a large alpha slows down",
-        "techniques/lora_muon.py",
-        "s.scale.clamp(max=1).rsqrt()",
-        "s.scale.rsqrt()",
+        "core/bucket.py",
+        "max(1.0, scale**-0.5)",
+        "scale**-0.5",
         "tests/techniques/test_rank_free.py::test_lora_muon_makes_up_for_half_of_a_small_alpha",
     ),
 ]

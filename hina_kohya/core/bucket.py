@@ -90,7 +90,11 @@ class Bucket:
     def _read_products(self, members: Sequence[Member]) -> tuple[Tensor, ...]:
         """float64 [N, 1, 1] each: what a signal says of the product that each matrix is part of."""
         # In tensors of their own: torch.compile takes chance equalities of views' offsets and sizes for rules.
-        products = [(m.cofactor_rank, max(m.outer), m.rank, 1.0 if m.scale is None else m.scale) for m in members]
+        scales = [1.0 if m.scale is None else m.scale for m in members]
+        products = [
+            (m.cofactor_rank, max(m.outer), m.rank, scale, max(1.0, scale**-0.5))
+            for m, scale in zip(members, scales, strict=True)
+        ]
         columns = (np.array(column, dtype=np.float64) for column in zip(*products, strict=True))
         return tuple(to_device(column, self.key.device).view(-1, 1, 1) for column in columns)
 

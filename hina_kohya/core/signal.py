@@ -62,6 +62,11 @@ class Signal:
         """[N, 1, 1] what the module multiplies W by, 1 where nobody said it."""
         return self._of_product(3)
 
+    @property
+    def alpha_root(self) -> Tensor:
+        """[N, 1, 1] one over the root of the scale where that is below 1; 1 elsewhere."""
+        return self._of_product(4)
+
     def _of_product(self, row: int) -> Tensor:
         assert self.product, "a technique that reads it says so by `reads_product`"
         return self.product[row]

@@ -217,7 +217,7 @@ def test_inputs_are_never_written_to(name):
     s = signal(
         dtype=torch.float32,
         peak=torch.ones(4, 1, 1, dtype=torch.float64),
-        product=(torch.ones(4, 1, 1, dtype=torch.float64),) * 4,
+        product=(torch.ones(4, 1, 1, dtype=torch.float64),) * 5,
         others=torch.randn(4, *partners[name], generator=generator)
         if technique.couples
         else torch.ones(4, 1, 1, dtype=torch.float64),
