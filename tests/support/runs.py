@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,11 @@ def real_musubi():
     """The same for musubi-tuner and MUSUBI_HOME."""
     home = os.environ.get("MUSUBI_HOME")
     return Path(home) if home and (HARNESS / MUSUBI).exists() and MUSUBI_VENV.exists() else None
+
+
+def joined(log):
+    """A log as it was written: rich puts the source's line where it breaks a line of ours."""
+    return re.sub(r"\b\w+\.py:\d+ ", "", log)
 
 
 def release(home):

@@ -44,9 +44,10 @@ def test_shipped_configs(subject):
         report = subject.train_config(path, 3, *overrides(subject, toml.load(path)))
         assert report.meta["ss_optimizer"].startswith(OURS), path
         algorithm = path.stem.rpartition("_")[2]
-        modules, pairs = map(int, re.search(LINES[algorithm], report.log).groups())
+        log = runs.joined(report.log)
+        modules, pairs = map(int, re.search(LINES[algorithm], log).groups())
         assert modules <= pairs, path
-        assert "0 regular, 0 unnamed" in report.log, path
+        assert "0 regular, 0 unnamed" in log, path
         ends = {tag.rpartition(" ")[2] for tag in report.scalars if tag.startswith("lr/")}
         assert ("decay" in ends) == (algorithm == "dora"), path
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from hina_kohya import patch
 from hina_kohya.cli import main
 from hina_kohya.patch.targets import SD_SCRIPTS
-from tests.support import cached
+from tests.support import cached, runs
 from tests.support.runs import OURS
 
 FORGIVING = ("use_cautious=true,", "betas = (0.9,", "0.99)", "state=bf16")
@@ -26,7 +26,7 @@ def rates(subject):
 
 def counted(log, algorithm):
     """(modules, pairs) by the line of the first step, in which every parameter has a role."""
-    log = re.sub(r"\b\w+\.py:\d+ ", "", log)  # rich puts the source's line where it breaks ours
+    log = runs.joined(log)
     modules, pairs = re.search(rf"{algorithm} (\d+) modules, (\d+) (?:Kronecker )?pairs", log).groups()
     assert "0 regular, 0 unnamed" in log
     return int(modules), int(pairs)
