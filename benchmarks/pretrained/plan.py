@@ -131,11 +131,11 @@ class Plan(campaign.Plan):
 
     def cell(self, arm: str, rank: int, alpha: float, lr: float) -> list[Run]:
         """At another rank or alpha: the rate as it is, then by the rule; where alpha is the rank, around that too."""
-        tried = [(arm, lr), self.ruled(arm, rank, alpha, lr)]
+        choices = [(arm, lr), self.ruled(arm, rank, alpha, lr)]
         if alpha == rank and ARMS[arm].rates != RATE_FREE:
             wanted = lr * rank_factor(rank, alpha)
-            tried += [(arm, self.rounded(wanted / 3)), (arm, self.rounded(wanted * 3))]
-        return [self.at(rank, alpha, *each) for each in tried]
+            choices += [(arm, self.rounded(wanted / 3)), (arm, self.rounded(wanted * 3))]
+        return [self.at(rank, alpha, *each) for each in choices]
 
     def cells(self, best: Best) -> list[Run]:
         """The finalists over ranks and alphas; at two of the ranks with more seeds."""

@@ -63,8 +63,8 @@ class Signal:
         return self._of_product(3)
 
     @property
-    def alpha_root(self) -> Tensor:
-        """[N, 1, 1] one over the root of the scale where that is below 1; 1 elsewhere."""
+    def alpha_factor(self) -> Tensor:
+        """[N, 1, 1] one over the root of `scale` where that is below 1, and 1 elsewhere."""
         return self._of_product(4)
 
     def _of_product(self, row: int) -> Tensor:

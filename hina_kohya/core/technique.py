@@ -63,7 +63,7 @@ class Technique:
     yields_to: ClassVar[tuple[str, ...]] = ()  # techniques that displace it where they fit the same parameter
     betas: ClassVar[tuple[str, ...]] = ()  # its options that a group's `betas` set, in their order
     needs: ClassVar[str] = "a parameter of more than one element"  # what it fits, for those who ask why it fits none
-    reads_product: ClassVar[bool] = False  # wants the signal's cofactor_rank, longest, rank, scale and alpha_root
+    reads_product: ClassVar[bool] = False  # wants the signal's cofactor_rank, longest, rank, scale and alpha_factor
     decay_share: ClassVar[float] = 1.0  # of the weight decay that is asked for, where both factors of a product decay
     stretches: ClassVar[bool] = False  # may make an entry of the update too large; the chain holds it to `reach`
 

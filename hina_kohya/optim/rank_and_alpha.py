@@ -10,15 +10,15 @@ from hina_kohya.parameters.roles import Member
 def words(optimizer: HinaOptimizer) -> list[str]:
     """Empty where ranks and alphas are as good as not there."""
     free: list[Member] = []
-    rooted: list[Member] = []
+    with_root: list[Member] = []
     for each in optimizer.parameters():
         options = {technique.name: dc.asdict(technique) for technique in each.chain}
         of_pairs = options.get("lora_muon", {})
         if "rank_free" in options or of_pairs.get("rank_free"):
             free.append(each.member)
         elif of_pairs.get("alpha_root"):
-            rooted.append(each.member)
-    return _free(free) + _rooted(rooted)
+            with_root.append(each.member)
+    return _free(free) + _with_root(with_root)
 
 
 def _free(members: Sequence[Member]) -> list[str]:
@@ -32,12 +32,12 @@ def _free(members: Sequence[Member]) -> list[str]:
     return [f"rank_free_lr for {', '.join(facts + _unknown(members))}"]
 
 
-def _rooted(members: Sequence[Member]) -> list[str]:
+def _with_root(members: Sequence[Member]) -> list[str]:
     """With LoRA-Muon's own way with a small alpha."""
     small = [scale for scale in _known(members) if scale < 1]
     factors = _range([f"{scale**-0.5:.3g}" for scale in reversed(small)]) if small else ""
-    said = [f"learning rate of pairs times {factors} for alpha / rank of {small[0]:.3g}"] if small else []
-    return said + _unknown(members)
+    facts = [f"learning rate of pairs times {factors} for alpha / rank of {small[0]:.3g}"] if small else []
+    return facts + _unknown(members)
 
 
 def _known(members: Sequence[Member]) -> list[float]:

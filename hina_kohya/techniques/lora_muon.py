@@ -64,7 +64,7 @@ class LoraMuon(Technique):
         """A step of W has the learning rate's size; that of a factor goes with the other one's inverse."""
 
     def rate_factor(self, s: Signal) -> Tensor | float:
-        of_alpha = s.alpha_root if self.alpha_root else 1.0
+        of_alpha = s.alpha_factor if self.alpha_root else 1.0
         return (8 / s.rank).sqrt() / s.scale if self.rank_free else of_alpha
 
     def apply(self, s: Signal, state: State) -> Signal:

@@ -51,8 +51,8 @@ def flat(arrays, names, shapes):
 
 
 def check(pairs, shapes, grads, zero, options, side="B"):
-    told = {k: options.get("scale", 1.0) for k in ("rank_free", "alpha_root") if options.get(k)}
-    oracle_options = {k: v for k, v in options.items() if k not in ("rank_free", "alpha_root", "scale")} | told
+    scales = {k: options.get("scale", 1.0) for k in ("rank_free", "alpha_root") if options.get(k)}
+    oracle_options = {k: v for k, v in options.items() if k not in ("rank_free", "alpha_root", "scale")} | scales
     initial, final = trained(shapes, grads, zero, **options)
     for names in pairs:
         a, b = flat(initial, names, shapes)

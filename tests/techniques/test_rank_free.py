@@ -87,6 +87,16 @@ def test_lora_muon_makes_up_for_half_of_a_small_alpha(scale):
     torch.testing.assert_close(free, unknown)
 
 
+def test_a_checkpoint_from_before_goes_on_at_its_rate():
+    shapes = {"lora_unet_a.lora_down.weight": (2, 6), "lora_unet_a.lora_up.weight": (6, 2)}
+    optimizer = HinaAdamW(make_params(shapes=shapes).items(), lr=1e-3, lora_scale=0.25)
+    assert optimizer.effective_lr == pytest.approx([2e-3])
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["techniques"]["lora_muon"]["alpha_root"]
+    optimizer.load_state_dict(saved)
+    assert optimizer.effective_lr == pytest.approx([1e-3])
+
+
 def test_other_steps_have_their_own_ways_with_alpha():
     adam = maker(rank_free_lr=False, use_lora_muon=False)
     assert torch.equal(path("lora", 0.25, adam), path("lora", 0.25, adam, by_attribute=False))
